@@ -1,0 +1,89 @@
+"""The record of one edit, as every dataset of the package holds it. NumPy-free, JAX-free: workers import it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+SCORE_RANGE = 25  # scores are integers on 0..25, both dimensions
+
+
+class RecordError(ValueError):
+    """A record that cannot be used. The message begins with the row or key; `reason` is a short class for counting."""
+
+    def __init__(self, where: str, reason: str, detail: str = ""):
+        super().__init__(f"{where}: {reason}" + (f" ({detail})" if detail else ""))
+        self.where, self.reason, self.detail = where, reason, detail
+
+    def __reduce__(self):  # crosses process borders whole
+        return type(self), (self.where, self.reason, self.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class EditRecord:
+    """One edited image with what is known about it.
+
+    Attributes:
+      key: unique name in its dataset; every error and every non-finite loss names it.
+      source, edited: encoded images (PNG, JPEG or WebP byte streams).
+      instruction: the edit that was asked for.
+      task: task type, free text ("" = unknown).
+      sc: (editing success, no over-editing) in 0..25, or None where unlabelled.
+      pq: (naturalness, no artifacts) in 0..25, or None where unlabelled.
+      sc_reasoning, pq_reasoning: the annotator's words.
+      group: id of (source, instruction): candidates of one group may be compared.
+      meta: JSON-able extras (error kind, severity, split, oracle figures).
+    """
+
+    key: str
+    source: bytes
+    edited: bytes
+    instruction: str
+    task: str = ""
+    sc: tuple[int, int] | None = None
+    pq: tuple[int, int] | None = None
+    sc_reasoning: str = ""
+    pq_reasoning: str = ""
+    group: str = ""
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_scores(where: str, name: str, scores: Any) -> tuple[int, int] | None:
+    """`scores` as a pair of integers in 0..25, or None for None. Raises RecordError otherwise."""
+    if scores is None:
+        return None
+    try:
+        pair = tuple(scores)
+    except TypeError:
+        raise RecordError(where, "malformed score", f"{name}={scores!r}") from None
+    if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int | float) or s != int(s) for s in pair):
+        raise RecordError(where, "malformed score", f"{name}={scores!r}: two integers wanted")
+    if not all(0 <= s <= SCORE_RANGE for s in pair):
+        raise RecordError(where, "score out of range", f"{name}={list(pair)}: 0..{SCORE_RANGE}")
+    return int(pair[0]), int(pair[1])
+
+
+def check_record(record: EditRecord, where: str | None = None, max_pixels: int | None = None) -> EditRecord:
+    """Validates everything that does not need the pixels, and returns the record.
+
+    Raises RecordError (or its subclass ImageError): empty key or instruction, a score outside 0..25, an image whose
+    header is unreadable, of a format that is not allowed, or claims more than `max_pixels`.
+    """
+    from edit_rl_jax.data import images
+
+    where = where or record.key or "record without a key"
+    if not record.key:
+        raise RecordError(where, "empty key")
+    if not record.instruction.strip():
+        raise RecordError(where, "empty instruction")
+    check_scores(where, "sc", record.sc)
+    check_scores(where, "pq", record.pq)
+    for name in ("source", "edited"):
+        images.image_size(getattr(record, name), where=f"{where} {name}", max_pixels=max_pixels or images.MAX_PIXELS)
+    return record
+
+
+def group_id(source: bytes, instruction: str) -> str:
+    """Id of (source image, instruction): 16 hex digits."""
+    return hashlib.sha256(source + b"\0" + instruction.encode()).hexdigest()[:16]
