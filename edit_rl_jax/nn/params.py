@@ -1,0 +1,64 @@
+"""Parameters: one declaration each, holding shape, dtype, initializer and logical axis names together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# A logical axis is a name, or (name, units) where a dimension is `units` pieces that must not be cut (heads), or None.
+Axis = str | tuple[str, int] | None
+
+
+class Trainable(nnx.Param):
+    """A parameter that is differentiated and has optimizer state: always fp32, cast at use."""
+
+
+class Frozen(nnx.Param):
+    """A parameter without gradient or optimizer state, in the model's dtype. A sibling of Trainable, not a subclass."""
+
+
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[Axis, ...], init: Callable, *, kind: type[nnx.Param], dtype
+) -> nnx.Param:
+    """The one way to make a parameter; `axes` names every dimension of `shape` (not the stacked one)."""
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in length")
+    return kind(init(rngs.params(), shape, dtype), axes=axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters W + (alpha / rank) A B on every decoder linear; options `vision` and `merger`."""
+
+    rank: int = 32
+    alpha: float = 64.0
+    vision: bool = False
+    merger: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """How the parameters of a module are made: `dtype` of frozen weights, `full`: base trainable, `lora`."""
+
+    dtype: jnp.dtype = jnp.dtype("float32")
+    full: bool = False
+    lora: LoRAConfig | None = None
+
+    def base(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[Axis, ...], init: Callable) -> nnx.Param:
+        """A base weight: Trainable fp32 when the whole model is trained, else Frozen in `dtype`."""
+        kind, dtype = (Trainable, jnp.float32) if self.full else (Frozen, self.dtype)
+        return param(rngs, shape, axes, init, kind=kind, dtype=dtype)
+
+    def adapter(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[Axis, ...], init: Callable) -> nnx.Param:
+        """An adapter weight: Trainable fp32."""
+        return param(rngs, shape, axes, init, kind=Trainable, dtype=jnp.float32)
+
+
+KERNEL_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+LORA_A_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(in), 1/sqrt(in)), as PEFT
+EMBED_INIT = jax.nn.initializers.normal(0.02)
+ZEROS, ONES = jax.nn.initializers.zeros, jax.nn.initializers.ones

@@ -1,0 +1,169 @@
+"""Meshes, and the one mapping from logical axis names to mesh axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+class ShardingError(ValueError):
+    """A tensor cannot be laid out on the mesh; the message names the tensor, the dimension and the mesh axis."""
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `AxisType.Auto` axes out of "data" (between slices), "fsdp" and "tensor", outermost first.
+
+    One size may be -1: what the devices leave. Uses the first devices when there are more than the shape needs.
+    """
+    unknown = set(shape) - set(MESH_AXES)
+    if unknown:
+        raise ShardingError(f"mesh axes {sorted(unknown)} are not among {MESH_AXES}")
+    names = tuple(a for a in MESH_AXES if a in shape)
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [shape[a] for a in names]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // -math.prod(sizes)
+    need = math.prod(sizes)
+    if need < 1 or need > len(devices):
+        raise ShardingError(f"mesh {dict(zip(names, sizes))} needs {need} devices, there are {len(devices)}")
+    devices = devices[:need]
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1 and names[0] == "data" and sizes[0] % slices == 0:
+        inner = [sizes[0] // slices, *sizes[1:]]
+        array = mesh_utils.create_hybrid_device_mesh(inner, [slices] + [1] * (len(sizes) - 1), devices)
+    elif devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(sizes, devices)
+    else:
+        array = np.array(devices).reshape(sizes)
+    return Mesh(array, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis name -> mesh axis, several mesh axes, or None (replicated); and the names that may be replicated."""
+
+    table: tuple[tuple[str, str | tuple[str, ...] | None], ...]
+    replicable: tuple[str, ...] = ("kv_heads",)
+
+    def replace(self, **changes: str | tuple[str, ...] | None) -> Rules:
+        """The same rules with some names mapped otherwise."""
+        unknown = set(changes) - dict(self.table).keys()
+        if unknown:
+            raise ShardingError(f"unknown logical axes {sorted(unknown)}; known: {sorted(dict(self.table))}")
+        return dataclasses.replace(self, table=tuple((dict(self.table) | changes).items()))
+
+    def spec(self, name: str, shape: Sequence[int], axes: Sequence, mesh) -> PartitionSpec:
+        """Layout of the tensor `name`. Mesh axes absent from the mesh count as size 1.
+
+        Raises ShardingError when a logical name is unknown, when two dimensions want one mesh axis, or when a
+        dimension (or its number of heads) does not divide.
+        """
+        if len(shape) != len(axes):
+            raise ShardingError(f"{name}: shape {tuple(shape)} has {len(shape)} dimensions, its axes {tuple(axes)}")
+        table, used, out = dict(self.table), {}, []
+        for i, (size, axis) in enumerate(zip(shape, axes)):
+            logical, units = axis if isinstance(axis, tuple) else (axis, size)
+            if logical is not None and logical not in table:
+                raise ShardingError(f"{name}: unknown logical axis {logical!r}")
+            want = None if logical is None else table[logical]
+            want = (want,) if isinstance(want, str) else want or ()
+            want = tuple(a for a in want if mesh.shape.get(a, 1) > 1)
+            parts = math.prod(mesh.shape[a] for a in want)
+            if units % parts:
+                if logical in self.replicable and parts % units == 0:
+                    want = ()
+                else:
+                    raise ShardingError(
+                        f"{name}: dimension {i} ({logical}, {units} units of {tuple(shape)}) does not divide over "
+                        f"{'x'.join(want)}={parts}"
+                    )
+            for a in want:
+                if a in used:
+                    raise ShardingError(
+                        f"{name}: dimensions {used[a]} and {i} of {tuple(axes)} both want mesh axis {a!r}"
+                    )
+                used[a] = i
+            out.append(want if len(want) > 1 else want[0] if want else None)
+        return PartitionSpec(*out)
+
+
+DEFAULT_RULES = Rules(
+    (
+        # parameters
+        ("layers", None),
+        ("embed", "fsdp"),
+        ("heads", "tensor"),
+        ("kv_heads", "tensor"),
+        ("mlp", "tensor"),
+        ("vocab", "tensor"),
+        ("vision_embed", "fsdp"),
+        ("vision_qkv", None),
+        ("vision_heads", "tensor"),
+        ("vision_mlp", "tensor"),
+        ("lora_rank", None),
+        # activations
+        ("batch", ("data", "fsdp")),
+    )
+)
+
+
+def shardings(abstract_state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+    """The tree of NamedSharding of a (possibly abstract) state of Variables with `axes` metadata.
+
+    Prints once, for the tree, by what factor KV heads are replicated when there are fewer than the tensor axis.
+    """
+    replicated: dict[str, int] = {}
+
+    def one(path, v):
+        axes = v.get_metadata().get("axes")
+        name = path_name(path)
+        if axes is None:
+            raise ShardingError(f"{name}: has no `axes` metadata")
+        axes = ("layers",) * (len(v.shape) - len(axes)) + tuple(axes)
+        spec = rules.spec(name, v.shape, axes, mesh)
+        for axis, placed in zip(axes, spec):
+            if isinstance(axis, tuple) and axis[0] in rules.replicable and placed is None:
+                want = dict(rules.table)[axis[0]]
+                parts = mesh.shape.get(want, 1) if isinstance(want, str) else 1
+                if parts > axis[1]:
+                    replicated[axis[0]] = parts // axis[1]
+        return v.replace(NamedSharding(mesh, spec))
+
+    tree = jax.tree.map_with_path(one, abstract_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    for logical, factor in replicated.items():
+        print(f"sharding: {logical} replicated {factor}x over the tensor axis of {dict(mesh.shape)}")
+    return tree
+
+
+def path_name(path) -> str:
+    """A pytree path as a dotted name."""
+    return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def batch_shardings(batch: Any, mesh: Mesh, accum: bool = False, rules: Rules = DEFAULT_RULES) -> Any:
+    """NamedSharding of every array of a batch: rows over (data, fsdp); `accum`: a leading accumulation axis before."""
+    lead = (None,) if accum else ()
+
+    def one(path, a):
+        axes = (*lead, "batch") + (None,) * (len(a.shape) - len(lead) - 1)
+        return NamedSharding(mesh, rules.spec(path_name(path), a.shape, axes, mesh))
+
+    return jax.tree.map_with_path(one, batch)
+
+
+def shard(x: jax.Array, *axes, rules: Rules = DEFAULT_RULES) -> jax.Array:
+    """Constrains an activation to the layout of its logical axes; does nothing outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec("activation", x.shape, axes, mesh))
