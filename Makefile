@@ -1,0 +1,34 @@
+# make demo: train and judge the tiny reward model.   make test: the whole suite.   make plans, make lint: see the README.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+PYTEST ?= -n 2
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test plans lint
+demo: $(VENV)/demo.installed
+	$(RUN) scripts/train_rm.py --config configs/rm_tiny.py --workdir $(WORKDIR)
+
+test: $(VENV)/test.installed
+	$(RUN) -m pytest $(PYTEST)
+
+plans: $(VENV)/test.installed
+	$(RUN) scripts/plan.py --all --output plans
+
+lint: $(VENV)/test.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.installed: pyproject.toml setup.py | $(RUN)
+	@echo "installing the package into $(VENV) (once, a minute or two)"
+	$(RUN) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test.installed: pyproject.toml setup.py | $(RUN)
+	@echo "installing the package and the test tools into $(VENV) (once, a few minutes)"
+	$(RUN) -m pip install --quiet --editable ".[test]"
+	@touch $@ $(VENV)/demo.installed

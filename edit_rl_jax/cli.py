@@ -1,0 +1,52 @@
+"""`edit-rl JOB ...` runs scripts/JOB.py with the arguments that follow.
+
+The scripts stay plain files: in a checkout they lie beside the package, in an installed wheel inside it (setup.py maps
+them). A config may be named by its file's stem, so that `edit-rl train_rm --config rm_tiny` works from any folder.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+
+def folder(name: str) -> Path:
+    """The folder `scripts` or `configs`, installed or in the checkout. Raises FileNotFoundError if there is none."""
+    package = Path(__file__).resolve().parent
+    for found in (package / name, package.parent / name):
+        if found.is_dir():
+            return found
+    raise FileNotFoundError(f"no folder {name}/ in or beside {package}: the installation is damaged")
+
+
+def config_path(value: str) -> str:
+    """A config as given if that file exists, else the packaged one of that name, else as given."""
+    packaged = folder("configs") / f"{Path(value).stem}.py"
+    bare = len(Path(value).parts) == 1
+    return str(packaged) if bare and not Path(value).exists() and packaged.exists() else value
+
+
+def arguments(args: list[str]) -> list[str]:
+    """The arguments with the value of `--config` (either form) made a path."""
+    out = list(args)
+    for i, arg in enumerate(args):
+        if arg.startswith("--config="):
+            out[i] = "--config=" + config_path(arg.removeprefix("--config="))
+        elif i and args[i - 1] == "--config":
+            out[i] = config_path(arg)
+    return out
+
+
+def main() -> int:
+    """Run a job; exit status 2 with the list of jobs when the name is not one."""
+    jobs = {path.stem: path for path in sorted(folder("scripts").glob("[!_]*.py"))}
+    job = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if job not in jobs:
+        asked_for_help = job in ("-h", "--help")
+        print(
+            f"usage: edit-rl JOB [--help] [arguments]\njobs: {', '.join(jobs)}",
+            file=sys.stdout if asked_for_help else sys.stderr,
+        )
+        return 0 if asked_for_help else 2
+    sys.argv = [str(jobs[job]), *arguments(sys.argv[2:])]
+    runpy.run_path(str(jobs[job]), run_name="__main__")
+    return 0
