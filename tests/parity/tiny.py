@@ -24,7 +24,8 @@ def _config(text: dict, vision: dict, tied: bool, theta: float, section: list[in
         "eos_token_id": None,
         **text,
     }
-    tokens = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    tokens = dict(zip(names, (IMAGE, VIDEO, START, END)))
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied, **tokens}
 
 
