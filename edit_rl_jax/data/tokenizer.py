@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float32, Int32
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageError, ImageSettings, image_size, load_patches
 from edit_rl_jax.data.records import RecordError
-
-Grid = tuple[int, int, int]
+from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.qwen2_5_vl.positions import Grid, rope_index
 
 
 class Tokenizer(Protocol):
@@ -114,21 +114,20 @@ def measure_example(example: Example, encode: TextEncoder, image_token_id: int, 
     return Measured(example.key, tokens, mask, tuple(grids), tuple(images))
 
 
-def encode_measured(measured: Measured, cfg, settings: ImageSettings) -> Encoded:
+def encode_measured(measured: Measured, cfg: Config, settings: ImageSettings) -> Encoded:
     """Decodes the images and computes positions. Raises ImageError for pixels that cannot be decoded."""
-    from edit_rl_jax.qwen2_5_vl import positions
-
     parts = [load_patches(im, settings, where=f"{measured.key} image {i}") for i, im in enumerate(measured.images)]
     for (_, grid), planned in zip(parts, measured.grids, strict=True):
         if grid != planned:
             raise ImageError(measured.key, "unreadable image", f"header promised grid {planned}, pixels gave {grid}")
-    width = 3 * settings.temporal_patch_size * settings.patch_size**2
-    patches = np.concatenate([p for p, _ in parts]) if parts else np.zeros((0, width), np.float32)
-    rope, _ = positions.rope_index(measured.tokens, list(measured.grids), cfg.image_token_id)
-    return Encoded(measured.key, measured.tokens, measured.answer, rope, patches, measured.grids)
+    patches = np.concatenate([p for p, _ in parts]) if parts else np.zeros((0, cfg.vision.patch_dim), np.float32)
+    positions, _ = rope_index(measured.tokens, measured.grids, cfg.image_token_id, merge=settings.merge_size)
+    return Encoded(measured.key, measured.tokens, measured.answer, positions, patches, measured.grids)
 
 
-def encode_example(example: Example, tokenizer: Tokenizer | TextEncoder, cfg, settings: ImageSettings) -> Encoded:
+def encode_example(
+    example: Example, tokenizer: Tokenizer | TextEncoder, cfg: Config, settings: ImageSettings
+) -> Encoded:
     """An Example as the arrays of one sample. `cfg` is a qwen2_5_vl Config. Raises RecordError or ImageError."""
     encode = tokenizer if isinstance(tokenizer, TextEncoder) else TextEncoder(tokenizer)
     return encode_measured(measure_example(example, encode, cfg.image_token_id, settings), cfg, settings)

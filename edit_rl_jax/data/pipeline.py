@@ -1,0 +1,386 @@
+"""The input pipeline: random-access source -> seeded shuffle -> packing -> fixed-shape batches, on Grain.
+
+Plans are global, building is local. Every process measures the same samples (text encoded, image *headers* read) and
+plans the same batches, so all processes agree on the bucket of each step and the order of data does not depend on their
+number; each then decodes only the images of its own rows. The planner's state (epoch, place in it, samples carried
+over, batches already given out) is the iterator's state: small, JSON-able, exact, as planning is a pure function of it.
+Nothing here touches a JAX device.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grain
+import numpy as np
+
+from edit_rl_jax.data import packing
+from edit_rl_jax.data.example import Example
+from edit_rl_jax.data.images import ImageError, ImageSettings, image_size
+from edit_rl_jax.data.packing import Bucket, Demand
+from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.data.tokenizer import Encoded, Measured, TextEncoder, encode_measured, measure_example
+
+ToExamples = Callable[[Any, int], list[Example]]
+MAX_BUCKETS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMeta:
+    """What the host knows of a batch; never put on the device. Rows are this process's, keys of all its samples.
+
+    Attributes:
+      bucket: index into the buckets.
+      keys: [accum][row] -> keys of the samples in the row ([] = padding row).
+      epoch: epoch of the samples, from 0.
+      samples, answers, tokens, patches: real counts in this process's rows.
+      token_slots, patch_slots: what these rows could hold, padding included.
+      skipped: (key, reason) of records found bad since the previous batch.
+    """
+
+    bucket: int
+    keys: list[list[list[str]]]
+    epoch: int
+    samples: int
+    answers: int
+    tokens: int
+    patches: int
+    token_slots: int
+    patch_slots: int
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+    """All that planning and building need; picklable, so that worker processes can take it."""
+
+    source: Any
+    to_examples: ToExamples | None
+    tokenizer: Any
+    cfg: Any
+    images: ImageSettings
+    buckets: tuple[Bucket, ...]
+    rows: int
+    accum: int
+    seed: int
+    shard: tuple[int, int]
+    on_bad_record: str
+    epochs: int | None
+    shuffle: bool
+    lookahead: int
+    threads: int
+    patch_dtype: Any
+
+    def order(self, epoch: int) -> Any:
+        """Random-access order of the epoch's records."""
+        order = grain.MapDataset.range(len(self.source))
+        if not self.shuffle:
+            return order
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        return order.seed(seed).shuffle()
+
+    def demand(self, sample: Measured) -> Demand:
+        return Demand(len(sample.tokens), sample.grids, int(sample.answer.sum()))
+
+
+@dataclasses.dataclass
+class _Plan:
+    """A planned batch on its way to the builder."""
+
+    bucket: int
+    rows: list[list[Measured]]  # all processes' rows: accum * rows of them
+    epoch: int
+    skipped: tuple[tuple[str, str], ...]
+
+
+class _Planner(grain.DatasetIterator):
+    """Iterator over plans. A *round* measures records from `position` on until about `lookahead` batches are filled."""
+
+    def __init__(self, spec: _Spec, stride: slice):
+        super().__init__()
+        self._spec, self._stride = spec, stride
+        self._encode = TextEncoder(spec.tokenizer)
+        # state at the start of the round, and how many of the round's batches were given out
+        self._epoch, self._position, self._carry = 0, 0, []
+        self._given, self._index = 0, 0
+        self._round: list[_Plan] | None = None
+        self._next: tuple[int, int, list[tuple[int, int]]] = (0, 0, [])
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "carry": [list(c) for c in self._carry],
+            "given": self._given,
+            "index": self._index,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._carry = [(int(p), int(e)) for p, e in state["carry"]]
+        self._given, self._index = int(state["given"]), int(state["index"])
+        self._round = None
+
+    def __next__(self) -> _Plan:
+        while True:
+            plan = self._advance()
+            mine = self._index % (self._stride.step or 1) == (self._stride.start or 0)
+            self._index += 1
+            if mine:
+                return plan
+
+    def _advance(self) -> _Plan:
+        while True:
+            if self._spec.epochs is not None and self._epoch >= self._spec.epochs:
+                raise StopIteration
+            if self._round is None:
+                self._round, self._next = self._plan_round()
+            if self._given < len(self._round):
+                self._given += 1
+                return self._round[self._given - 1]
+            self._epoch, self._position, self._carry = self._next
+            self._given, self._round = 0, None
+
+    def _plan_round(self) -> tuple[list[_Plan], tuple[int, int, list[tuple[int, int]]]]:
+        spec, order = self._spec, self._spec.order(self._epoch)
+        refs: list[tuple[int, int]] = []
+        samples: list[Measured] = []
+        demands: list[Demand] = []
+        skipped: list[tuple[str, str]] = []
+        wanted = set(self._carry)
+        for position in sorted({p for p, _ in self._carry}):
+            self._read(order, position, refs, samples, demands, [], wanted)
+        size = spec.accum * spec.rows * spec.lookahead
+        goal = (max(b.tokens for b in spec.buckets) * size, max(b.slots for b in spec.buckets) * size)
+        position = self._position
+        while position < len(order):
+            if sum(d.tokens for d in demands) >= goal[0] or sum(d.patches for d in demands) >= goal[1]:
+                break
+            self._read(order, position, refs, samples, demands, skipped)
+            position += 1
+        final = position >= len(order)
+        batches, rest = packing.plan_batches(demands, spec.buckets, spec.cfg.vision, spec.accum * spec.rows, final)
+        plans = []
+        for n, (bucket, rows) in enumerate(batches):
+            chosen = [[samples[i] for i in row] for row in rows]
+            plans.append(_Plan(bucket, chosen, self._epoch, tuple(skipped) if n == 0 else ()))
+        if final and not plans and self._position == 0:
+            raise RecordError("dataset", "no usable record", f"{len(order)} read, skipped: {_count(skipped)}")
+        after = (self._epoch + 1, 0, []) if final else (self._epoch, position, [refs[i] for i in rest])
+        return plans, after
+
+    def _read(self, order, position, refs, samples, demands, skipped, wanted=None) -> None:
+        spec, index = self._spec, int(order[position])
+        where = f"record {index}"
+        try:
+            try:
+                record = spec.source[index]
+                where = getattr(record, "key", where)
+                seed = int(np.random.SeedSequence([spec.seed, self._epoch, index]).generate_state(1)[0])
+                examples = [record] if spec.to_examples is None else spec.to_examples(record, seed)
+            except RecordError:
+                raise
+            except Exception as e:
+                raise RecordError(where, "unusable record", f"{type(e).__name__}: {e}") from e
+            found = []
+            for e, example in enumerate(examples):
+                sample = measure_example(example, self._encode, spec.cfg.image_token_id, spec.images)
+                demand = spec.demand(sample)
+                if not any(demand.fits(b, spec.cfg.vision) for b in spec.buckets):
+                    raise RecordError(sample.key, "too long for every bucket", str(demand))
+                if wanted is None or (position, e) in wanted:
+                    found.append(((position, e), sample, demand))
+        except RecordError as e:
+            if spec.on_bad_record == "error":
+                raise
+            skipped.append((e.where, e.reason))
+            return
+        for ref, sample, demand in found:
+            refs.append(ref)
+            samples.append(sample)
+            demands.append(demand)
+
+
+class _Plans(grain.IterDataset):
+    """The planner as a Grain dataset. Worker processes each take every n-th plan."""
+
+    def __init__(self, spec: _Spec):
+        super().__init__()
+        self._spec, self._slice = spec, slice(0, None, 1)
+
+    def __iter__(self) -> _Planner:
+        return _Planner(self._spec, self._slice)
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        del sequential_slice
+        self._slice = sl
+
+
+class _Build(grain.transforms.Map):
+    """Plan -> (batch, meta): decodes the images of this process's rows and writes the arrays."""
+
+    def __init__(self, spec: _Spec):
+        self._spec, self._lock, self._pool = spec, threading.Lock(), None
+
+    def __getstate__(self):
+        return {"_spec": self._spec}
+
+    def __setstate__(self, state):
+        self.__init__(state["_spec"])
+
+    def map(self, plan: _Plan) -> tuple[dict[str, np.ndarray], BatchMeta]:
+        spec, bucket = self._spec, self._spec.buckets[plan.bucket]
+        index, count = spec.shard
+        local = spec.rows // count
+        numbers = [a * spec.rows + index * local + r for a in range(spec.accum) for r in range(local)]
+        rows = [plan.rows[n] if n < len(plan.rows) else [] for n in numbers]
+        skipped = list(plan.skipped)
+        batch = packing.empty_batch(bucket, len(rows), spec.cfg.vision.patch_dim, spec.patch_dtype)
+        encoded = iter(self._map(self._encode, [s for samples in rows for s in samples]))
+        keys, samples_n, patches_n = [], 0, 0
+        for r, samples in enumerate(rows):
+            placed, good = [], []
+            for sample in samples:
+                result = next(encoded)
+                if isinstance(result, ImageError):
+                    if spec.on_bad_record == "error":
+                        raise result
+                    skipped.append((sample.key, result.reason))
+                    placed.append(self._blank(sample))
+                else:
+                    placed.append(result)
+                    good.append(result)
+            packing.write_row(batch, r, placed, spec.cfg)
+            keys.append([s.key for s in good])
+            samples_n += len(good)
+            patches_n += sum(len(s.patches) for s in good)
+        meta = BatchMeta(
+            bucket=plan.bucket,
+            keys=[keys[a * local : (a + 1) * local] for a in range(spec.accum)],
+            epoch=plan.epoch,
+            samples=samples_n,
+            answers=int((batch["answer_index"] >= 0).sum()),
+            tokens=int((batch["segments"] > 0).sum()),
+            patches=patches_n,
+            token_slots=batch["tokens"].size,
+            patch_slots=batch["patch_segments"].size,
+            skipped=tuple(skipped),
+        )
+        return {k: v.reshape(spec.accum, local, *v.shape[1:]) for k, v in batch.items()}, meta
+
+    def _encode(self, sample: Measured) -> Encoded | ImageError:
+        try:
+            return encode_measured(sample, self._spec.cfg, self._spec.images)
+        except ImageError as e:
+            return e
+
+    def _blank(self, sample: Measured) -> Encoded:
+        """What stands in for a sample whose pixels failed: it keeps its place and has no answer to learn."""
+        pixels = tuple(np.zeros(image_size(im, max_pixels=2**62) + (3,), np.uint8) for im in sample.images)
+        blank = dataclasses.replace(sample, images=pixels, answer=np.zeros_like(sample.answer))
+        return encode_measured(blank, self._spec.cfg, self._spec.images)
+
+    def _map(self, function, items):
+        if self._spec.threads <= 1:
+            return map(function, items)
+        with self._lock:
+            self._pool = self._pool or ThreadPoolExecutor(self._spec.threads, thread_name_prefix="decode")
+        return self._pool.map(function, items)
+
+
+def make_pipeline(
+    source: Sequence[Any],
+    to_examples: ToExamples | None,
+    tokenizer: Any,
+    cfg: Any,
+    buckets: Sequence[Bucket],
+    *,
+    rows: int,
+    accum: int = 1,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    worker_kind: str = "thread",
+    prefetch: int = 2,
+    on_bad_record: str = "error",
+    epochs: int | None = None,
+    shuffle: bool = True,
+    lookahead: int = 4,
+    images: ImageSettings | None = None,
+    patch_dtype: Any = np.float32,
+) -> grain.DatasetIterator:
+    """Batches for training: a Grain iterator of (dict of arrays [accum, rows / shards, ...], BatchMeta).
+
+    Args:
+      source: random access (`len`, `[i]`) to records; to Examples when `to_examples` is None.
+      to_examples: `(record, seed) -> list[Example]`; the seed depends on (run seed, epoch, record) only.
+      cfg: qwen2_5_vl Config (image token id, vision geometry).
+      buckets: at most 8 shapes; a sample must fit at least one.
+      rows: text rows of one accumulation step over *all* processes; `shard=(index, count)` takes its count-th part.
+      workers: 0 = everything inline; "thread": one thread runs ahead and `workers` threads decode; "process": that many
+        worker processes (each plans everything, builds its part of the batches).
+      prefetch: batches ready ahead of the consumer.
+      on_bad_record: "error" raises RecordError naming the row; "skip" counts it in `BatchMeta.skipped`.
+      epochs: None = forever. An epoch's last batches are padded; no sample is dropped or crosses into the next epoch.
+      lookahead: batches' worth of samples that the packing chooses from.
+    `get_state()` is the state that came with the last batch *consumed*, whatever was prefetched; `set_state` continues
+    the identical stream, given the same arguments (compare a `fingerprint` of them). Call `close()` when done.
+    """
+    buckets = tuple(buckets)
+    if not 1 <= len(buckets) <= MAX_BUCKETS or len(set(buckets)) != len(buckets):
+        raise ValueError(f"1 to {MAX_BUCKETS} different buckets wanted, got {[str(b) for b in buckets]}")
+    if on_bad_record not in ("error", "skip"):
+        raise ValueError(f'on_bad_record is "error" or "skip", not {on_bad_record!r}')
+    if worker_kind not in ("thread", "process"):
+        raise ValueError(f'worker_kind is "thread" or "process", not {worker_kind!r}')
+    if rows % shard[1] or not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"{rows} rows do not divide over shard {shard[0]} of {shard[1]}")
+    if not len(source):
+        raise RecordError("dataset", "no record")
+    for b in buckets:
+        if b.row_patches % cfg.vision.merge_unit or b.slots % cfg.vision.window_tokens:
+            raise ValueError(f"bucket {b}: patch slots must fill whole windows of {cfg.vision.window_tokens}")
+    images = images or ImageSettings(
+        cfg.vision.patch_size, cfg.vision.temporal_patch_size, cfg.vision.spatial_merge_size
+    )
+    threads = workers if worker_kind == "thread" else 1
+    spec = _Spec(
+        source, to_examples, tokenizer, cfg, images, buckets, rows, accum, seed, shard, on_bad_record, epochs, shuffle,
+        lookahead, threads, patch_dtype,
+    )  # fmt: skip
+    dataset: grain.IterDataset = _Plans(spec).map(_Build(spec))
+    if workers and worker_kind == "thread":
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
+    elif workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+        dataset = dataset.mp_prefetch(options)
+    return iter(dataset)
+
+
+def eval_batches(
+    examples: Sequence[Example], tokenizer: Any, cfg: Any, buckets: Sequence[Bucket], *, rows: int, **options: Any
+) -> Iterator[tuple[dict[str, np.ndarray], BatchMeta]]:
+    """A fixed list of Examples once, unshuffled, packed like training. Same list, same batches."""
+    options = {"accum": 1, "epochs": 1, "shuffle": False} | options
+    iterator = make_pipeline(examples, None, tokenizer, cfg, buckets, rows=rows, **options)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def fingerprint(source: Any, buckets: Sequence[Bucket], **settings: Any) -> str:
+    """16 hex digits over the data's hash and all that determines the order of batches; saved with checkpoints."""
+    data = getattr(source, "data_hash", None) or f"{type(source).__name__}[{len(source)}]"
+    text = "\n".join([str(data), *map(str, buckets), *(f"{k}={settings[k]!r}" for k in sorted(settings))])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _count(skipped: Sequence[tuple[str, str]]) -> dict[str, int]:
+    return dict(collections.Counter(reason for _, reason in skipped))
