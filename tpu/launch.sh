@@ -9,7 +9,7 @@ parse "$@"
 [ ${#COMMAND[@]} -gt 0 ] || die "no command: put it after --"
 [[ $BUCKET == gs://* ]] || die "--bucket gs://... is missing: every host writes there, and a new slice resumes from it"
 
-job=$(printf '%q ' "${COMMAND[@]}" --workdir "$BUCKET/$RUN_ID")
+job="~/edit-rl-env/bin/python $(printf '%q ' "${COMMAND[@]}" --workdir "$BUCKET/$RUN_ID"); echo exit \$? > ~/runs/$RUN_ID.status"
 # The pid file holds the job's process group. The lock is removed only when nobody holds the chips. The coordinator's
 # port since jax 0.8.1 (8482) is closed by the default firewall between slices; 8476 is open.
 on_all_hosts "set -e
@@ -19,8 +19,8 @@ if [ -e \$r.pid ]; then
   for i in \$(seq 120); do kill -0 -- -\$(cat \$r.pid) 2>/dev/null || break; sleep 1; done
   kill -KILL -- -\$(cat \$r.pid) 2>/dev/null || true
 fi
-sudo lsof -t /dev/accel* /dev/vfio/[0-9]* >/dev/null 2>&1 || sudo rm -f /tmp/libtpu_lockfile
+sudo lsof -t /dev/accel* /dev/vfio/[0-9]* >/dev/null 2>&1 || sudo rm -f /tmp/libtpu_lockfile || true
 export RUN_ID=$RUN_ID JAX_COORDINATOR_PORT=8476
 echo running > \$r.status
-setsid nohup bash -c '~/edit-rl-env/bin/python $job; echo exit \$? > '\$r.status >> \$r.log 2>&1 < /dev/null &
+setsid nohup bash -c $(printf '%q' "$job") >> \$r.log 2>&1 < /dev/null &
 echo \$! > \$r.pid"
