@@ -1,0 +1,183 @@
+"""From a config and a mesh to a `Program`: abstract weights with shardings, and the jitted step. Allocates nothing.
+
+`train_rm.py` runs a Program; `plan.py` lowers the same one for a topology that is not there.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from edit_rl_jax import flops, sharding
+from edit_rl_jax.data.example import Bucket
+from edit_rl_jax.nn.params import Frozen, Trainable
+from edit_rl_jax.qwen2_5_vl import sizes
+from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
+from edit_rl_jax.training import optim, registry, step
+from edit_rl_jax.training import state as st
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training run, compiled on demand. Weights are flat dicts (see `training.state`); all abstract values carry shardings."""
+
+    config: Any
+    mesh: Mesh
+    model_config: Config
+    graphdef: nnx.GraphDef
+    trainable_state: nnx.State  # abstract, with logical axes: templates for `state.unflatten`
+    frozen_state: nnx.State
+    trainable: st.Flat
+    frozen: st.Flat
+    opt_state: Any
+    batches: dict[Bucket, dict[str, jax.ShapeDtypeStruct]]  # arrays [accum, B, ...]
+    step: Callable  # jitted: (trainable, opt_state, frozen, batch, step_number) -> (trainable, opt_state, metrics)
+    evaluate: Callable  # jitted: (trainable, frozen, batch) -> {name: (sum, weight)}
+    init: Callable  # jitted: (key) -> (trainable, frozen), random weights
+    init_optimizer: Callable  # jitted: (trainable) -> opt_state
+    loss: Callable
+
+    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Qwen25VL:
+        """The model with these weights."""
+        t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
+        return nnx.merge(self.graphdef, t, f)
+
+    def model_flops(self, bucket: Bucket) -> int:
+        """FLOPs that the mathematics of one step needs, over all devices: forward and backward without rematerialisation.
+        That is 4N + attention a token for LoRA and 6N + attention for full training, less what needs no gradient."""
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches[bucket])
+        grad = jax.value_and_grad(self.loss, has_aux=True)
+        with jax.set_mesh(self.mesh):
+            return self.config.accum * flops.count(grad, self.trainable, self.frozen, part)
+
+
+def model_config(config: Any) -> Config:
+    """The architecture that `config.model` names. The four published sizes need no download."""
+    if config.model.config:
+        text = config.model.config
+        return Config.from_hf(json.loads(text) if text.lstrip().startswith("{") else text)
+    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
+    if config.model.init_from in by_id and not Path(config.model.init_from).exists():
+        return Config.from_hf(sizes.config(by_id[config.model.init_from]))
+    from edit_rl_jax.qwen2_5_vl.weights import local_folder
+
+    return Config.from_hf(local_folder(config.model.init_from, config.model.revision or None))
+
+
+def make_mesh(config: Any, devices: Any = None) -> Mesh:
+    """Mesh of `config.mesh`, or of the preset that `config.topology` names; -1 takes the devices that are left."""
+    devices = jax.devices() if devices is None else devices
+    shape = dict(config.mesh_presets[config.topology] if config.topology else config.mesh)
+    left = [k for k, v in shape.items() if v == -1]
+    known = 1
+    for v in shape.values():
+        known *= v if v != -1 else 1
+    if len(left) > 1 or len(devices) % known:
+        raise ValueError(f"a mesh of {shape} cannot be laid over {len(devices)} devices")
+    if left:
+        shape[left[0]] = len(devices) // known
+    return sharding.make_mesh({k: v for k, v in shape.items() if k != "data" or v > 1}, devices)
+
+
+def abstract_batch(bucket: Bucket, rows: int, accum: int, cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `qwen2_5_vl.inputs`, with the accumulation axis in front."""
+    b, t, r, p, a = rows, bucket.tokens, bucket.vision_rows, bucket.row_patches, bucket.answers
+    v = cfg.vision
+    features = v.in_channels * v.temporal_patch_size * v.patch_size**2
+    i32, f32 = jnp.int32, jnp.float32
+    shapes = {
+        "tokens": ((b, t), i32),
+        "positions": ((b, 3, t), i32),
+        "segments": ((b, t), i32),
+        "image_index": ((b, t), i32),
+        "patches": ((b, r, p, features), f32),
+        "patch_segments": ((b, r, p), i32),
+        "window_segments": ((b, r, p), i32),
+        "patch_hw": ((b, r, p, 2), i32),
+        "answer_index": ((b, a), i32),
+        "answer_targets": ((b, a), i32),
+        "answer_weights": ((b, a), f32),
+    }
+    return {k: jax.ShapeDtypeStruct((accum, *s), d) for k, (s, d) in shapes.items()}
+
+
+def _dtype(config: Any, mesh: Mesh) -> Any:
+    if config.model.dtype == "auto":
+        return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.model.dtype)
+
+
+def _opt_shardings(opt_state: Any, shardings: dict[str, NamedSharding], shapes: st.Flat, replicated: Any) -> Any:
+    """What is stored under a weight's name with its shape is placed like the weight; the rest is replicated."""
+
+    def place(path, leaf):
+        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in shardings]
+        return shardings[names[-1]] if names and shapes[names[-1]].shape == leaf.shape else replicated
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
+def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
+    """The program of a config (`training.config`) on a mesh of real or described devices.
+
+    steps: total optimizer steps of the schedule; default `config.steps`. Raises ConfigError or ShardingError, naming the key or the
+    tensor.
+    """
+    cfg, m = model_config(config), config.model
+    make = partial(
+        Qwen25VL,
+        cfg,
+        lora=LoRAConfig(**m.lora.to_dict()) if m.trainable == "lora" else None,
+        trainable=m.trainable,
+        dtype=_dtype(config, mesh),
+        remat=m.remat,
+        attention=m.attention or None,
+    )
+    objective = registry.objective(config.objective)
+    split = lambda rngs: nnx.split(make(rngs=rngs), Trainable, Frozen)
+    with jax.set_mesh(mesh):
+        graphdef, trainable, frozen = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), Trainable, Frozen)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    t_shard, f_shard = (st.flatten(sharding.shardings(s, mesh)) for s in (trainable, frozen))
+    t_flat, f_flat = st.flatten(trainable), st.flatten(frozen)
+    tx = optim.make(config.optim)
+    opt = jax.eval_shape(tx.init, t_flat)
+    o_shard = _opt_shardings(opt, t_shard, t_flat, replicated)
+
+    buckets = [Bucket(*b) for b in config.data.buckets]
+    batches = {}
+    for bucket in buckets:
+        batch = abstract_batch(bucket, config.rows, config.accum, cfg)
+        batches[bucket] = st.abstract(batch, sharding.batch_shardings(batch, mesh, accum=True))
+    loss = step.make_loss(graphdef, trainable, frozen, objective)
+    train = step.make_step(loss, tx, optim.schedule(config.optim, steps or config.steps or 1), config.optim.clip)
+
+    def init(key):
+        _, t, f = split(nnx.Rngs(params=key))
+        return st.flatten(t), st.flatten(f)
+
+    return Program(
+        config=config,
+        mesh=mesh,
+        model_config=cfg,
+        graphdef=graphdef,
+        trainable_state=trainable,
+        frozen_state=frozen,
+        trainable=st.abstract(t_flat, t_shard),
+        frozen=st.abstract(f_flat, f_shard),
+        opt_state=st.abstract(opt, o_shard),
+        batches=batches,
+        step=jax.jit(train, out_shardings=(t_shard, o_shard, replicated), donate_argnums=(0, 1)),
+        evaluate=jax.jit(step.make_evaluate(loss), out_shardings=replicated),
+        init=jax.jit(init, out_shardings=(t_shard, f_shard)),
+        init_optimizer=jax.jit(tx.init, out_shardings=o_shard),
+        loss=loss,
+    )
