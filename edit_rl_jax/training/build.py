@@ -16,10 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax import flops, sharding
-from edit_rl_jax.data.example import Bucket
+from edit_rl_jax.data.packing import Bucket
 from edit_rl_jax.nn.params import Frozen, Trainable
 from edit_rl_jax.qwen2_5_vl import sizes
 from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.qwen2_5_vl.inputs import batch_spec
 from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.training import optim, registry, step
 from edit_rl_jax.training import state as st
@@ -73,40 +74,25 @@ def model_config(config: Any) -> Config:
 
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:
-    """Mesh of `config.mesh`, or of the preset that `config.topology` names; -1 takes the devices that are left."""
-    devices = jax.devices() if devices is None else devices
-    shape = dict(config.mesh_presets[config.topology] if config.topology else config.mesh)
-    left = [k for k, v in shape.items() if v == -1]
-    known = 1
-    for v in shape.values():
-        known *= v if v != -1 else 1
-    if len(left) > 1 or len(devices) % known:
-        raise ValueError(f"a mesh of {shape} cannot be laid over {len(devices)} devices")
-    if left:
-        shape[left[0]] = len(devices) // known
-    return sharding.make_mesh({k: v for k, v in shape.items() if k != "data" or v > 1}, devices)
+    """Mesh of `config.mesh`, or of the preset that `config.topology` names; -1 takes the devices that are left.
+
+    Raises ShardingError when the devices are not all used: an idle device is a mistake.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = (config.mesh_presets[config.topology] if config.topology else config.mesh).to_dict()
+    mesh = sharding.make_mesh({k: v for k, v in shape.items() if k != "data" or v != 1}, devices)
+    if mesh.size != len(devices):
+        raise sharding.ShardingError(f"mesh {dict(mesh.shape)} uses {mesh.size} of {len(devices)} devices")
+    return mesh
 
 
-def abstract_batch(bucket: Bucket, rows: int, accum: int, cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of `qwen2_5_vl.inputs`, with the accumulation axis in front."""
-    b, t, r, p, a = rows, bucket.tokens, bucket.vision_rows, bucket.row_patches, bucket.answers
-    v = cfg.vision
-    features = v.in_channels * v.temporal_patch_size * v.patch_size**2
-    i32, f32 = jnp.int32, jnp.float32
-    shapes = {
-        "tokens": ((b, t), i32),
-        "positions": ((b, 3, t), i32),
-        "segments": ((b, t), i32),
-        "image_index": ((b, t), i32),
-        "patches": ((b, r, p, features), f32),
-        "patch_segments": ((b, r, p), i32),
-        "window_segments": ((b, r, p), i32),
-        "patch_hw": ((b, r, p, 2), i32),
-        "answer_index": ((b, a), i32),
-        "answer_targets": ((b, a), i32),
-        "answer_weights": ((b, a), f32),
-    }
-    return {k: jax.ShapeDtypeStruct((accum, *s), d) for k, (s, d) in shapes.items()}
+def abstract_batch(bucket: Bucket, config: Any, cfg: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a batch of `qwen2_5_vl.inputs`, with the accumulation axis in front."""
+    b = bucket
+    sizes = (config.rows, b.tokens, b.vision_rows, b.row_patches, b.answers)
+    spec = batch_spec(*sizes, patch_dim=cfg.vision.patch_dim, accum=config.accum)
+    batch = {k: jax.ShapeDtypeStruct(shape, dtype) for k, (shape, dtype) in spec.items()}
+    return st.abstract(batch, sharding.batch_shardings(batch, mesh, accum=True))
 
 
 def _dtype(config: Any, mesh: Mesh) -> Any:
@@ -153,10 +139,6 @@ def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
     o_shard = _opt_shardings(opt, t_shard, t_flat, replicated)
 
     buckets = [Bucket(*b) for b in config.data.buckets]
-    batches = {}
-    for bucket in buckets:
-        batch = abstract_batch(bucket, config.rows, config.accum, cfg)
-        batches[bucket] = st.abstract(batch, sharding.batch_shardings(batch, mesh, accum=True))
     loss = step.make_loss(graphdef, trainable, frozen, objective)
     train = step.make_step(loss, tx, optim.schedule(config.optim, steps or config.steps or 1), config.optim.clip)
 
@@ -174,7 +156,7 @@ def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
         trainable=st.abstract(t_flat, t_shard),
         frozen=st.abstract(f_flat, f_shard),
         opt_state=st.abstract(opt, o_shard),
-        batches=batches,
+        batches={b: abstract_batch(b, config, cfg, mesh) for b in buckets},
         step=jax.jit(train, out_shardings=(t_shard, o_shard, replicated), donate_argnums=(0, 1)),
         evaluate=jax.jit(step.make_evaluate(loss), out_shardings=replicated),
         init=jax.jit(init, out_shardings=(t_shard, f_shard)),

@@ -5,13 +5,11 @@ checksum of every tensor is taken on the devices before the save and compared af
 named, set aside and the one before it is used.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -28,16 +26,6 @@ class CheckpointError(RuntimeError):
 def _named(tree: Any) -> dict[str, Any]:
     """{key path: leaf}: a flat dict survives any change of optax's container types."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def gather_json(value: Any) -> list[Any]:
-    """`value` of every process, in order of process index. A collective: all processes call it."""
-    if jax.process_count() == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(data)]))
-    padded = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
-    return [json.loads(row[: int(n)].tobytes()) for row, n in zip(padded, sizes.reshape(-1))]
 
 
 class Checkpoints:
@@ -57,14 +45,14 @@ class Checkpoints:
     def save(self, step: int, trees: Mapping[str, Any], data: Any, extra: Mapping[str, Any] | None = None) -> None:
         """Starts to save the state after `step` updates and returns once the arrays may be donated.
 
-        trees: {"trainable": ..., "opt_state": ...}. data: this process's iterator state that came with the last consumed
-        batch, plain JSON. extra: plain JSON, the same on every process.
+        trees: {"trainable": ..., "opt_state": ...}. data: the iterator state that came with the last consumed batch;
+        extra: anything else. Both plain JSON and the same on every process.
         """
         if step in self._manager.all_steps():
             return
         named = _named(dict(trees))
         sums = {k: int(v) for k, v in checksums(named).items()}
-        meta = {"step": step, "data": gather_json(data), "extra": dict(extra or {}), "checksums": sums}
+        meta = {"step": step, "data": data, "extra": dict(extra or {}), "checksums": sums}
         saved = self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)), force=True
         )
@@ -102,10 +90,8 @@ class Checkpoints:
         for name, value in checksums(named).items():
             if int(value) != meta["checksums"][name]:
                 raise CheckpointError(f"checksum of {name} differs")
-        if len(meta["data"]) != jax.process_count():
-            raise _Mismatch(f"checkpoint {step} was written by {len(meta['data'])} processes, not {jax.process_count()}")
         restored = jax.tree_util.tree_map_with_path(lambda p, _: named[jax.tree_util.keystr(p)], dict(trees))
-        return meta["step"], restored, meta["data"][jax.process_index()], meta["extra"]
+        return meta["step"], restored, meta["data"], meta["extra"]
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:

@@ -52,14 +52,18 @@ def default() -> ConfigDict:
     c.model.attention = ""  # "" = chosen by platform; else xla | cudnn | splash | splash_interpret
 
     c.data = ConfigDict()
-    c.data.train = "editworld"  # editworld | editworld_perception | a prepared folder | a .jsonl file | "my_pkg.mod:function"
+    c.data.train = (
+        "editworld"  # editworld | editworld_perception | a prepared folder | a .jsonl file | "my_pkg.mod:function"
+    )
     c.data.validation = ""  # as train; "" = the same source's validation split (built-in worlds only)
     c.data.size = 100_000  # records of a built-in world
     c.data.validation_size = 256
     c.data.resolution = 84  # pixels of a built-in world
     c.data.min_pixels = 56 * 56
     c.data.max_pixels = 512 * 512  # a larger image is shrunk to this many pixels
-    c.data.buckets = ((1024, 1, 1024, 128),)  # (tokens, vision rows, patch slots a vision row, answer tokens) of a row; at most 8
+    c.data.buckets = (
+        (1024, 1, 1024, 128),
+    )  # (tokens, vision rows, patch slots a vision row, answer tokens) of a row; at most 8
     c.data.workers = 0  # background processes
     c.data.on_bad_record = "error"  # error | skip (counted)
 
@@ -106,7 +110,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def nearest(key: str, keys: list[str]) -> str:
-    """" (did you mean 'x'?)" for the known key nearest to `key`, by full path or by last part; "" when none is near."""
+    """ " (did you mean 'x'?)" for the known key nearest to `key`, by full path or by last part; "" when none is near."""
     if near := difflib.get_close_matches(key, keys, n=1, cutoff=0.6):
         return f" (did you mean '{near[0]}'?)"
     last = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
@@ -181,7 +185,9 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("config key 'data.buckets' holds 1 to 8 entries (tokens, vision rows, patch slots, answers)")
     if config.topology and config.topology not in config.mesh_presets:
         have = list(config.mesh_presets)
-        raise ConfigError(f"no mesh preset '{config.topology}'{nearest(config.topology, have)}; presets: {', '.join(have)}")
+        raise ConfigError(
+            f"no mesh preset '{config.topology}'{nearest(config.topology, have)}; presets: {', '.join(have)}"
+        )
     if bool(config.model.init_from) == bool(config.model.config):
         raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
 

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from edit_rl_jax import sharding
+from edit_rl_jax.data.pipeline import BatchMeta
 
 
 class NonFiniteError(RuntimeError):
@@ -37,9 +38,9 @@ class Fed:
     """A batch on the devices and what is known about it on the host."""
 
     batch: dict[str, jax.Array]  # [accum, B, ...]
-    meta: list[list[list[str]]]  # keys of this process's records by microbatch and row
+    meta: BatchMeta  # of this process's rows
     state: Any  # iterator state to save with: the next batch after a resume is the one after this
-    figures: dict[str, float]  # tokens, patches, real_token_share, real_patch_share, input_wait (s)
+    figures: dict[str, float]  # counts over all processes, shares, seconds waited
 
 
 def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
@@ -55,18 +56,22 @@ def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
             return
         state = batches.get_state()
         wait = time.monotonic() - began
-        real, patches = batch["segments"] > 0, batch["patch_segments"] > 0
         figures = {
-            "tokens": int(real.sum()) * shards,
-            "patches": int(patches.sum()) * shards,
-            "real_token_share": float(real.mean()),
-            "real_patch_share": float(patches.mean()) if patches.size else 1.0,
+            "tokens": meta.tokens * shards,
+            "patches": meta.patches * shards,
+            "answers": meta.answers * shards,
+            "real_token_share": meta.tokens / meta.token_slots,
+            "real_patch_share": meta.patches / max(1, meta.patch_slots),
+            "epoch": meta.epoch,
             "input_wait_s": wait,
         }
-        whole = {k: jax.ShapeDtypeStruct((v.shape[0], v.shape[1] * shards, *v.shape[2:]), v.dtype) for k, v in batch.items()}
+        whole = {
+            k: jax.ShapeDtypeStruct((v.shape[0], v.shape[1] * shards, *v.shape[2:]), v.dtype) for k, v in batch.items()
+        }
         places = sharding.batch_shardings(whole, mesh, accum=True)
         put = {
-            k: jax.make_array_from_process_local_data(places[k], np.asarray(v), whole[k].shape) for k, v in batch.items()
+            k: jax.make_array_from_process_local_data(places[k], np.asarray(v), whole[k].shape)
+            for k, v in batch.items()
         }
         yield Fed(put, meta, state, figures)
 
@@ -93,27 +98,27 @@ class Guard:
     def __init__(self, limit: int, total: int = 0, in_row: int = 0):
         self.limit, self.total, self.in_row = limit, total, in_row
 
-    def check(self, step: int, finite: bool, row_sums: np.ndarray | None, meta: Any, first_row: int) -> str | None:
+    def check(self, step: int, finite: bool, row_sums: np.ndarray | None, keys: Any, first_row: int) -> str | None:
         """None for a good step, else a line that names the rows of this process. Raises NonFiniteError at the limit.
 
-        row_sums: [accum, B] losses of all rows; first_row: index in B of this process's first row.
+        row_sums: [accum, B] losses of all rows; keys: `BatchMeta.keys`; first_row: index in B of this process's first row.
         """
         if finite:
             self.in_row = 0
             return None
         self.total, self.in_row = self.total + 1, self.in_row + 1
-        where = f"step {step}: loss or gradient is not finite, no update applied; rows: {self._rows(row_sums, meta, first_row)}"
+        where = f"step {step}: loss or gradient is not finite, no update applied; rows: {self._rows(row_sums, keys, first_row)}"
         if self.in_row >= self.limit:
             raise NonFiniteError(f"{where}; {self.in_row} such steps in a row, stopping")
         return where
 
     @staticmethod
-    def _rows(row_sums: np.ndarray | None, meta: Any, first_row: int) -> str:
+    def _rows(row_sums: np.ndarray | None, keys: Any, first_row: int) -> str:
         if row_sums is None:
             return "unknown (the objective gives no row sums)"
         bad = np.argwhere(~np.isfinite(row_sums))
         if not len(bad):
             return "none has a non-finite loss: the gradient overflowed"
-        mine = [(a, b - first_row) for a, b in bad if 0 <= b - first_row < len(meta[a])]
-        names = [f"microbatch {a} row {first_row + b} ({', '.join(map(str, meta[a][b]))})" for a, b in mine]
+        mine = [(a, b - first_row) for a, b in bad if 0 <= b - first_row < len(keys[a])]
+        names = [f"microbatch {a} row {first_row + b} ({', '.join(keys[a][b])})" for a, b in mine]
         return "; ".join(names) or "of another process"

@@ -37,9 +37,7 @@ def make(config: Any) -> optax.GradientTransformation:
     """
     mask = lambda params: {k: is_matrix(k) for k in params}
     if config.name == "adamw":
-        return optax.adamw(
-            1.0, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
-        )
+        return optax.adamw(1.0, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask)
     return muon(
         1.0,
         beta=config.momentum,

@@ -17,7 +17,9 @@ Flat = dict[str, Any]
 
 def flatten(state: nnx.State) -> Flat:
     """{dotted path: value} of every variable of a state."""
-    return {".".join(map(str, path)): v[...] for path, v in sorted(nnx.to_flat_state(state), key=lambda x: str(x[0]))}
+    return {
+        ".".join(map(str, path)): v.get_value() for path, v in sorted(nnx.to_flat_state(state), key=lambda x: str(x[0]))
+    }
 
 
 def unflatten(template: nnx.State, flat: Mapping[str, Any]) -> nnx.State:
