@@ -28,7 +28,8 @@ from edit_rl_jax.training import state as st
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A training run, compiled on demand. Weights are flat dicts (see `training.state`); all abstract values carry shardings."""
+    """A training run, compiled on demand. Weights are flat dicts (see `training.state`); all abstract values carry
+    shardings."""
 
     config: Any
     mesh: Mesh
@@ -52,8 +53,9 @@ class Program:
         return nnx.merge(self.graphdef, t, f)
 
     def model_flops(self, bucket: Bucket) -> int:
-        """FLOPs that the mathematics of one step needs, over all devices: forward and backward without rematerialisation.
-        That is 4N + attention a token for LoRA and 6N + attention for full training, less what needs no gradient."""
+        """FLOPs that the mathematics of one step needs, over all devices: forward and backward without
+        rematerialisation. That is 4N + attention a token for LoRA and 6N + attention for full training, less what
+        needs no gradient."""
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches[bucket])
         grad = jax.value_and_grad(self.loss, has_aux=True)
         with jax.set_mesh(self.mesh):
@@ -114,8 +116,8 @@ def _opt_shardings(opt_state: Any, shardings: dict[str, NamedSharding], shapes: 
 def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
     """The program of a config (`training.config`) on a mesh of real or described devices.
 
-    steps: total optimizer steps of the schedule; default `config.steps`. Raises ConfigError or ShardingError, naming the key or the
-    tensor.
+    steps: total optimizer steps of the schedule; default `config.steps`. Raises ConfigError or ShardingError, naming
+    the key or the tensor.
     """
     cfg, m = model_config(config), config.model
     make = partial(

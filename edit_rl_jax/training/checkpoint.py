@@ -1,8 +1,8 @@
 """Checkpoints of a run: trainable weights, optimizer state, and what came with the last consumed batch.
 
-Orbax writes asynchronously into a temporary folder that is renamed when complete, so a killed save leaves no checkpoint. A
-checksum of every tensor is taken on the devices before the save and compared after a restore: a damaged newest checkpoint is
-named, set aside and the one before it is used.
+Orbax writes asynchronously into a temporary folder that is renamed when complete, so a killed save leaves no
+checkpoint. A checksum of every tensor is taken on the devices before the save and compared after a restore: a damaged
+newest checkpoint is named, set aside and the one before it is used.
 """
 
 import logging
@@ -29,7 +29,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints under `folder` (local or `gs://`). Every process makes one and calls each method."""
+    """The newest `keep` checkpoints under `folder`, local or `gs://`. Every process makes one and calls each method."""
 
     def __init__(self, folder: str | epath.Path, keep: int = 3):
         self.folder = epath.Path(folder)
@@ -63,8 +63,8 @@ class Checkpoints:
         """(step, trees, data, extra) of the newest checkpoint that is whole, or None where there is none.
 
         trees: abstract, with the shardings wanted: any mesh. Damaged ones are logged by step and reason and moved to
-        `damaged-STEP`. Raises CheckpointError when checkpoints exist and all are damaged, or when the weights' names or shapes
-        are not those wanted.
+        `damaged-STEP`. Raises CheckpointError when checkpoints exist and all are damaged, or when the weights' names
+        or shapes are not those wanted.
         """
         damaged = []
         for step in reversed(self.steps()):

@@ -9,8 +9,8 @@ A config file defines `get_config()`, which starts from `default()` and changes 
         c.optim.lr = 1e-4
         return c
 
-`load(path, {"optim.lr": "3e-4"})` applies command-line overrides. A wrong key, in the file or on the command line, raises
-`ConfigError` naming the nearest right one. Values keep the type of the default.
+`load(path, {"optim.lr": "3e-4"})` applies command-line overrides. A wrong key, in the file or on the command line,
+raises `ConfigError` naming the nearest right one. Values keep the type of the default.
 """
 
 import ast
@@ -110,7 +110,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def nearest(key: str, keys: list[str]) -> str:
-    """ " (did you mean 'x'?)" for the known key nearest to `key`, by full path or by last part; "" when none is near."""
+    """A hint, " (did you mean 'x'?)", for the key nearest to `key` by full path or last part; "" when none is near."""
     if near := difflib.get_close_matches(key, keys, n=1, cutoff=0.6):
         return f" (did you mean '{near[0]}'?)"
     last = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
@@ -193,7 +193,7 @@ def check(config: ConfigDict) -> None:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (old, new)} where two configs (as `to_dict`) would not give the same run; `RESUME_MAY_CHANGE` is left out."""
+    """{key: (old, new)} where two configs would not give the same run; `RESUME_MAY_CHANGE` is left out."""
     a, b = dict(flatten(old)), dict(flatten(new))
     norm = lambda v: [norm(x) for x in v] if isinstance(v, (tuple, list)) else v
     return {

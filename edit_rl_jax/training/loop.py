@@ -101,13 +101,15 @@ class Guard:
     def check(self, step: int, finite: bool, row_sums: np.ndarray | None, keys: Any, first_row: int) -> str | None:
         """None for a good step, else a line that names the rows of this process. Raises NonFiniteError at the limit.
 
-        row_sums: [accum, B] losses of all rows; keys: `BatchMeta.keys`; first_row: index in B of this process's first row.
+        row_sums: [accum, B] losses of all rows; keys: `BatchMeta.keys`; first_row: index in B of this process's first
+        row.
         """
         if finite:
             self.in_row = 0
             return None
         self.total, self.in_row = self.total + 1, self.in_row + 1
-        where = f"step {step}: loss or gradient is not finite, no update applied; rows: {self._rows(row_sums, keys, first_row)}"
+        rows = self._rows(row_sums, keys, first_row)
+        where = f"step {step}: loss or gradient is not finite, no update applied; rows: {rows}"
         if self.in_row >= self.limit:
             raise NonFiniteError(f"{where}; {self.in_row} such steps in a row, stopping")
         return where

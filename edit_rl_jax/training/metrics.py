@@ -1,4 +1,5 @@
-"""Where figures go: `metrics.jsonl` (one object a step, each step once), TensorBoard, optionally W&B, and the terminal."""
+"""Where figures go: `metrics.jsonl` (one object a step, each step once), TensorBoard, optionally W&B, and the
+terminal."""
 
 import json
 import sys

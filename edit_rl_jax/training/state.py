@@ -1,7 +1,7 @@
 """Weights at the jit boundary: flat dicts {dotted name: array}, sorted by name.
 
-Optimizer masks, checkpoints, checksums and error messages all speak in these names; `nnx.State` with its metadata (logical
-axes) is kept abstract and used only to derive shardings and to merge the model back together.
+Optimizer masks, checkpoints, checksums and error messages all speak in these names; `nnx.State` with its metadata
+(logical axes) is kept abstract and used only to derive shardings and to merge the model back together.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def flatten(state: nnx.State) -> Flat:
 
 
 def unflatten(template: nnx.State, flat: Mapping[str, Any]) -> nnx.State:
-    """A state shaped like `template` (values or abstract) holding `flat`'s values. Raises KeyError on a missing name."""
+    """A state shaped like `template` (abstract or not) holding `flat`'s values. KeyError names a missing one."""
     return nnx.from_flat_state([(p, v.replace(flat[".".join(map(str, p))])) for p, v in nnx.to_flat_state(template)])
 
 
@@ -38,10 +38,11 @@ def global_norm(flat: Any) -> Array:
 
 
 def checksum(x: Array) -> UInt32[Array, ""]:
-    """A 32-bit position-weighted sum of the bits, modulo 2^32: the same on every mesh, changed by any single flipped bit.
+    """A 32-bit position-weighted sum of the bits, modulo 2^32: the same on every mesh, changed by any single flipped
+    bit.
 
-    Integer addition is associative, so the order in which devices add does not matter; the weights are odd, so a flip of
-    bit k changes the sum by 2^k times an odd number, which is never 0 modulo 2^32.
+    Integer addition is associative, so the order in which devices add does not matter; the weights are odd, so a flip
+    of bit k changes the sum by 2^k times an odd number, which is never 0 modulo 2^32.
     """
     size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, size)

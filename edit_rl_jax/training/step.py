@@ -47,8 +47,8 @@ def make_step(
 ) -> Callable[..., tuple[st.Flat, Any, dict[str, Array]]]:
     """step(trainable, opt_state, frozen, batch, step_number) -> (trainable, opt_state, metrics).
 
-    batch arrays are [accum, B, ...]. The gradient is that of (sum of losses) / (sum of weights) over all microbatches and
-    devices: accumulation is exact, also for masked means. When the loss or the gradient's norm is not finite, weights
+    batch arrays are [accum, B, ...]. The gradient is that of (sum of losses) / (sum of weights) over all microbatches
+    and devices: accumulation is exact, also for masked means. When the loss or the gradient's norm is not finite, weights
     and optimizer state come back unchanged. Metrics (fp32 scalars): loss, grad_norm (before clipping), lr, finite, the
     objective's means; and `row_sums` [accum, B] where the objective gives `rows`.
     """
