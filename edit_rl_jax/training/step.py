@@ -48,9 +48,9 @@ def make_step(
     """step(trainable, opt_state, frozen, batch, step_number) -> (trainable, opt_state, metrics).
 
     batch arrays are [accum, B, ...]. The gradient is that of (sum of losses) / (sum of weights) over all microbatches
-    and devices: accumulation is exact, also for masked means. When the loss or the gradient's norm is not finite, weights
-    and optimizer state come back unchanged. Metrics (fp32 scalars): loss, grad_norm (before clipping), lr, finite, the
-    objective's means; and `row_sums` [accum, B] where the objective gives `rows`.
+    and devices: accumulation is exact, also for masked means. When the loss or the gradient's norm is not finite,
+    weights and optimizer state come back unchanged. Metrics (fp32 scalars): loss, grad_norm (before clipping), lr,
+    finite, the objective's means; and `row_sums` [accum, B] where the objective gives `rows`.
     """
 
     def step(trainable: st.Flat, opt_state: Any, frozen: st.Flat, batch: Batch, step_number: Int[Array, ""]):
