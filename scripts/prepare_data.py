@@ -1,0 +1,112 @@
+"""Makes a dataset (ArrayRecord, by TFDS) of edits with scores: from your files or from the built-in world.
+
+  your rows        python scripts/prepare_data.py --input pairs.jsonl --output data/mine
+  EditScore's      python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
+  the world        python scripts/prepare_data.py --world 5000 --output data/world
+
+Rows (.jsonl, .parquet): "source" and "edited" (paths relative to the file, or bytes in parquet), "instruction", and as
+wanted "sc": [0-25, 0-25], "pq": [0-25, 0-25], "sc_reasoning", "pq_reasoning", "task", "key", "group". Rows of the
+ShareGPT layout ("conversations", "images"; .json or .jsonl) are told by their keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from edit_rl_jax.data import images, readers
+from edit_rl_jax.data.records import EditRecord, RecordError
+from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    origin = p.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--input", type=Path, nargs="+", metavar="FILE", help="rows: .jsonl, .json or .parquet")
+    origin.add_argument("--world", type=int, metavar="N", help="N training records of the built-in world")
+    add = p.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the dataset (must not hold one)")
+    add("--image-root", type=Path, metavar="DIR", help="image paths are relative to it (default: the file's folder)")
+    help = "ShareGPT rows: its first group is the instruction in the human turn (default: %(default)s)"
+    add("--instruction-pattern", default=readers.INSTRUCTION, metavar="REGEX", help=help)
+    help = "stop at the first bad row, or leave bad rows out and count them (default: %(default)s)"
+    add("--on-bad-record", choices=("error", "skip"), default="error", help=help)
+    help = "share of (source, instruction) groups that becomes the split 'validation' (default: none)"
+    add("--validation", type=float, default=0.0, metavar="F", help=help)
+    help = "an image whose header claims more megapixels is a bad row (default: %(default)g)"
+    add("--max-mpx", type=float, default=images.MAX_PIXELS / 1e6, metavar="M", help=help)
+    add("--no-decode", action="store_true", help="check image headers only: faster, misses truncated files")
+    add("--limit", type=int, metavar="N", help="read at most N rows of each file")
+    add("--seed", type=int, default=0, help="of the world (default: %(default)s)")
+    add("--resolution", type=int, default=84, help="of the world's images, pixels (default: %(default)s)")
+    args = p.parse_args(argv)
+    if not 0 <= args.validation < 1:
+        p.error("--validation is a share in [0, 1)")
+    return args
+
+
+def held_out(record: EditRecord, share: float) -> bool:
+    """By the group's hash, so that candidates of one edit never lie on both sides."""
+    return int.from_bytes(hashlib.sha256(record.group.encode()).digest()[:4], "little") < share * 2**32
+
+
+def splits_of(make: Callable[[], Iterable[EditRecord]], share: float) -> dict[str, Iterator[EditRecord]]:
+    """Two lazy passes over the same rows: images never all stand in memory."""
+    if not share:
+        return {"train": iter(make())}
+    return {
+        "train": (r for r in make() if not held_out(r, share)),
+        "validation": (r for r in make() if held_out(r, share)),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    skipped = readers.Skipped()
+    notes: dict = {"skipped": {}, "skipped_rows": {}}
+
+    def from_files() -> Iterator[EditRecord]:
+        skipped.__init__()  # each split is a pass of its own over the same rows
+        rows = (readers.read(f, args.image_root, args.instruction_pattern) for f in args.input)
+        rows = itertools.chain.from_iterable(itertools.islice(r, args.limit) for r in rows)
+        limit = int(args.max_mpx * 1e6)
+        yield from readers.checked(rows, args.on_bad_record, skipped, decode=not args.no_decode, max_pixels=limit)
+        notes.update(skipped=dict(skipped.counts), skipped_rows=skipped.rows)
+
+    if args.world:
+        from edit_rl_jax.editworld.dataset import EditRecords
+
+        sizes = {"train": args.world, "validation": max(1, args.world // 20), "test": max(1, args.world // 10)}
+        worlds = {k: EditRecords(k, n, seed=args.seed, resolution=args.resolution) for k, n in sizes.items()}
+        splits = {k: (world[i] for i in range(len(world))) for k, world in worlds.items()}
+        notes["origin"] = f"EditWorld, seed {args.seed}, {args.resolution} pixels"
+    else:
+        splits = splits_of(from_files, args.validation)
+        notes["origin"] = ", ".join(f.name for f in args.input)
+
+    try:
+        path = write_dataset(args.output, splits, notes=notes)
+    except RecordError as e:
+        print(f"error: {e}\n(--on-bad-record=skip leaves such rows out and counts them)", file=sys.stderr)
+        return 1
+    except (FileExistsError, FileNotFoundError, ImportError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    if not args.world:
+        print(skipped)
+    summary = {name: len(EditSource(path, name)) for name in splits}
+    print(f"{path}: {json.dumps(summary)} records")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
