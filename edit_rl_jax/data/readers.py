@@ -1,7 +1,7 @@
 """Users' files as records: JSON lines, parquet, and the ShareGPT layout of EditScore-Reward-Data.
 
-A reader yields, for every row in order, `(where, record)`: an EditRecord, or the RecordError that says what is wrong with
-the row; `checked` turns those into an error or a counted skip.
+A reader yields, for every row in order, `(where, record)`: an EditRecord, or the RecordError that says what is wrong
+with it; `checked` turns those into an error or a counted skip.
 """
 
 from __future__ import annotations
