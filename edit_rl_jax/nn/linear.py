@@ -43,7 +43,7 @@ class Linear(nnx.Module):
             if low is not None:
                 y = y + (low @ self.lora_b[...][piece].astype(dtype)) * jnp.asarray(self.lora_scale, dtype)
             if self.bias is not None:
-                y = y + self.bias[...][piece].astype(dtype)
+                y = y + self.bias[...][piece].astype(dtype)[None]
             out.append(y.reshape(*x.shape[:-1], width))
         return out
 

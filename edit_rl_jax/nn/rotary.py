@@ -16,7 +16,7 @@ def axes_table(
     positions: Int[Array, "batch tokens axes"], axis_of: np.ndarray, inv_freq: np.ndarray
 ) -> tuple[Float[Array, "batch tokens half"], Float[Array, "batch tokens half"]]:
     """cos and sin of positions[..., axis_of[i]] * inv_freq[i], one column a frequency, fp32."""
-    angles = positions[..., axis_of].astype(jnp.float32) * inv_freq
+    angles = positions[..., axis_of].astype(jnp.float32) * inv_freq[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
