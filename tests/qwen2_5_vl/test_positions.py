@@ -46,11 +46,11 @@ def groups_of(ids):
 def test_layout_is_transformers_layout(grids, window_size):
     cfg = VisionConfig(hidden_size=1280, window_size=window_size)
     W = cfg.window_tokens
-    P = sum(vision_slots(g, cfg) for g in grids)
+    slots = sum(vision_slots(g, cfg) for g in grids)
     frame_of, window_of, hw = reference(grids, cfg)
     n = len(frame_of)
     largest = -(-max(g[1] * g[2] for g in grids) // W) * W
-    for R, P in [(1, P), (1, P + W), (2, max(P, largest))]:
+    for R, P in [(1, slots), (1, slots + W), (2, max(slots, largest))]:
         layout = pack_vision(grids, cfg, R, P)
         source = layout.source.reshape(-1)
         real = source >= 0
@@ -74,7 +74,7 @@ def test_layout_is_transformers_layout(grids, window_size):
 
 
 def test_two_photographs_of_512_pixels():
-    """Two 36 x 36 grids: padding 1.2%, and attention 3% of the tower's linear layers when each has its own vision row."""
+    """Two 36 x 36 grids in a vision row each: padding 1.2%, attention 3% of the tower's linear layers."""
     grids = [(1, 36, 36)] * 2
     assert vision_slots(grids[0], QWEN) == 21 * 64
     layout = pack_vision(grids, QWEN, 2, 1312)  # the images take half of the shared window group each

@@ -39,8 +39,8 @@ VISION = VisionConfig(  # windows of 4x4 merged tokens = 64 patches, as in the r
 CONFIG = Config(VISION, TEXT, image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END)
 
 
-def randomised(model: Qwen25VL, seed: int = 0) -> Qwen25VL:
-    """The model with every leaf random: kernels N(0, 1/fan_in), biases, norm gains and both LoRA factors not trivial."""
+def tiny(cfg: Config = CONFIG, lora: LoRAConfig | None = None, seed: int = 0, **kwargs) -> Qwen25VL:
+    """A model with every leaf random: kernels N(0, 1/fan_in), biases, gains and both LoRA factors too."""
     rng = np.random.default_rng(seed)
     draws = {
         "scale": lambda s: rng.uniform(0.5, 1.5, s),
@@ -53,14 +53,10 @@ def randomised(model: Qwen25VL, seed: int = 0) -> Qwen25VL:
         value = draws.get(name, lambda s: rng.normal(0, s[-2] ** -0.5, s))(v.shape)
         return v.replace(jnp.asarray(value, v.dtype))
 
-    graphdef, *states = nnx.split(model, Trainable, Frozen)
+    abstract = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=lora, **kwargs))
+    graphdef, *states = nnx.split(abstract, Trainable, Frozen)
     is_leaf = lambda x: isinstance(x, nnx.Variable)
     return nnx.merge(graphdef, *[jax.tree.map_with_path(draw, s, is_leaf=is_leaf) for s in states])
-
-
-def tiny(cfg: Config = CONFIG, lora: LoRAConfig | None = None, **kwargs) -> Qwen25VL:
-    """A random model."""
-    return randomised(Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=lora, **kwargs))
 
 
 @dataclasses.dataclass
