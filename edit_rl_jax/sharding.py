@@ -42,7 +42,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         inner = [sizes[0] // slices, *sizes[1:]]
         array = mesh_utils.create_hybrid_device_mesh(inner, [slices] + [1] * (len(sizes) - 1), devices)
     elif devices[0].platform == "tpu":
-        array = mesh_utils.create_device_mesh(sizes, devices)
+        array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
         array = np.array(devices).reshape(sizes)
     return Mesh(array, names, axis_types=(AxisType.Auto,) * len(names))
