@@ -35,7 +35,9 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", ("TPU v4",), 275e12, int(30.75 * GIB), 1200e9, 270e9, 3, options=(("chip_config_name", "megacore"),)),
+        Chip(
+            "v4", ("TPU v4",), 275e12, int(30.75 * GIB), 1200e9, 270e9, 3, options=(("chip_config_name", "megacore"),)
+        ),
         Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, int(15.75 * GIB), 819e9, 200e9, 2),
         Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, int(95.74 * GIB), 2460e9, 600e9, 3),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, int(31.25 * GIB), 1638e9, 400e9, 2),

@@ -104,7 +104,5 @@ def _kernel(heads: int, q_len: int, kv_len: int, block_q: int, block_kv: int, ca
         block_q_dq=block_q,
         block_kv_dq=block_kv,
     )
-    with jax.ensure_compile_time_eval():  # the mask's tables are constants, also when this is traced
-        return splash.make_splash_mha(
-            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-        )
+    heads_mask = masks.MultiHeadMask([mask] * heads)
+    return splash.make_splash_mha(heads_mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
