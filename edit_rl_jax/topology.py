@@ -1,9 +1,9 @@
 """Chips and topologies: what plan.py knows about machines that are not there, and the peak that MFU divides by.
 
-Every figure is for one JAX *device*, dense bf16. Usable HBM is what libtpu's compiler says it has left ("exceeds available HBM
-(15.75G)", read from libtpu 0.0.51), not the data sheet. FLOP/s, bandwidths: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; v5p's HBM
-bandwidth there (2765 GB/s) disagrees with jax/_src/tpu_info.py (2460 GB/s): the lower one is used. GPUs: NVIDIA's data sheets, dense
-(the 1979 TFLOP/s also printed for H100 counts 2:4 sparsity).
+Every figure is for one JAX *device*, dense bf16. Usable HBM is what the TPU compiler says it has ("exceeds available
+HBM (15.75G)", read from libtpu 0.0.51), not the data sheet. FLOP/s and bandwidths: cloud.google.com/tpu/docs/v4, v5e,
+v5p, v6e, tpu7x; v5p's HBM bandwidth there (2765 GB/s) disagrees with jax/_src/tpu_info.py (2460 GB/s): the lower one is
+used. GPUs: NVIDIA's data sheets (the 1979 TFLOP/s also printed for H100 counts 2:4 sparsity).
 """
 
 import dataclasses
@@ -29,15 +29,13 @@ class Chip:
     ici: float
     dims: int
     per_chip: int = 1
-    options: tuple[tuple[str, Any], ...] = ()  # of get_topology_desc
+    config_name: str = ""  # chip_config_name of get_topology_desc
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip(
-            "v4", ("TPU v4",), 275e12, int(30.75 * GIB), 1200e9, 270e9, 3, options=(("chip_config_name", "megacore"),)
-        ),
+        Chip("v4", ("TPU v4",), 275e12, int(30.75 * GIB), 1200e9, 270e9, 3, config_name="megacore"),
         Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, int(15.75 * GIB), 819e9, 200e9, 2),
         Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, int(95.74 * GIB), 2460e9, 600e9, 3),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, int(31.25 * GIB), 1638e9, 400e9, 2),
@@ -76,7 +74,9 @@ def describe(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
     chip, _ = parse(name)
     from jax.experimental import topologies
 
-    options = dict(chip.options) | ({"num_slices": slices} if slices > 1 else {})
+    options = ({"chip_config_name": chip.config_name} if chip.config_name else {}) | (
+        {"num_slices": slices} if slices > 1 else {}
+    )
     try:
         return chip, list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except Exception as error:  # libtpu raises its own classes
