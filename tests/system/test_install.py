@@ -1,0 +1,103 @@
+"""What `pip install .` gives: the package without PyTorch or TensorFlow, the `edit-rl` jobs, configs and assets."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "tensorflow", "peft", "accelerate", "libtpu"}:
+            raise ModuleNotFoundError(f"blocked by the test: {name}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+IMPORT_ALL = """
+import importlib, pkgutil, edit_rl_jax
+names = [m.name for m in pkgutil.walk_packages(edit_rl_jax.__path__, "edit_rl_jax.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def python(code, *args, **env):
+    """Runs code in a new interpreter with no accelerator and no torch, outside the checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + code, *args],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
+        cwd=env.get("PYTHONPATH", ROOT),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel's content, in a folder of its own."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("edit_rl_jax", "scripts", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source]
+    done = subprocess.run(build, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def test_every_module_imports_without_torch(installed):
+    done = python(IMPORT_ALL, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 20
+
+
+def test_wheel_holds_scripts_configs_and_assets(installed):
+    package = installed / "edit_rl_jax"
+    for name in ("scripts", "configs"):
+        here = {p.name for p in (ROOT / name).glob("*.py")}
+        assert here and {p.name for p in (package / name).glob("*.py")} == here
+    assets = {p.relative_to(ROOT) for p in (ROOT / "edit_rl_jax/assets").rglob("*") if p.is_file()}
+    assert {installed / p for p in assets if "__pycache__" not in p.parts} <= set(package.rglob("*"))
+    assert (package / "py.typed").exists()
+    (info,) = installed.glob("*.dist-info")
+    assert "edit-rl = edit_rl_jax.cli:main" in (info / "entry_points.txt").read_text()
+    assert (info / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+CLI = "from edit_rl_jax.cli import main; sys.argv[0] = 'edit-rl'; sys.exit(main())"
+
+
+def test_entry_point_lists_jobs(installed):
+    done = python(CLI, PYTHONPATH=str(installed))
+    assert done.returncode == 0
+    jobs = {p.stem for p in (ROOT / "scripts").glob("*.py")}
+    assert jobs == set(done.stdout.split("jobs: ")[1].strip().split(", "))
+    wrong = python(CLI, "train_rn", PYTHONPATH=str(installed))
+    assert wrong.returncode == 2 and "train_rm" in wrong.stderr
+
+
+@pytest.mark.parametrize("job", sorted(p.stem for p in (ROOT / "scripts").glob("*.py")))
+def test_every_job_has_help_and_needs_no_torch(installed, job):
+    done = python(CLI, job, "--help", PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower() or "--" in done.stdout
+
+
+def test_config_by_name(installed):
+    code = "from edit_rl_jax.cli import arguments; print(arguments(sys.argv[1:]))"
+    done = python(code, "--config", "rm_tiny", "--config=rm_7b", "--config.seed=1", "x", PYTHONPATH=str(installed))
+    paths = [str(installed / "edit_rl_jax/configs" / f"{n}.py") for n in ("rm_tiny", "rm_7b")]
+    assert eval(done.stdout) == ["--config", paths[0], f"--config={paths[1]}", "--config.seed=1", "x"]
