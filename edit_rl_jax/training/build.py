@@ -44,6 +44,7 @@ class Program:
     step: Callable  # jitted: (trainable, opt_state, frozen, batch, step_number) -> (trainable, opt_state, metrics)
     evaluate: Callable  # jitted: (trainable, frozen, batch) -> {name: (sum, weight)}
     init: Callable  # jitted: (key) -> (trainable, frozen), random weights
+    init_trainable: Callable  # jitted: (key) -> trainable alone: what a loaded base does not hold
     init_optimizer: Callable  # jitted: (trainable) -> opt_state
     loss: Callable
 
@@ -51,6 +52,11 @@ class Program:
         """The model with these weights."""
         t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
         return nnx.merge(self.graphdef, t, f)
+
+    def with_shardings(self, part: str) -> nnx.State:
+        """The abstract state "trainable" or "frozen" whose values carry shardings, for the loaders."""
+        template = self.trainable_state if part == "trainable" else self.frozen_state
+        return st.unflatten(template, self.trainable if part == "trainable" else self.frozen)
 
     def model_flops(self, bucket: Bucket) -> int:
         """FLOPs that the mathematics of one step needs, over all devices: forward and backward without
@@ -162,6 +168,7 @@ def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
         step=jax.jit(train, out_shardings=(t_shard, o_shard, replicated), donate_argnums=(0, 1)),
         evaluate=jax.jit(step.make_evaluate(loss), out_shardings=replicated),
         init=jax.jit(init, out_shardings=(t_shard, f_shard)),
+        init_trainable=jax.jit(lambda key: init(key)[0], out_shardings=t_shard),
         init_optimizer=jax.jit(tx.init, out_shardings=o_shard),
         loss=loss,
     )

@@ -43,6 +43,7 @@ def default() -> ConfigDict:
     c.model.init_from = ""  # Hugging Face folder or hub id; "" = random weights from model.config
     c.model.revision = ""  # hub revision (commit) of init_from
     c.model.init_adapter = ""  # PEFT folder whose LoRA weights are the start
+    c.model.prompts = ""  # named prompt texts; "" = those stored with init_from, else "standard"
     c.model.tokenizer = ""  # folder or hub id; "" = init_from's
     c.model.config = ""  # a Hugging Face config.json's content as JSON, or a path; only when init_from is ""
     c.model.trainable = "lora"  # lora | full
@@ -53,7 +54,7 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.train = (
-        "editworld"  # editworld | editworld_perception | a prepared folder | a .jsonl file | "my_pkg.mod:function"
+        "editworld"  # editworld | editworld_perception | a folder written by prepare_data.py | "my_pkg.mod:function"
     )
     c.data.validation = ""  # as train; "" = the same source's validation split (built-in worlds only)
     c.data.size = 100_000  # records of a built-in world
@@ -64,7 +65,8 @@ def default() -> ConfigDict:
     c.data.buckets = (
         (1024, 1, 1024, 128),
     )  # (tokens, vision rows, patch slots a vision row, answer tokens) of a row; at most 8
-    c.data.workers = 0  # background processes
+    c.data.workers = 0  # 0 = inline
+    c.data.worker_kind = "thread"  # thread: one runs ahead, `workers` decode | process: `workers` processes
     c.data.on_bad_record = "error"  # error | skip (counted)
 
     c.optim = ConfigDict()
@@ -97,7 +99,15 @@ def default() -> ConfigDict:
 
 
 # What may differ between a run and its resumption: nothing that changes a number in the result.
-RESUME_MAY_CHANGE = ("log", "compilation_cache", "checkpoint.keep", "eval.pairs", "name", "data.workers")
+RESUME_MAY_CHANGE = (
+    "log",
+    "compilation_cache",
+    "checkpoint.keep",
+    "eval.pairs",
+    "name",
+    "data.workers",
+    "data.worker_kind",
+)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

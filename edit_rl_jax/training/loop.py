@@ -43,6 +43,14 @@ class Fed:
     figures: dict[str, float]  # counts over all processes, shares, seconds waited
 
 
+def put(batch: dict[str, np.ndarray], mesh: Mesh, shards: int = 1) -> dict[str, jax.Array]:
+    """This process's rows of a batch, [accum, B / shards, ...], as part of the whole batch on the devices."""
+    shape = lambda v: (v.shape[0], v.shape[1] * shards, *v.shape[2:])
+    whole = {k: jax.ShapeDtypeStruct(shape(v), v.dtype) for k, v in batch.items()}
+    places = sharding.batch_shardings(whole, mesh, accum=True)
+    return {k: jax.make_array_from_process_local_data(places[k], v, whole[k].shape) for k, v in batch.items()}
+
+
 def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
     """Puts (batch, meta) pairs of a pipeline on the devices of `mesh`, with the pipeline's state after each.
 
@@ -65,15 +73,7 @@ def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
             "epoch": meta.epoch,
             "input_wait_s": wait,
         }
-        whole = {
-            k: jax.ShapeDtypeStruct((v.shape[0], v.shape[1] * shards, *v.shape[2:]), v.dtype) for k, v in batch.items()
-        }
-        places = sharding.batch_shardings(whole, mesh, accum=True)
-        put = {
-            k: jax.make_array_from_process_local_data(places[k], np.asarray(v), whole[k].shape)
-            for k, v in batch.items()
-        }
-        yield Fed(put, meta, state, figures)
+        yield Fed(put(batch, mesh, shards), meta, state, figures)
 
 
 class Interruption:

@@ -20,10 +20,10 @@ ARCHITECTURE = {
     "rope_theta": 10000.0,
     "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
     "max_position_embeddings": 512,
-    "vision_start_token_id": 290,
-    "vision_end_token_id": 291,
-    "image_token_id": 292,
-    "video_token_id": 293,
+    "vision_start_token_id": 258,
+    "vision_end_token_id": 259,
+    "image_token_id": 260,
+    "video_token_id": 261,
     "vision_config": {
         "model_type": "qwen2_5_vl",
         "depth": 2,
@@ -70,7 +70,7 @@ def batch(program, seed=0, bucket=0):
     patches = shape["patches"][3]
     answers = shape["answer_index"][2]
     out = {
-        "tokens": rng.integers(0, 290, shape["tokens"]),
+        "tokens": rng.integers(0, 256, shape["tokens"]),
         "positions": np.broadcast_to(np.arange(tokens), shape["positions"]),
         "segments": np.where(np.arange(tokens) < tokens - 4, 1, 0) * np.ones(shape["segments"]),
         "image_index": np.where(
@@ -82,7 +82,7 @@ def batch(program, seed=0, bucket=0):
         "window_segments": np.ones(shape["window_segments"]),
         "patch_hw": rng.integers(0, 6, shape["patch_hw"]),
         "answer_index": np.broadcast_to(np.arange(tokens - 4 - answers, tokens - 4), shape["answer_index"]),
-        "answer_targets": rng.integers(0, 290, shape["answer_targets"]),
+        "answer_targets": rng.integers(0, 256, shape["answer_targets"]),
         "answer_weights": (rng.random(shape["answer_weights"]) < 0.7) * 1.0,
     }
     return {k: jax.device_put(np.asarray(v, spec[k].dtype), spec[k].sharding) for k, v in out.items()}

@@ -1,0 +1,128 @@
+"""The data of a run, from `config.data`: sources by name, the training pipeline, the validation batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edit_rl_jax.data import pipeline
+from edit_rl_jax.data.images import ImageSettings
+from edit_rl_jax.data.packing import Bucket
+from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.training import registry
+from edit_rl_jax.training.config import ConfigError, nearest, resolve
+
+# name -> callable(split, size=, seed=, resolution=) that gives a random-access source
+WORLDS = {
+    "editworld": "edit_rl_jax.editworld.dataset:EditRecords",
+    "editworld_perception": "edit_rl_jax.editworld.perception:Perception",
+}
+
+
+def source(config: Any, split: str) -> Sequence[Any]:
+    """Random access to the records (or Examples) of a split, "train" or "validation".
+
+    `config.data.train` / `.validation` is a built-in world, a folder that `prepare_data.py` wrote, or
+    "my_pkg.mod:function", called with (config, split). Raises ConfigError for a name that is none of these.
+    """
+    d = config.data
+    name = (d.validation or d.train) if split == "validation" else d.train
+    if name in WORLDS:
+        size = d.size if split == "train" else d.validation_size
+        return resolve(name, WORLDS)(split, size=size, seed=config.seed, resolution=d.resolution)
+    if ":" in name and not Path(name).exists() and "://" not in name:
+        return resolve(name, WORLDS)(config, split)
+    from edit_rl_jax.data.tfds_builder import EditSource
+
+    try:
+        return EditSource(name, split)
+    except FileNotFoundError as e:
+        raise ConfigError(f"no data '{name}'{nearest(name, list(WORLDS))}: {e}") from e
+
+
+def to_examples(config: Any, prompts: Any) -> Callable[[Any, int], list[Any]]:
+    """The objective's `to_examples`, bound to the prompts of the model where the objective has any."""
+    objective = registry.objective(config.objective)
+    return objective.examples_with(prompts) if hasattr(objective, "examples_with") else objective.to_examples
+
+
+def _settings(config: Any, cfg: Config, make: Callable, seed: int) -> dict[str, Any]:
+    d, v = config.data, cfg.vision
+    images = ImageSettings(
+        v.patch_size, v.temporal_patch_size, v.spatial_merge_size, min_pixels=d.min_pixels, max_pixels=d.max_pixels
+    )
+    return dict(images=images, on_bad_record=d.on_bad_record, seed=seed)
+
+
+def batches(
+    config: Any, data: Sequence[Any], make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
+) -> Any:
+    """The training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
+    d = config.data
+    return pipeline.make_pipeline(
+        data,
+        make,
+        tokenizer,
+        cfg,
+        [Bucket(*b) for b in d.buckets],
+        rows=config.rows,
+        accum=config.accum,
+        shard=shard,
+        workers=d.workers,
+        worker_kind=d.worker_kind,
+        **_settings(config, cfg, make, config.seed),
+    )
+
+
+def validation_batches(
+    config: Any, data: Sequence[Any], make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+    """The first `config.eval.batches` batches of the validation records in order: the same every time."""
+    settings = _settings(config, cfg, make, 0) | {"on_bad_record": "skip"}
+    stream = pipeline.make_pipeline(
+        data,
+        make,
+        tokenizer,
+        cfg,
+        [Bucket(*b) for b in config.data.buckets],
+        rows=config.rows,
+        accum=config.accum,
+        shard=shard,
+        shuffle=False,
+        epochs=1,
+        **settings,
+    )
+    try:
+        for _, item in zip(range(config.eval.batches), stream):
+            yield item
+    finally:
+        stream.close()
+
+
+def fingerprint(config: Any, data: Sequence[Any]) -> str:
+    """16 hex digits over the data and what determines the order of batches; the same on any mesh and process count."""
+    return pipeline.fingerprint(
+        data,
+        [Bucket(*b) for b in config.data.buckets],
+        rows=config.rows,
+        accum=config.accum,
+        seed=config.seed,
+        objective=config.objective,
+    )
+
+
+def steps_of_epochs(
+    config: Any, data: Sequence[Any], make: Callable, tokenizer: Any, cfg: Config, sample: int = 256
+) -> int:
+    """Optimizer steps of `config.epochs` passes, from how `sample` records (evenly spread) pack into batches."""
+    picked = [data[int(i)] for i in np.linspace(0, len(data) - 1, min(sample, len(data)))]
+    examples = [e for i, record in enumerate(picked) for e in make(record, i)]
+    buckets = [Bucket(*b) for b in config.data.buckets]
+    small = {k: v for k, v in _settings(config, cfg, make, 0).items() if k == "images"}
+    rows = sum(
+        sum(bool(keys) for part in meta.keys for keys in part)
+        for _, meta in pipeline.eval_batches(examples, tokenizer, cfg, buckets, rows=1, on_bad_record="skip", **small)
+    )
+    total = config.epochs * len(data) * rows / len(picked)
+    return max(1, round(total / (config.rows * config.accum)))

@@ -1,0 +1,82 @@
+"""The trained model as other tools read it: a Hugging Face folder (full) or a PEFT adapter folder (lora), with a card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edit_rl_jax.data.images import ImageSettings
+from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
+from edit_rl_jax.training import state as st
+from edit_rl_jax.training.build import Program
+
+METADATA = "edit_rl.json"
+
+
+def metadata(config: Any, prompts: Any) -> dict[str, Any]:
+    """What inference must share with training: the prompt texts and the pixel budget. Stored as `edit_rl.json`."""
+    return {
+        "objective": config.objective,
+        "prompts": prompts.to_json() if prompts is not None else None,
+        "images": {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels},
+    }
+
+
+def stored_metadata(folder: str | Path) -> dict[str, Any]:
+    """The `edit_rl.json` of a model or adapter folder; {} where there is none (a plain Hugging Face model)."""
+    path = Path(folder) / METADATA
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def export(
+    program: Program, trainable: st.Flat, folder: Path, *, tokenizer: Any, prompts: Any, facts: dict[str, Any]
+) -> Path:
+    """Writes the model (`trainable: full`) or the adapter (`lora`) with tokenizer, processor, metadata and card.
+
+    facts: of the card: `data`, `steps`, final figures. Every process must call; the first writes.
+    """
+    config, state = program.config, st.unflatten(program.trainable_state, trainable)
+    if config.model.trainable == "full":
+        weights.save(state, program.model_config, folder)
+    else:
+        lora = config.model.lora
+        adapter = peft.make_adapter(state, lora.rank, lora.alpha, config.model.init_from or None)
+        peft.save(state, adapter, folder)
+    if jax.process_index():
+        return folder
+    v, d = program.model_config.vision, config.data
+    images = ImageSettings(
+        v.patch_size, v.temporal_patch_size, v.spatial_merge_size, min_pixels=d.min_pixels, max_pixels=d.max_pixels
+    )
+    tokenizer.save_pretrained(str(folder))
+    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    write("preprocessor_config.json", images.to_hf())
+    write(METADATA, metadata(config, prompts))
+    (folder / "README.md").write_text(card(config, prompts, facts))
+    return folder
+
+
+def card(config: Any, prompts: Any, facts: dict[str, Any]) -> str:
+    """The model card: base, data, prompt version, figures, licence."""
+    m = config.model
+    size = {hub_id: s for s, hub_id in sizes.HUB_IDS.items()}.get(m.init_from, "")
+    licence = sizes.LICENCES[size] if size else "that of the base" if m.init_from else "Apache-2.0"
+    base = f"`{m.init_from}`{f' @ {m.revision}' if m.revision else ''}" if m.init_from else "none: random weights"
+    kind = f"LoRA adapter, rank {m.lora.rank}, alpha {m.lora.alpha:g}" if m.trainable == "lora" else "all weights"
+    asked = f"{prompts.name} version {prompts.version}, sha256 {prompts.sha256}" if prompts is not None else "none"
+    rows = "\n".join(f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |" for k, v in facts.items())
+    head = f"---\nbase_model: {m.init_from}\nlibrary_name: peft\n---\n" if m.trainable == "lora" and m.init_from else ""
+    return f"""{head}# {config.name or "A reward model of image edits"}
+
+Trained by edit_rl_jax, objective `{config.objective}`.
+
+| | |
+|---|---|
+| base | {base} |
+| trained | {kind} |
+| data | {config.data.train} |
+| prompts | {asked} |
+| licence | {licence} |
+{rows}
+"""

@@ -1,0 +1,81 @@
+"""What a run's folder says about itself (`config.json`), and the refusal to resume a different run."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from edit_rl_jax.training.config import ConfigError, difference
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "edit-rl-jax")
+
+
+def local_folder(workdir: str) -> tuple[Path, epath.Path | None]:
+    """(folder to write to, remote folder to mirror to or None)."""
+    if "://" not in workdir:
+        return Path(workdir), None
+    name = workdir.rstrip("/").replace("://", "_").replace("/", "_")
+    return Path(tempfile.gettempdir()) / "edit_rl_jax" / name, epath.Path(workdir)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def git_commit() -> str:
+    """Commit of the checkout that this package runs from, with "+changes" if it differs; "" outside a checkout."""
+    git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
+    root = Path(__file__).resolve().parents[2]
+    try:
+        found = git("rev-parse", "HEAD")
+        if found.returncode or not (root / "pyproject.toml").exists():
+            return ""
+        return found.stdout.strip() + ("+changes" if git("status", "--porcelain", "-uno").stdout.strip() else "")
+    except OSError:
+        return ""
+
+
+def describe(config: Any, mesh: Any, **facts: Any) -> dict[str, Any]:
+    """The content of `config.json`: the config and everything else that a reader needs to repeat the run.
+
+    facts: `steps`, `data_hash` and `base_hash` among them, which must not change on resume.
+    """
+    device = mesh.devices.flat[0]
+    return {
+        "config": config.to_dict(),
+        **facts,
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "device": {"kind": device.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
+        "processes": jax.process_count(),
+    }
+
+
+FIXED = ("steps", "data_hash", "base_hash")
+
+
+def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:
+    """Whether the folder already holds this run. Raises ConfigError, printing the difference, when it holds another."""
+    path = folder / "config.json"
+    if not path.exists():
+        return False
+    old = json.loads(path.read_text())
+    changed = difference(old["config"], json.loads(json.dumps(now["config"])))
+    changed |= {k: (old.get(k), now.get(k)) for k in FIXED if old.get(k) != now.get(k)}
+    if changed:
+        lines = "\n".join(f"  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
+        raise ConfigError(f"{folder} holds a run under another config; use another --workdir. Changed:\n{lines}")
+    return True
