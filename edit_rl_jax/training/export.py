@@ -1,4 +1,4 @@
-"""The trained model as other tools read it: a Hugging Face folder (full) or a PEFT adapter folder (lora), with a card."""
+"""The trained model as other tools read it: a Hugging Face folder (full) or a PEFT adapter folder (lora), with card."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A run of seconds: a micro model learns colour names. `--config.model.tokenizer DIR` is required.
 
-    python scripts/train_rm.py --config tests/training/toy_config.py --workdir runs/toy --config.model.tokenizer DIR
+python scripts/train_rm.py --config tests/training/toy_config.py --workdir runs/toy --config.model.tokenizer DIR
 """
 
 import json
