@@ -12,44 +12,38 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edit_rl_jax.rewards.editscore import prompts as prompts_lib
+from edit_rl_jax.data.example import Example
+from edit_rl_jax.data.records import EditRecord, RecordError, check_scores
+from edit_rl_jax.rewards.editscore.prompts import Prompts, answer, get
 
 Metrics = dict[str, tuple[Array, Array]]
 
 
-def to_examples(record, seed: int = 0, *, prompts: str | prompts_lib.Prompts = "tiny") -> list:
+def to_examples(record: EditRecord, seed: int = 0, *, prompts: str | Prompts = "tiny") -> list[Example]:
     """An SC example (source, edited) and a PQ example (edited); a question without scores in the record is left out.
 
-    `seed` is unused: a record always gives the same examples. Raises ValueError, naming the record, on an empty
-    instruction, scores outside 0..25, or an image that cannot be decoded.
+    `seed` is unused: a record always gives the same examples. Raises RecordError on an empty instruction or scores that
+    are not two integers on 0..25. Images stay encoded until their batch is built.
     """
-    from edit_rl_jax.data.example import Example
-    from edit_rl_jax.data.images import decode_image
-
     del seed
-    texts = prompts_lib.get(prompts)
+    texts, key = get(prompts), record.key
+    questions = (
+        ("sc", (record.source, record.edited), check_scores(key, "sc", record.sc), record.sc_reasoning),
+        ("pq", (record.edited,), check_scores(key, "pq", record.pq), record.pq_reasoning),
+    )
     try:
-        source, edited = decode_image(record.source), decode_image(record.edited)
-        questions = (
-            ("sc", (source, edited), record.sc, record.sc_reasoning),
-            ("pq", (edited,), record.pq, record.pq_reasoning),
-        )
         return [
-            Example(
-                prompt=texts.build(question, record.instruction, images),
-                answer=prompts_lib.answer(reasoning or "", score),
-                key=f"{record.key}/{question}",
-            )
+            Example(texts.build(question, record.instruction, images), answer(reasoning, score), f"{key}/{question}")
             for question, images, score, reasoning in questions
             if score is not None
         ]
     except ValueError as error:
-        raise ValueError(f"record {record.key!r}: {error}") from error
+        raise RecordError(key, str(error)) from None
 
 
-def examples_with(prompts: str | prompts_lib.Prompts) -> Callable[..., list]:
+def examples_with(prompts: str | Prompts) -> Callable[[EditRecord, int], list[Example]]:
     """`to_examples` bound to one set of prompts, for the data pipeline (picklable)."""
-    return partial(to_examples, prompts=prompts_lib.get(prompts))
+    return partial(to_examples, prompts=get(prompts))
 
 
 def loss(model: Any, batch: Mapping, *, chunk: int = 256) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:

@@ -14,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 
-SCORE_RANGE = 25
+from edit_rl_jax.data.records import SCORE_RANGE
+
 END = "<|im_end|>"
 Question = Literal["sc", "pq"]
-Parts = tuple["str | np.ndarray", ...]
+Image = np.ndarray | bytes
+Parts = tuple[str | Image, ...]
 
 
 def plain(text: str) -> str:
@@ -28,7 +30,7 @@ def plain(text: str) -> str:
 def check_instruction(instruction: str) -> str:
     """The instruction, stripped and made plain. Raises ValueError when it is empty."""
     if not instruction or not instruction.strip():
-        raise ValueError("the edit instruction is empty")
+        raise ValueError("empty instruction")
     return plain(instruction.strip())
 
 
@@ -59,8 +61,8 @@ class Prompts:
             raise ValueError(f"prompts {prompts.name!r} were altered: sha256 {prompts.sha256} != {stored['sha256']}")
         return prompts
 
-    def build(self, question: Question, instruction: str, images: Sequence[np.ndarray]) -> Parts:
-        """ChatML up to the assistant's turn as alternating text and uint8 [H, W, 3] images.
+    def build(self, question: Question, instruction: str, images: Sequence[Image]) -> Parts:
+        """ChatML up to the assistant's turn as alternating text and images (uint8 [H, W, 3] or encoded bytes).
 
         SC takes [source, edited], PQ [edited]. Raises ValueError on an empty instruction or another number of images.
         """

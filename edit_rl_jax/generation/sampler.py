@@ -1,0 +1,66 @@
+"""From logits to tokens: temperature, top-k, top-p, greedy; random numbers are counted, never carried."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; static (a part of the compiled program).
+
+    Attributes:
+      temperature: 0 = greedy.
+      top_k: only the k most likely tokens; 0 = all.
+      top_p: of those, the smallest set that holds this probability; 1 = all.
+      max_new_tokens: an answer's limit, its stop token included.
+      stop_tokens: ids that end an answer.
+    """
+
+    temperature: float = 0.7
+    top_k: int = 20
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+    stop_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+            raise ValueError(f"impossible sampling settings: {self}")
+
+
+def greedy(max_new_tokens: int, stop_tokens: tuple[int, ...] = ()) -> Sampling:
+    """The most likely token each time."""
+    return Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
+
+
+def item_keys(seed: Array | int, purpose: Array | int, items: Int[Array, " P"], passes: int) -> Key[Array, "P K"]:
+    """One key for each (item, pass): fold_in of run seed, purpose, item, pass. Independent of the batch's composition."""
+    base = jax.random.fold_in(jax.random.key(seed), purpose)
+    one = lambda item, k: jax.random.fold_in(jax.random.fold_in(base, item), k)
+    return jax.vmap(lambda item: jax.vmap(lambda k: one(item, k))(jnp.arange(passes)))(items)
+
+
+def sample(
+    logits: Float[Array, "*batch V"], keys: Key[Array, "*batch"], step: Array | int, sampling: Sampling
+) -> Int[Array, "*batch"]:
+    """The token of position `step` of each answer, int32; filters in the order temperature, top-k, top-p."""
+    logits = logits.astype(jnp.float32)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if sampling.top_k or sampling.top_p < 1:
+        best, ids = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]) or logits.shape[-1])
+    else:
+        best, ids = logits, None
+    best = best / sampling.temperature
+    if sampling.top_p < 1:
+        p = jax.nn.softmax(best, axis=-1)
+        before = jnp.cumsum(p, axis=-1) - p
+        best = jnp.where(before < sampling.top_p, best, -jnp.inf)
+    flat = best.reshape(-1, best.shape[-1])
+    draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
+    choice = jax.vmap(draw)(keys.reshape(-1), flat).reshape(keys.shape)
+    if ids is not None:
+        choice = jnp.take_along_axis(ids, choice[..., None], axis=-1)[..., 0]
+    return choice.astype(jnp.int32)
