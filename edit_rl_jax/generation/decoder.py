@@ -38,8 +38,14 @@ class Decoder(Protocol):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Answers. `tokens` i32 [P, K, N], -1 after the end; `lengths` i32 [P, K], the stop token included; `stopped` [P, K]
-    is False where the limit cut the answer; `steps` is the number of decode steps that the batch took."""
+    """Answers.
+
+    Attributes:
+      tokens: i32 [P, K, N], -1 after the end.
+      lengths: i32 [P, K], the stop token included.
+      stopped: bool [P, K], False where the limit cut the answer (and for prompts without tokens).
+      steps: tokens written by the longest answer of the batch.
+    """
 
     tokens: Int[Array, "P K N"]
     lengths: Int[Array, "P K"]
@@ -79,7 +85,7 @@ def decode(model: Any, prefix: Prefix, keys: Key[Array, "P K"], sampling: Sampli
     ended = lambda token: jnp.any(token[..., None] == stops[None, None], axis=-1)
 
     def advance(step, own, token):
-        """The logits [P, K, V] that follow token number `step` (from 0) of each answer, and the cache with that token."""
+        """Logits [P, K, V] after token number `step` (from 0) of each answer, and the cache with that token."""
         tokens = jnp.maximum(token, 0).reshape(P * K, 1)
         at = jnp.repeat(prefix.next_position + step, K)
         positions = jnp.broadcast_to(at[:, None, None], (P * K, 3, 1))

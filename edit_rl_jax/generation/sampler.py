@@ -36,7 +36,7 @@ def greedy(max_new_tokens: int, stop_tokens: tuple[int, ...] = ()) -> Sampling:
 
 
 def item_keys(seed: Array | int, purpose: Array | int, items: Int[Array, " P"], passes: int) -> Key[Array, "P K"]:
-    """One key for each (item, pass): fold_in of run seed, purpose, item, pass. Independent of the batch's composition."""
+    """One key for each (item, pass): fold_in of run seed, purpose, item, pass, whatever else is in the batch."""
     base = jax.random.fold_in(jax.random.key(seed), purpose)
     one = lambda item, k: jax.random.fold_in(jax.random.fold_in(base, item), k)
     return jax.vmap(lambda item: jax.vmap(lambda k: one(item, k))(jnp.arange(passes)))(items)
