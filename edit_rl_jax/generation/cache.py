@@ -71,7 +71,8 @@ def decode_attention(
     """One new token of each of B = P * K answers against its prompt's prefix, its `step` earlier tokens, and itself.
 
     `prefix` k, v [P, Hkv, T, d]; `own` k, v [P, Hkv, K, N, d]. The prefix is multiplied with all K queries of its
-    prompt at once and never copied. One softmax (fp32) over the joined scores is the two-part softmax merged by log-sum-exp.
+    prompt at once and never copied. One softmax (fp32) over the joined scores is the
+    two-part softmax merged by log-sum-exp.
     Returns the output and the token's (k, v) as [P, Hkv, K, d].
     """
     (pk, pv), (ok, ov) = prefix, own
