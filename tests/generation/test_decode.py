@@ -17,7 +17,7 @@ from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.qwen2_5_vl.positions import rope_index
 from tests.parity import tiny
 
-BUCKET = Bucket(tokens=72, vision_rows=1, row_patches=192, answers=1)
+BUCKET = Bucket(tokens=96, vision_rows=1, row_patches=192, answers=1)
 GRIDS = [((1, 6, 10),), ((1, 10, 14), (1, 4, 6)), (), ((1, 2, 18),)]
 WARM = Sampling(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=12)
 
@@ -66,17 +66,26 @@ def recomputed(model, sample, n):
     return tokens[start:]
 
 
-def test_greedy_equals_a_full_recompute(model):
+@pytest.fixture(scope="module")
+def greedily(model):
+    return Generator(model, greedy(64), samples=2)
+
+
+@pytest.fixture(scope="module")
+def warmly(model):
+    return Generator(model, WARM, samples=3)
+
+
+def test_greedy_equals_a_full_recompute(model, greedily):
     samples = prompts(model.cfg)
-    out = Generator(model, greedy(12))(batch_of(model.cfg, samples), range(len(samples)))
+    out = greedily(batch_of(model.cfg, samples), range(4))
     for i, s in enumerate(samples):
-        np.testing.assert_array_equal(out.tokens[i, 0], recomputed(model, s, 12))
+        np.testing.assert_array_equal(out.tokens[i, 0, :12], recomputed(model, s, 12))
 
 
-def test_greedy_equals_transformers_for_64_tokens(pair):
+def test_greedy_equals_transformers_for_64_tokens(pair, greedily):
     reference, model = pair
-    samples = prompts(model.cfg)
-    out = Generator(model, greedy(64), samples=2)(batch_of(model.cfg, samples), range(len(samples)))
+    out = greedily(batch_of(model.cfg, prompts(model.cfg)), range(4))
     for i, grids in enumerate(GRIDS):
         inputs = tiny.sample(10 + i, grids, text=4 + i).torch()
         with torch.no_grad():
@@ -86,50 +95,44 @@ def test_greedy_equals_transformers_for_64_tokens(pair):
             np.testing.assert_array_equal(out.tokens[i, k], theirs)
 
 
-def test_shared_prefill_equals_separate_prompts(model):
-    samples = prompts(model.cfg)
-    shared = Generator(model, WARM, samples=3)(batch_of(model.cfg, samples), range(len(samples)))
-    alone = Generator(model, WARM, samples=1)
-    assert len({tuple(t) for t in np.asarray(shared.tokens).reshape(-1, 12)}) == 3 * len(samples)  # all different
-    single = alone(batch_of(model.cfg, samples), range(len(samples)))
-    np.testing.assert_array_equal(shared.tokens[:, 0], single.tokens[:, 0])  # pass 0 has the same keys
-    for k in (1, 4):
-        ours = Generator(model, greedy(12), samples=k)(batch_of(model.cfg, samples), range(len(samples)))
-        np.testing.assert_array_equal(ours.tokens, np.repeat(np.asarray(ours.tokens[:, :1]), k, axis=1))
-
-
-def test_an_item_is_the_same_in_any_row_and_company(model):
-    a, b, c, d = prompts(model.cfg)
-    generate = Generator(model, WARM, samples=2)
-    first = generate(batch_of(model.cfg, [a, b, c, d]), [0, 1, 2, 3])
-    moved = generate(batch_of(model.cfg, [c, None, d, a]), [2, 99, 3, 0])
-    for item, row in ((2, 0), (3, 2), (0, 3)):
-        np.testing.assert_array_equal(first.tokens[item], moved.tokens[row])
-    assert generate.programs == 1
-    again = generate(batch_of(model.cfg, [a, b, c, d]), [0, 1, 2, 3], seed=1)
-    assert (np.asarray(again.tokens) != np.asarray(first.tokens)).any() and generate.programs == 1
-
-
-def test_stop_tokens_end_an_answer_and_the_loop(model):
-    samples = prompts(model.cfg)
-    free = np.asarray(Generator(model, greedy(12))(batch_of(model.cfg, samples), range(4)).tokens[:, 0])
-    stops = tuple({int(row[3]) for row in free})
-    out = Generator(model, greedy(12, stops))(batch_of(model.cfg, [*samples, None]), range(5))
-    for row, tokens, length in zip(free, out.tokens[:, 0], out.lengths[:, 0]):
-        end = next(i for i, t in enumerate(row) if t in stops) + 1
-        np.testing.assert_array_equal(tokens, np.where(np.arange(12) < end, row, -1))
-        assert length == end
-    assert out.steps == out.lengths.max() <= 4
-    assert out.stopped[:4].all() and not out.stopped[4] and out.lengths[4, 0] == 0
-
-
-def test_left_padding_gives_the_same_answers(model):
+def test_left_padding_gives_the_same_answers(model, greedily):
     samples = prompts(model.cfg)
     batch = batch_of(model.cfg, samples)
     left = {k: np.array(v) for k, v in batch.items()}
     for r, s in enumerate(samples):
-        shift = BUCKET.tokens - len(s.tokens)
         for k in ("tokens", "positions", "segments", "image_index"):
-            left[k][r] = np.roll(batch[k][r], shift, axis=-1)
-    generate = Generator(model, greedy(12))
-    np.testing.assert_array_equal(generate(batch, range(4)).tokens, generate(left, range(4)).tokens)
+            left[k][r] = np.roll(batch[k][r], BUCKET.tokens - len(s.tokens), axis=-1)
+    np.testing.assert_array_equal(greedily(batch, range(4)).tokens, greedily(left, range(4)).tokens)
+
+
+def test_shared_prefill_equals_separate_prompts(model, warmly):
+    a, b, c, d = samples = prompts(model.cfg)
+    shared = np.asarray(warmly(batch_of(model.cfg, samples), range(4)).tokens)
+    assert len({tuple(t) for t in shared.reshape(-1, 12)}) == 12  # all different
+    alone = Generator(model, WARM, samples=1)
+    np.testing.assert_array_equal(shared[:, :1], alone(batch_of(model.cfg, samples), range(4)).tokens)
+
+
+def test_an_item_is_the_same_in_any_row_and_company(model, warmly):
+    a, b, c, d = prompts(model.cfg)
+    first = warmly(batch_of(model.cfg, [a, b, c, d]), [0, 1, 2, 3])
+    moved = warmly(batch_of(model.cfg, [c, None, d, a]), [2, 99, 3, 0])
+    for item, row in ((2, 0), (3, 2), (0, 3)):
+        np.testing.assert_array_equal(first.tokens[item], moved.tokens[row])
+    again = warmly(batch_of(model.cfg, [a, b, c, d]), [0, 1, 2, 3], seed=1)
+    assert (np.asarray(again.tokens) != np.asarray(first.tokens)).any()
+    assert warmly.programs == 1
+
+
+def test_stop_tokens_end_an_answer_and_the_loop(model, greedily):
+    samples = prompts(model.cfg)
+    free = np.asarray(greedily(batch_of(model.cfg, samples), range(4)).tokens[:, 0, :12])
+    stops = tuple({int(row[3]) for row in free})
+    batch = batch_of(model.cfg, [*samples[:3], None])
+    out = Generator(model, greedy(12, stops))(batch, range(4))
+    for row, tokens, length in zip(free[:3], out.tokens[:, 0], out.lengths[:, 0]):
+        end = next(i for i, t in enumerate(row) if t in stops) + 1
+        np.testing.assert_array_equal(tokens, np.where(np.arange(12) < end, row, -1))
+        assert length == end
+    assert out.steps == out.lengths.max() <= 4
+    assert out.stopped[:3].all() and not out.stopped[3].any() and out.lengths[3, 0] == 0
