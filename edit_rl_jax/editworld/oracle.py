@@ -1,0 +1,342 @@
+"""The oracle: scores any pixels as an edit of a known scene, by reading them.
+
+It explains a picture as (colour cast, blur) of a scene of the world plus a remainder. The scene it reads decides
+semantic consistency (success, over-editing); cast and blur decide naturalness, the remainder (noise, blocks, anything
+that no scene explains) artifacts. Each is a float on 0-25.
+*Success* = both of the first two >= 20, both of the last two >= 18.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from edit_rl_jax.editworld import render
+from edit_rl_jax.editworld.edits import Edit, Target
+from edit_rl_jax.editworld.scene import (
+    BACKGROUND_SLOT,
+    BACKGROUNDS,
+    COLOURS,
+    MATERIALS,
+    SHAPES,
+    SIZES,
+    Obj,
+    Scene,
+)
+
+WORKING = 84
+OFFSETS = tuple((x, y) for y in (-1, 0, 1) for x in (-1, 0, 1))
+_BLURS = (0.0, 1.1, 1.8)  # native pixels: the banks of blurred templates
+_SIGMAS = np.concatenate([[0.0], np.linspace(0.3, 4.0, 38)])
+_EXTRA = (25.0, 14.0, 8.0, 4.0, 1.0)  # over-editing by the number of unasked changes
+_PARTIAL = (1.0, 0.6, 0.36, 0.2, 0.1)  # an added or replacing object by its number of wrong attributes
+_LOOKS = [(s, z) for s in SHAPES for z in SIZES]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the oracle says. `severities`: damage by kind on 0-1; `fractions`: how far each change was made; `extra`:
+    unasked changes; `scene`: what it read."""
+
+    success: float
+    over_editing: float
+    naturalness: float
+    artifacts: float
+    severities: dict[str, float]
+    fractions: tuple[float, ...]
+    extra: float
+    scene: Scene
+
+    @property
+    def sc(self) -> tuple[int, int]:
+        """(success, over-editing) as integers 0-25"""
+        return round(self.success), round(self.over_editing)
+
+    @property
+    def pq(self) -> tuple[int, int]:
+        """(naturalness, artifacts) as integers 0-25"""
+        return round(self.naturalness), round(self.artifacts)
+
+    @property
+    def overall(self) -> float:
+        """sqrt(min SC * min PQ)"""
+        return math.sqrt(min(self.success, self.over_editing) * min(self.naturalness, self.artifacts))
+
+    @property
+    def is_success(self) -> bool:
+        """both SC at least 20 and both PQ at least 18"""
+        return min(self.success, self.over_editing) >= 20 and min(self.naturalness, self.artifacts) >= 18
+
+
+def prepare(pixels: np.ndarray) -> np.ndarray:
+    """Pixels [H, W, 3] (uint8, or float on 0-255) -> f32 [n, n, 3], n a multiple of 6 and at most WORKING.
+
+    Larger pictures are averaged down over areas, smaller ones keep their own size. Raises ValueError for another shape
+    or a value that is not finite.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < 24:
+        raise ValueError(f"the oracle wants pixels [H, W, 3] of at least 24x24, got {pixels.shape}")
+    x = np.asarray(pixels, np.float32)
+    if pixels.dtype != np.uint8 and not np.isfinite(x).all():
+        raise ValueError("pixels are not finite")
+    n = min(WORKING, min(x.shape[:2]) // 6 * 6)
+    if x.shape[0] != n:
+        x = np.tensordot(_area(x.shape[0], n), x, 1)
+    if x.shape[1] != n:
+        x = np.tensordot(_area(x.shape[1], n), x, (1, 1)).transpose(1, 0, 2)
+    return x
+
+
+@functools.lru_cache(maxsize=64)
+def _area(size: int, n: int) -> np.ndarray:
+    """[n, size] matrix that averages over areas."""
+    edges = np.linspace(0, size, n + 1)
+    i = np.arange(size)
+    cover = np.minimum(edges[1:, None], i + 1) - np.maximum(edges[:-1, None], i)
+    return (np.clip(cover, 0, None) * n / size).astype(np.float32)
+
+
+def _half_size(x: np.ndarray) -> np.ndarray:
+    n = x.shape[0]
+    return x.reshape(n // 2, 2, n // 2, 2, -1).mean((1, 3))
+
+
+def _cells(x: np.ndarray) -> np.ndarray:
+    """[n, n, C] -> [pixels of a cell, 9, C]"""
+    n = x.shape[0] // 3
+    return x.reshape(3, n, 3, n, -1).transpose(1, 3, 0, 2, 4).reshape(n * n, 9, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _bank(n: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Templates at half size: (mask products, masks [3, materials, 108, pixels]); 108 = shape x size x offset."""
+    cell = n // 3
+    m = render.dct(cell)
+    gain = render.blur_gain(n, sigma)[: 3 * cell : 3]
+    b = m.T @ (gain[:, None] * m) if sigma else np.eye(cell, dtype=np.float32)
+    out = np.empty((2, len(MATERIALS), len(_LOOKS) * len(OFFSETS), (cell // 2) ** 2), np.float32)
+    for i, material in enumerate(MATERIALS):
+        for j, (shape, size) in enumerate(_LOOKS):
+            for k, offset in enumerate(OFFSETS):
+                for layer, mask in enumerate(render.masks(shape, size, material, offset, (0, 0), n)):
+                    out[layer, i, j * len(OFFSETS) + k] = _half_size((b @ mask @ b.T)[..., None]).ravel()
+    both = out.sum(0)
+    inner = np.stack([(out[0] ** 2).sum(-1), (out[0] * out[1]).sum(-1), (out[1] ** 2).sum(-1)])
+    return inner, np.concatenate([out, both[None]])
+
+
+@functools.lru_cache(maxsize=64)
+def _background(name: str, n: int, sigma: float) -> np.ndarray:
+    """A background at half size [n/2, n/2, 3], blurred."""
+    image = render.background(name, n)
+    return _half_size(render.blur(image, sigma) if sigma else image)
+
+
+@functools.lru_cache(maxsize=64)
+def _background_terms(name: str, n: int, sigma: float) -> np.ndarray:
+    """Inner products of templates and a background at brightness 1: first x 3 channels, second x 3, square."""
+    _, masks = _bank(n, sigma)
+    back = _cells(_background(name, n, sigma))
+    flat = back.reshape(back.shape[0], -1)
+    first = (masks[0] * masks[2]) @ flat
+    second = (masks[1] * masks[2]) @ flat
+    square = (masks[2] ** 2) @ (back**2).sum(-1)
+    shape = (*first.shape[:2], 9, 3)
+    return np.concatenate([first.reshape(shape), second.reshape(shape), square[..., None]], -1)
+
+
+@functools.cache
+def _palette() -> tuple[np.ndarray, np.ndarray]:
+    """(colours [8, 3], second colours [materials, 8, 3])"""
+    first = np.array(list(COLOURS.values()), np.float32)
+    return first, np.array([[render.second_colour(m, c) for c in COLOURS] for m in MATERIALS])
+
+
+def _read_background(half: np.ndarray, n: int, known: dict[str, float]) -> tuple[str, np.ndarray]:
+    """(name, colour cast [3]): the background whose texture explains most pixels best; `known`: brightness by name."""
+    best: tuple[float, str, np.ndarray] | None = None
+    for name in BACKGROUNDS:
+        d = half - _background(name, n, 0.0) * np.float32(known.get(name, 1.0))
+        cast = np.median(d.reshape(-1, 3), axis=0)
+        cost = np.minimum(np.abs(d - cast), 40).mean() + 0.08 * np.abs(cast).max() - (name in known)
+        if best is None or cost < best[0]:
+            best = cost, name, cast
+    assert best is not None
+    return best[1], np.where(np.abs(best[2]).max() < 8, 0, best[2]).astype(np.float32)
+
+
+def _read_cells(half: np.ndarray, name: str, brightness: float, n: int, sigma: float):
+    """Best template of every cell: (cost [9], index [9] into materials x 108 x colours, or -1 for nothing)."""
+    inner, masks = _bank(n, sigma)
+    back = _background(name, n, sigma) * np.float32(brightness)
+    z = _cells(half - back)
+    first, second = _palette()
+    pixels = z.shape[0]
+    dots = (masks[:2].reshape(-1, pixels) @ z.reshape(pixels, -1)).reshape(2, *masks.shape[1:3], 9, 3)
+    own = masks[2].reshape(-1, pixels) @ (z * _cells(back)).sum(-1)
+    terms = _background_terms(name, n, sigma)
+    b = np.float32(brightness)
+    # |z - T|^2 - |z|^2 with T = first * C + second * C2 - both * background, for every template, cell and colour
+    lin1 = -2 * (dots[0] + b * terms[..., :3])  # times C
+    lin2 = -2 * (dots[1] + b * terms[..., 3:6])
+    const = 2 * own.reshape(*masks.shape[1:3], 9) + b * b * terms[..., 6]
+    quad = (
+        inner[0][..., None] * (first**2).sum(-1)
+        + 2 * inner[1][..., None] * (first * second).sum(-1)[:, None]
+        + inner[2][..., None] * (second**2).sum(-1)[:, None]
+    )
+    cost = const[..., None] + quad[:, :, None, :] + lin1 @ first.T + np.einsum("mkct,mpt->mkcp", lin2, second)
+    cost = cost.transpose(2, 0, 1, 3).reshape(9, -1)
+    index = cost.argmin(1)
+    low = cost[np.arange(9), index]
+    nothing = low > -pixels * 6.0
+    return np.where(nothing, 0, low) + (z**2).sum((0, 2)), np.where(nothing, -1, index)
+
+
+def _object(index: int) -> Obj:
+    material, rest = divmod(int(index), len(_LOOKS) * len(OFFSETS) * len(COLOURS))
+    look, rest = divmod(rest, len(OFFSETS) * len(COLOURS))
+    offset, colour = divmod(rest, len(COLOURS))
+    shape, size = _LOOKS[look]
+    return Obj(size, tuple(COLOURS)[colour], MATERIALS[material], shape, OFFSETS[offset])
+
+
+def _brightness(x: np.ndarray, scene: Scene, cell: int) -> float:
+    """Brightness factor of a cell's object that fits the pixels best, within what scenes have."""
+    n = x.shape[0] // 3
+    obj = scene.objects[cell]
+    r, c = cell // 3 * n, cell % 3 * n
+    box = x[r : r + n, c : c + n]
+    back = render.background(scene.background, 3 * n)[r : r + n, c : c + n] * np.float32(scene.brightness)
+    first, second = render.masks(obj.shape, obj.size, obj.material, obj.offset, (0, 0), 3 * n)[..., None]
+    want = first * np.float32(COLOURS[obj.colour]) + second * render.second_colour(obj.material, obj.colour)
+    have = box - back * (1 - first - second)
+    return float(np.clip((have * want).sum() / max(float((want * want).sum()), 1.0), 0.92, 1.08))
+
+
+def read(pixels: np.ndarray, known: tuple[Scene, ...] = ()) -> tuple[Scene, dict[str, float]]:
+    """Reads a scene and the damages' severities (0-1, not clipped above) off any pixels.
+
+    `known` scenes tell the brightness of their backgrounds and break ties between backgrounds.
+    """
+    x = prepare(pixels)
+    n = x.shape[0]
+    half = _half_size(x)
+    brightness = {s.background: s.brightness for s in reversed(known)}
+    name, cast = _read_background(half, n, brightness)
+    light = brightness.get(name, 1.0)
+    reads = [_read_cells(half - cast, name, light, n, s) for s in _BLURS]
+    _, index = min(reads, key=lambda r: r[0].sum())
+    scene = Scene(tuple(None if i < 0 else _object(i) for i in index), name, light)
+    for cell in scene.occupied:
+        factor = _brightness(x - cast, scene, cell)
+        scene = scene.put(cell, dataclasses.replace(scene.objects[cell], brightness=factor))
+    return scene, _severities(x, scene)
+
+
+@functools.lru_cache(maxsize=16)
+def _gains(n: int) -> np.ndarray:
+    """[sigmas, n * n] gains of every blur on every pair of frequencies"""
+    g = np.array([render.blur_gain(n, s) for s in _SIGMAS])
+    return (g[:, :, None] * g[:, None, :]).reshape(len(_SIGMAS), -1)
+
+
+def _severities(x: np.ndarray, scene: Scene) -> dict[str, float]:
+    n = x.shape[0]
+    clean = render.paint(scene, n)
+    cast = (x - clean).mean((0, 1))
+    both = np.concatenate([x - cast, clean], -1)
+    m = render.dct(n)
+    both = np.matmul(m, (m @ both.reshape(n, -1)).reshape(n, n, 6))
+    xf, cf = both[..., :3].reshape(-1, 3), both[..., 3:].reshape(-1, 3)
+    gains = _gains(n)
+    error = (gains**2) @ (cf * cf).sum(-1) - 2 * gains @ (xf * cf).sum(-1)
+    k = int(error.argmin())
+    rest = (xf - gains[k][:, None] * cf).reshape(n, n, 3)
+    total = float((rest**2).mean())
+    rest = np.matmul(m.T, (m.T @ rest.reshape(n, -1)).reshape(n, n, 3))
+    pool = _area(n, render.BLOCKS)
+    coarse = np.matmul(pool, (pool @ rest.reshape(n, -1)).reshape(render.BLOCKS, n, 3))
+    block = float((coarse**2).mean())
+    fine = max(total - block, 0.0)
+    area = (n / render.BLOCKS) ** 2
+    block = max(block - fine / (area - 1), 0.0)
+    chroma = float(np.abs(cast - cast.mean()).max()) + 0.5 * abs(float(cast.mean()))
+    sigma = _SIGMAS[k]
+    return {
+        "noise": max(math.sqrt(fine) - 2.5, 0) / (render.NOISE_STD - 8),
+        "blur": (max(sigma - 0.4, 0) / (render.BLUR_SIGMA - 0.4)) ** 2,
+        "blocks": max(math.sqrt(block) - 1.5, 0) / (render.BLOCK_STD - 8),
+        "cast": max(chroma - 2.0, 0) / (render.CAST - 4),
+    }
+
+
+def _slot_fraction(task: str, old, want, got) -> tuple[float, int]:
+    """(how far one slot is done on 0-1, unasked changes within it)"""
+    if got == want:
+        return 1.0, 0
+    if got == old:
+        return 0.0, 0
+    if task == "background":
+        return _PARTIAL[2], 0
+    if task == "remove" or got is None:
+        return (_PARTIAL[3], 0) if task == "remove" else (0.0, 1)
+    if task in ("add", "replace"):
+        return _PARTIAL[sum(a != b for a, b in zip(want, got))], 0
+    asked = [i for i, (a, b) in enumerate(zip(old, want)) if a != b]
+    extra = any(got[i] != want[i] for i in range(4) if i not in asked)
+    right, touched = all(got[i] == want[i] for i in asked), all(got[i] != old[i] for i in asked)
+    return 1.0 if right else _PARTIAL[2] if touched else 0.0, int(extra)
+
+
+def judge_against(slots: tuple, source: tuple, target: Target, edit: Edit) -> tuple[tuple[float, ...], int]:
+    """(how far each change was made, number of unasked changes) of a scene's slots, for one acceptable result."""
+    want = target.scene.slots
+    fractions, extra = [], 0
+    concerned = {s for group in target.slots for s in group}
+    for op, group in zip(edit.ops, target.slots):
+        if op.task == "move":
+            left, there = slots[group[0]] is None, slots[group[1]] == want[group[1]]
+            elsewhere = any(slots[i] == want[group[1]] != source[i] for i in range(BACKGROUND_SLOT))
+            part = (1.0 if there else _PARTIAL[2] if elsewhere else _PARTIAL[3]) if left else 0.5 if there else 0.0
+            extra += not left and slots[group[0]] != source[group[0]]
+        else:
+            part, more = _slot_fraction(op.task, source[group[0]], want[group[0]], slots[group[0]])
+            extra += more
+        fractions.append(part)
+    extra += sum(slots[i] != source[i] for i in range(len(slots)) if i not in concerned)
+    return tuple(fractions), extra
+
+
+def judge(scene: Scene, edit: Edit) -> tuple[tuple[float, ...], int]:
+    """`judge_against` the acceptable result that is kindest to the scene."""
+    source, slots = edit.source.slots, scene.slots
+    found = [judge_against(slots, source, t, edit) for t in edit.targets]
+    return max(found, key=lambda f: (semantic(*f)[0] + semantic(*f)[1], min(semantic(*f))))
+
+
+def semantic(fractions: tuple[float, ...], extra: int) -> tuple[float, float]:
+    """(success, over-editing) on 0-25"""
+    return 25 * (sum(fractions) / len(fractions)) ** 1.35, _EXTRA[min(extra, 4)]
+
+
+def _quality(*severities: float) -> float:
+    return 25 - 23 * min(1.0, math.sqrt(sum(s * s for s in severities)))
+
+
+def score(pixels: np.ndarray, edit: Edit) -> Verdict:
+    """Scores pixels [H, W, 3] (uint8, or float on 0-255, any size) as a result of an edit. Raises as `prepare`."""
+    scene, severities = read(pixels, (edit.source, *(t.scene for t in edit.targets[:1])))
+    fractions, extra = judge(scene, edit)
+    success, over = semantic(fractions, extra)
+    return Verdict(
+        success,
+        over,
+        _quality(severities["blur"], severities["cast"]),
+        _quality(severities["noise"], severities["blocks"]),
+        severities,
+        fractions,
+        extra,
+        scene,
+    )
