@@ -25,10 +25,10 @@ $(RUN):
 
 $(VENV)/demo.installed: pyproject.toml setup.py | $(RUN)
 	@echo "installing the package into $(VENV) (once, a minute or two)"
-	$(RUN) -m pip install --quiet --editable .
+	$(RUN) -m pip install --quiet --no-compile --editable .
 	@touch $@
 
 $(VENV)/test.installed: pyproject.toml setup.py | $(RUN)
 	@echo "installing the package and the test tools into $(VENV) (once, a few minutes)"
-	$(RUN) -m pip install --quiet --editable ".[test]"
+	$(RUN) -m pip install --quiet --no-compile --editable ".[test]"
 	@touch $@ $(VENV)/demo.installed

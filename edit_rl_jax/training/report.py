@@ -53,7 +53,7 @@ def write_report(workdir: str | os.PathLike, samples: Iterable[Sample] = ()) -> 
     folder = epath.Path(workdir)
     config, figures = _read(folder / "config.json"), _read(folder / "eval.json")
     rows, samples = metrics.read(str(folder / "metrics.jsonl")), list(samples)
-    name = str(config.get("name") or _inner(config, "name") or folder.name)
+    name = str(_inner(config, "name") or folder.name)
     curves = "".join(_panel(*panel, rows) for panel in PANELS)
     body = [
         f"<header><h1>{_text(name)}</h1><p>{_text(_origin(config, rows))}</p></header>",
@@ -81,9 +81,16 @@ def _inner(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _origin(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line on where the run comes from: what of commit, device, base and steps is known."""
-    known = [f"{k.replace('_', ' ')} {config[k]}" for k in ("git_commit", "device", "base", "date") if config.get(k)]
-    return " · ".join([*known, f"{rows[-1]['step']} steps"] if rows else known)
+    """One line on where the run comes from, as far as it is known."""
+    device, base = config.get("device") or {}, (_inner(config, "model") or {}).get("init_from")
+    known = [
+        f"from {base}" if base else "",
+        f"{rows[-1]['step']:,} steps" if rows else "",
+        f"{device['count']} × {device['kind']}" if device else "",
+        str(config.get("started", "")),
+        f"commit {config['git_commit'][:12]}" if config.get("git_commit") else "",
+    ]
+    return " · ".join(filter(None, known))
 
 
 def _text(value: Any) -> str:

@@ -59,7 +59,9 @@ def run(tmp_path):
         "controls": {"blank_images": 0.512},
     }
     (tmp_path / "eval.json").write_text(json.dumps(figures))
-    (tmp_path / "config.json").write_text(json.dumps({"name": "rm_tiny", "git_commit": "abc123"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"config": {"name": "rm_tiny"}, "git_commit": "abc123", "device": {"kind": "cpu", "count": 8}})
+    )
     return tmp_path
 
 
