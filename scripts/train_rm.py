@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.editscore import prompts as prompts_lib
 from edit_rl_jax.training import build, checkpoint, export, loop, metrics, workdir
@@ -82,7 +81,7 @@ def train(args, overrides) -> int:
     m = config.model
     cfg = build.model_config(config)
     base = weights.local_folder(m.init_from, m.revision or None) if m.init_from else None
-    tokenizer = load_tokenizer(m.tokenizer or base)
+    tokenizer = data_lib.tokenizer(config, base)
     prompts = choose_prompts(config, base)
     make = data_lib.to_examples(config, prompts)
     shard = loop.data_shard(mesh, config.rows)

@@ -44,7 +44,7 @@ def default() -> ConfigDict:
     c.model.revision = ""  # hub revision (commit) of init_from
     c.model.init_adapter = ""  # PEFT folder whose LoRA weights are the start
     c.model.prompts = ""  # named prompt texts; "" = those stored with init_from, else "standard"
-    c.model.tokenizer = ""  # folder or hub id; "" = init_from's
+    c.model.tokenizer = ""  # folder, hub id, or "editworld" (trained on the spot, in a second); "" = init_from's
     c.model.config = ""  # a Hugging Face config.json's content as JSON, or a path; only when init_from is ""
     c.model.trainable = "lora"  # lora | full
     c.model.lora = ConfigDict(dict(rank=32, alpha=64.0, vision=False, merger=False))
@@ -57,6 +57,8 @@ def default() -> ConfigDict:
         "editworld"  # editworld | editworld_perception | a folder written by prepare_data.py | "my_pkg.mod:function"
     )
     c.data.validation = ""  # as train; "" = the same source's validation split (built-in worlds only)
+    c.data.options = ConfigDict()  # further arguments of a built-in world, any keys
+    c.data.shuffle = True
     c.data.size = 100_000  # records of a built-in world
     c.data.validation_size = 256
     c.data.resolution = 84  # pixels of a built-in world
@@ -113,7 +115,7 @@ RESUME_MAY_CHANGE = (
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, leaf value)."""
     for key, value in config.items():
-        if isinstance(value, (ConfigDict, dict)) and key != "mesh_presets":
+        if isinstance(value, (ConfigDict, dict)) and key not in ("mesh_presets", "options"):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value.to_dict() if isinstance(value, ConfigDict) else value

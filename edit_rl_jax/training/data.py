@@ -1,5 +1,6 @@
 """The data of a run, from `config.data`: sources by name, the training pipeline, the validation batches."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from edit_rl_jax.data import pipeline
 from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.packing import Bucket
+from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.training import registry
 from edit_rl_jax.training.config import ConfigError, nearest, resolve
@@ -30,7 +32,7 @@ def source(config: Any, split: str) -> Sequence[Any]:
     name = (d.validation or d.train) if split == "validation" else d.train
     if name in WORLDS:
         size = d.size if split == "train" else d.validation_size
-        return resolve(name, WORLDS)(split, size=size, seed=config.seed, resolution=d.resolution)
+        return resolve(name, WORLDS)(split, size=size, seed=config.seed, resolution=d.resolution, **d.options.to_dict())
     if ":" in name and not Path(name).exists() and "://" not in name:
         return resolve(name, WORLDS)(config, split)
     from edit_rl_jax.data.tfds_builder import EditSource
@@ -39,6 +41,17 @@ def source(config: Any, split: str) -> Sequence[Any]:
         return EditSource(name, split)
     except FileNotFoundError as e:
         raise ConfigError(f"no data '{name}'{nearest(name, list(WORLDS))}: {e}") from e
+
+
+def tokenizer(config: Any, base: Path | None) -> Any:
+    """The tokenizer that `config.model.tokenizer` names, else the base's."""
+    if config.model.tokenizer != "editworld":
+        return load_tokenizer(config.model.tokenizer or base)
+    from edit_rl_jax.editworld import tokenizer as world
+
+    with tempfile.TemporaryDirectory() as folder:
+        world.save(folder)
+        return load_tokenizer(folder)
 
 
 def to_examples(config: Any, prompts: Any) -> Callable[[Any, int], list[Any]]:
@@ -71,6 +84,7 @@ def batches(
         shard=shard,
         workers=d.workers,
         worker_kind=d.worker_kind,
+        shuffle=d.shuffle,
         **_settings(config, cfg, make, config.seed),
     )
 
@@ -108,6 +122,7 @@ def fingerprint(config: Any, data: Sequence[Any]) -> str:
         rows=config.rows,
         accum=config.accum,
         seed=config.seed,
+        shuffle=config.data.shuffle,
         objective=config.objective,
     )
 

@@ -1,0 +1,80 @@
+"""Pretrain the tiny base of `assets/tiny_vl` from scratch on EditWorld perception: cells, captions, find, compare.
+
+    python scripts/train_rm.py --config configs/base_tiny.py --workdir runs/base_tiny
+
+Hardware: two CPU cores, some hours; one GPU, minutes. The result is runs/base_tiny/model.
+"""
+
+import json
+
+from edit_rl_jax.editworld import tokenizer
+from edit_rl_jax.training.config import default
+
+TOKENIZER = tokenizer.train()  # deterministic, takes a fraction of a second
+ARCHITECTURE = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 192,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 448,
+    "vocab_size": -(-TOKENIZER.get_vocab_size() // 64) * 64,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+    "max_position_embeddings": 2048,
+    "bos_token_id": TOKENIZER.token_to_id("<|endoftext|>"),
+    "eos_token_id": TOKENIZER.token_to_id("<|im_end|>"),
+    "vision_start_token_id": TOKENIZER.token_to_id("<|vision_start|>"),
+    "vision_end_token_id": TOKENIZER.token_to_id("<|vision_end|>"),
+    "image_token_id": TOKENIZER.token_to_id("<|image_pad|>"),
+    "video_token_id": TOKENIZER.token_to_id("<|video_pad|>"),
+    "vision_config": {
+        "model_type": "qwen2_5_vl",
+        "depth": 3,
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_heads": 4,
+        "out_hidden_size": 192,
+        "in_channels": 3,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "window_size": 84,  # one 84 x 84 picture is one window
+        "fullatt_block_indexes": [2],
+        "hidden_act": "silu",
+        "tokens_per_second": 2,
+    },
+}
+
+
+def get_config():
+    c = default()
+    c.name = "base_tiny"
+    c.objective = "sft"
+    c.steps = 20_000
+    c.rows = 32
+    c.accum = 1
+    c.model.config = json.dumps(ARCHITECTURE)
+    c.model.tokenizer = "editworld"
+    c.model.trainable = "full"
+    c.model.remat = "none"
+    c.data.train = "editworld_perception"
+    c.data.size = 4_000_000
+    c.data.shuffle = False  # the world is random by index, and the curriculum goes by index
+    c.data.validation_size = 512
+    c.data.buckets = ((256, 1, 288, 128),)
+    c.data.workers = 1
+    c.optim.name = "muon"
+    c.optim.lr = 1e-2
+    c.optim.adam_lr = 1.5e-3
+    c.optim.warmup = 200
+    c.optim.b2 = 0.98
+    c.optim.weight_decay = 0.01
+    c.checkpoint.every = 500
+    c.eval.every = 500
+    c.eval.batches = 8
+    c.log.every = 20
+    return c

@@ -1,0 +1,40 @@
+"""The demo: a LoRA judge on the packaged tiny base, EditScore objective, EditWorld.
+
+    python scripts/train_rm.py --config configs/rm_tiny.py --workdir runs/demo
+
+Hardware: two CPU cores, a few minutes. To expect: eval.json, pair_accuracy.
+"""
+
+from pathlib import Path
+
+import edit_rl_jax
+from edit_rl_jax.training.config import default
+
+
+def get_config():
+    c = default()
+    c.name = "rm_tiny"
+    c.objective = "editscore"
+    c.steps = 300
+    c.rows = 16
+    c.accum = 1
+    c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")
+    c.model.prompts = "tiny"
+    c.model.lora.rank = 16
+    c.model.lora.alpha = 32.0
+    c.model.remat = "none"
+    c.data.train = "editworld"
+    c.data.size = 100_000
+    c.data.shuffle = False  # the world is random by index
+    c.data.validation_size = 128
+    c.data.buckets = ((256, 1, 288, 160),)
+    c.data.workers = 1
+    c.optim.lr = 2e-3
+    c.optim.warmup = 20
+    c.optim.b2 = 0.98
+    c.checkpoint.every = 100
+    c.eval.every = 100
+    c.eval.batches = 4
+    c.eval.pairs = 600
+    c.log.every = 10
+    return c
