@@ -13,7 +13,7 @@ test: $(VENV)/test.installed
 	$(RUN) -m pytest $(PYTEST)
 
 plans: $(VENV)/test.installed
-	$(RUN) scripts/plan.py --all --output plans
+	$(RUN) scripts/plan.py --all
 
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .

@@ -51,5 +51,4 @@ def test_python_runs(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    for line in re.findall(r"^print\(.*#\s*(.+)$", code, re.M):
-        assert line, done.stdout
+    assert len(done.stdout.splitlines()) == 2
