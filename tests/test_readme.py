@@ -32,15 +32,14 @@ def test_named_files_exist(document):
 
 
 def test_named_flags_exist():
-    """Every flag of a shown `scripts/NAME.py` command is in that script's help (config overrides aside)."""
+    """Every flag of a shown `scripts/NAME.py` command is one that the script takes (config overrides aside)."""
     shown = "\n".join(code for language, code in BLOCKS if language == "bash").replace("\\\n", " ")
     commands = re.findall(r"scripts/(\w+)\.py(.*)", shown)
-    assert commands
+    assert len(commands) >= 4
     for script, rest in commands:
-        done = subprocess.run([sys.executable, ROOT / f"scripts/{script}.py", "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        for flag in re.findall(r"--[a-z_]+(?=[ =\n]|$)", rest):
-            assert flag in done.stdout + done.stderr, f"{script}.py {flag}"
+        source = (ROOT / f"scripts/{script}.py").read_text()
+        unknown = [f for f in re.findall(r"--[a-z_-]+(?=[ =]|$)", rest) if f != "--help" and f'"{f}"' not in source]
+        assert not unknown, (script, unknown)
 
 
 def test_python_runs(tmp_path):
