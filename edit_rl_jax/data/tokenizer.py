@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -16,6 +16,7 @@ from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.positions import Grid, rope_index
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the pipeline needs of a Hugging Face tokenizer."""
 
