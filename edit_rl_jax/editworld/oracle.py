@@ -27,7 +27,8 @@ from edit_rl_jax.editworld.scene import (
 
 WORKING = 84
 OFFSETS = tuple((x, y) for y in (-1, 0, 1) for x in (-1, 0, 1))
-_BLURS = (0.0, 1.1, 1.8)  # native pixels: the banks of blurred templates
+_BLURS = (0.0, 0.8, 1.2, 1.6, 2.0)  # native pixels: the banks of blurred templates
+_DOUBT = 0.2  # share of a cell's unexplained energy by which what is expected there may explain it worse
 _SIGMAS = np.concatenate([[0.0], np.linspace(0.3, 4.0, 38)])
 _EXTRA = (25.0, 14.0, 8.0, 4.0, 1.0)  # over-editing by the number of unasked changes
 _PARTIAL = (1.0, 0.6, 0.36, 0.2, 0.1)  # an added or replacing object by its number of wrong attributes
@@ -156,9 +157,10 @@ def _palette() -> tuple[np.ndarray, np.ndarray]:
 def _read_background(half: np.ndarray, n: int, known: dict[str, float]) -> tuple[str, np.ndarray]:
     """(name, colour cast [3]): the background whose texture explains most pixels best; `known`: brightness by name."""
     best: tuple[float, str, np.ndarray] | None = None
+    middle = half.shape[0] ** 2 // 2
     for name in BACKGROUNDS:
         d = half - _background(name, n, 0.0) * np.float32(known.get(name, 1.0))
-        cast = np.median(d.reshape(-1, 3), axis=0)
+        cast = np.partition(d.reshape(-1, 3).T.copy(), middle, axis=1)[:, middle]
         cost = np.minimum(np.abs(d - cast), 40).mean() + 0.08 * np.abs(cast).max() - (name in known)
         if best is None or cost < best[0]:
             best = cost, name, cast
@@ -166,8 +168,8 @@ def _read_background(half: np.ndarray, n: int, known: dict[str, float]) -> tuple
     return best[1], np.where(np.abs(best[2]).max() < 8, 0, best[2]).astype(np.float32)
 
 
-def _read_cells(half: np.ndarray, name: str, brightness: float, n: int, sigma: float):
-    """Best template of every cell: (cost [9], index [9] into materials x 108 x colours, or -1 for nothing)."""
+def _read_cells(half: np.ndarray, name: str, brightness: float, n: int, sigma: float, known: tuple[Scene, ...]):
+    """Best template of every cell: [9] indices into materials x 108 x colours, or -1 for nothing."""
     inner, masks = _bank(n, sigma)
     back = _background(name, n, sigma) * np.float32(brightness)
     z = _cells(half - back)
@@ -186,12 +188,29 @@ def _read_cells(half: np.ndarray, name: str, brightness: float, n: int, sigma: f
         + 2 * inner[1][..., None] * (first * second).sum(-1)[:, None]
         + inner[2][..., None] * (second**2).sum(-1)[:, None]
     )
-    cost = const[..., None] + quad[:, :, None, :] + lin1 @ first.T + np.einsum("mkct,mpt->mkcp", lin2, second)
+    cost = const[..., None] + quad[:, :, None, :] + lin1 @ first.T
+    cost += np.matmul(lin2.reshape(len(MATERIALS), -1, 3), second.transpose(0, 2, 1)).reshape(cost.shape)
     cost = cost.transpose(2, 0, 1, 3).reshape(9, -1)
     index = cost.argmin(1)
     low = cost[np.arange(9), index]
-    nothing = low > -pixels * 6.0
-    return np.where(nothing, 0, low) + (z**2).sum((0, 2)), np.where(nothing, -1, index)
+    # Where damage leaves much unexplained, what is expected there wins over what explains a little more.
+    slack = np.maximum(_DOUBT * (low + (z**2).sum((0, 2))), pixels * (6.0 + 60.0 * sigma))
+    index = np.where(low > -slack, -1, index)
+    for cell in range(9):
+        expected = [k for s in known if s.objects[cell] for k in _indices(s.objects[cell].look)]
+        if expected:
+            best = expected[int(cost[cell, expected].argmin())]
+            if cost[cell, best] < min(low[cell] + slack[cell], -pixels * 6.0):
+                index[cell] = best
+    return index
+
+
+@functools.lru_cache(maxsize=4096)
+def _indices(look: tuple[str, str, str, str]) -> tuple[int, ...]:
+    """The templates of a look, one an offset."""
+    size, colour, material, shape = look
+    start = (MATERIALS.index(material) * len(_LOOKS) + _LOOKS.index((shape, size))) * len(OFFSETS)
+    return tuple((start + k) * len(COLOURS) + list(COLOURS).index(colour) for k in range(len(OFFSETS)))
 
 
 def _object(index: int) -> Obj:
@@ -218,7 +237,8 @@ def _brightness(x: np.ndarray, scene: Scene, cell: int) -> float:
 def read(pixels: np.ndarray, known: tuple[Scene, ...] = ()) -> tuple[Scene, dict[str, float]]:
     """Reads a scene and the damages' severities (0-1, not clipped above) off any pixels.
 
-    `known` scenes tell the brightness of their backgrounds and break ties between backgrounds.
+    `known` scenes (source and acceptable results) tell the brightness of their backgrounds and, where damage makes the
+    reading doubtful, what to expect.
     """
     x = prepare(pixels)
     n = x.shape[0]
@@ -226,50 +246,58 @@ def read(pixels: np.ndarray, known: tuple[Scene, ...] = ()) -> tuple[Scene, dict
     brightness = {s.background: s.brightness for s in reversed(known)}
     name, cast = _read_background(half, n, brightness)
     light = brightness.get(name, 1.0)
-    reads = [_read_cells(half - cast, name, light, n, s) for s in _BLURS]
-    _, index = min(reads, key=lambda r: r[0].sum())
+    scene, severities, sigma = _explain(x, half, name, light, cast, 0.0, known)
+    if sigma > 0.5:  # templates that are blurred alike tell more
+        scene, severities, _ = _explain(
+            x, half, name, light, cast, min(_BLURS[1:], key=lambda s: abs(s - sigma)), known
+        )
+    return scene, severities
+
+
+def _explain(x: np.ndarray, half: np.ndarray, name: str, light: float, cast: np.ndarray, sigma: float, known):
+    """(scene, severities, blur in native pixels), reading the cells with templates blurred by `sigma`."""
+    index = _read_cells(half - cast, name, light, x.shape[0], sigma, known)
     scene = Scene(tuple(None if i < 0 else _object(i) for i in index), name, light)
     for cell in scene.occupied:
         factor = _brightness(x - cast, scene, cell)
         scene = scene.put(cell, dataclasses.replace(scene.objects[cell], brightness=factor))
-    return scene, _severities(x, scene)
+    return scene, *_severities(x, scene)
 
 
 @functools.lru_cache(maxsize=16)
 def _gains(n: int) -> np.ndarray:
-    """[sigmas, n * n] gains of every blur on every pair of frequencies"""
-    g = np.array([render.blur_gain(n, s) for s in _SIGMAS])
-    return (g[:, :, None] * g[:, None, :]).reshape(len(_SIGMAS), -1)
+    """[sigmas, n] gains of every blur"""
+    return np.array([render.blur_gain(n, s) for s in _SIGMAS])
 
 
-def _severities(x: np.ndarray, scene: Scene) -> dict[str, float]:
+def _severities(x: np.ndarray, scene: Scene) -> tuple[dict[str, float], float]:
+    """(severity of every kind of damage, blur in native pixels) of a picture of a known scene."""
     n = x.shape[0]
     clean = render.paint(scene, n)
     cast = (x - clean).mean((0, 1))
-    both = np.concatenate([x - cast, clean], -1)
     m = render.dct(n)
-    both = np.matmul(m, (m @ both.reshape(n, -1)).reshape(n, n, 6))
-    xf, cf = both[..., :3].reshape(-1, 3), both[..., 3:].reshape(-1, 3)
-    gains = _gains(n)
-    error = (gains**2) @ (cf * cf).sum(-1) - 2 * gains @ (xf * cf).sum(-1)
+    spectra = m @ np.ascontiguousarray(np.concatenate([x - cast, clean], -1).transpose(2, 0, 1)) @ m.T
+    xf, cf = spectra[:3], spectra[3:]
+    gains, squares = _gains(n), _gains(n) ** 2
+    error = ((squares @ (cf * cf).sum(0)) * squares).sum(1) - 2 * ((gains @ (xf * cf).sum(0)) * gains).sum(1)
     k = int(error.argmin())
-    rest = (xf - gains[k][:, None] * cf).reshape(n, n, 3)
-    total = float((rest**2).mean())
-    rest = np.matmul(m.T, (m.T @ rest.reshape(n, -1)).reshape(n, n, 3))
-    pool = _area(n, render.BLOCKS)
-    coarse = np.matmul(pool, (pool @ rest.reshape(n, -1)).reshape(render.BLOCKS, n, 3))
-    block = float((coarse**2).mean())
+    rest = xf - gains[k][:, None] * gains[k] * cf
+    total = float(np.vdot(rest, rest)) / rest.size
+    pool = _area(n, render.BLOCKS) @ m.T
+    coarse = pool @ rest @ pool.T
+    block = float(np.vdot(coarse, coarse)) / coarse.size
     fine = max(total - block, 0.0)
     area = (n / render.BLOCKS) ** 2
     block = max(block - fine / (area - 1), 0.0)
     chroma = float(np.abs(cast - cast.mean()).max()) + 0.5 * abs(float(cast.mean()))
-    sigma = _SIGMAS[k]
-    return {
+    sigma = float(_SIGMAS[k])
+    severities = {
         "noise": max(math.sqrt(fine) - 2.5, 0) / (render.NOISE_STD - 8),
-        "blur": (max(sigma - 0.4, 0) / (render.BLUR_SIGMA - 0.4)) ** 2,
+        "blur": max(sigma**2 - 0.16, 0) / (render.BLUR_SIGMA**2 - 0.16),
         "blocks": max(math.sqrt(block) - 1.5, 0) / (render.BLOCK_STD - 8),
         "cast": max(chroma - 2.0, 0) / (render.CAST - 4),
     }
+    return severities, sigma
 
 
 def _slot_fraction(task: str, old, want, got) -> tuple[float, int]:
@@ -321,20 +349,21 @@ def semantic(fractions: tuple[float, ...], extra: int) -> tuple[float, float]:
     return 25 * (sum(fractions) / len(fractions)) ** 1.35, _EXTRA[min(extra, 4)]
 
 
-def _quality(*severities: float) -> float:
+def quality(*severities: float) -> float:
+    """Naturalness or artifacts on 0-25 from the severities that concern it."""
     return 25 - 23 * min(1.0, math.sqrt(sum(s * s for s in severities)))
 
 
 def score(pixels: np.ndarray, edit: Edit) -> Verdict:
     """Scores pixels [H, W, 3] (uint8, or float on 0-255, any size) as a result of an edit. Raises as `prepare`."""
-    scene, severities = read(pixels, (edit.source, *(t.scene for t in edit.targets[:1])))
+    scene, severities = read(pixels, (edit.source, *(t.scene for t in edit.targets)))
     fractions, extra = judge(scene, edit)
     success, over = semantic(fractions, extra)
     return Verdict(
         success,
         over,
-        _quality(severities["blur"], severities["cast"]),
-        _quality(severities["noise"], severities["blocks"]),
+        quality(severities["blur"], severities["cast"]),
+        quality(severities["noise"], severities["blocks"]),
         severities,
         fractions,
         extra,
