@@ -141,13 +141,12 @@ def load(folder_or_hub_id: str | Path, abstract, shardings=None, *, revision: st
     return jax.tree.unflatten(tree, variables)
 
 
-def save(state, adapter: Adapter, folder: str | Path) -> Path:
-    """Writes the LoRA leaves of a state as a PEFT adapter folder (fp32), other leaves ignored.
+def tensors(state, adapter: Adapter) -> dict[str, np.ndarray]:
+    """The LoRA leaves of a state under PEFT's names and in its layout (lora_A [r, in], lora_B [out, r]), fp32.
 
-    adapter: from `make_adapter`, or from `read_adapter` to keep an adapter's own config. Every process must call.
     Raises WeightsError if a layer that the adapter does not target is not zero.
     """
-    tensors, untargeted = {}, []
+    out, untargeted = {}, []
     for path, v in zip(*weights.flatten(state)[:2]):
         if path[-1] not in weights.LORA:
             continue
@@ -155,14 +154,23 @@ def save(state, adapter: Adapter, folder: str | Path) -> Path:
         for name, x in zip(_layers(path, v.shape), value if value.ndim == 3 else [value]):
             if adapter.targets(name):
                 key = f"base_model.model.{name}.lora_{path[-1][-1].upper()}.weight"
-                tensors[key] = np.ascontiguousarray(x.T, np.float32)
+                out[key] = np.ascontiguousarray(x.T, np.float32)
             elif x.any():
                 untargeted.append(name)
     if untargeted:
         raise WeightsError(f"not zero, but not targeted by the adapter: {listing(untargeted)}")
+    return out
+
+
+def save(state, adapter: Adapter, folder: str | Path) -> Path:
+    """Writes the LoRA leaves of a state as a PEFT adapter folder, other leaves ignored. Every process must call.
+
+    adapter: from `make_adapter`, or from `read_adapter` to keep an adapter's own config. Raises as `tensors`.
+    """
+    named = tensors(state, adapter)
     if jax.process_index() == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(tensors, Path(folder) / FILE, metadata={"format": "pt"})
+        safetensors.numpy.save_file(named, Path(folder) / FILE, metadata={"format": "pt"})
         (Path(folder) / CONFIG).write_text(json.dumps(adapter.config, indent=2) + "\n")
     return Path(folder)
 

@@ -58,10 +58,10 @@ def torch_model(name: str, seed: int = 0) -> transformers.Qwen2_5_VLForCondition
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """N(0, 1/fan_in) matrices (LoRA's included), N(0, 1/4) biases, norm gains 1 + N(0, 0.3^2), by name and seed."""
+def randomise(model: torch.nn.Module, seed: int, only: str = "") -> None:
+    """N(0, 1/fan_in) matrices, N(0, 1/4) biases, norm gains 1 + N(0, 0.3^2), where the name holds `only`."""
     generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
+    for name, p in ((n, p) for n, p in model.named_parameters() if only in n):
         noise = torch.randn(p.shape, generator=generator)
         if p.ndim > 1:
             p.copy_(noise / np.sqrt(p[0].numel()))

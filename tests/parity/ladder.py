@@ -1,0 +1,339 @@
+"""The parity ladder: each rung compares one part of the model with torch on a tiny configuration that went over disk.
+
+A rung returns {what: error}, error = max|a - b| / max(1, max|b|) (gradients: / max|b|), held to the bars of DESIGN.md:
+1e-5 for a layer and what is below it, 1e-4 for a network. The bars are never relaxed. Torch's side is computed once
+(functools.cache); ours is traced anew at each call, so that `tests/mutations` can put faults into it.
+"""
+
+import copy
+import functools
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
+from transformers.vision_utils import get_vision_window_index
+
+from edit_rl_jax.nn import attention as attention_lib
+from edit_rl_jax.nn import rotary
+from edit_rl_jax.nn.params import Frozen, Trainable
+from edit_rl_jax.qwen2_5_vl import peft, positions, weights
+from edit_rl_jax.qwen2_5_vl.model import Config, LoRAConfig, Qwen25VL
+from edit_rl_jax.rewards.editscore.objective import loss
+from tests.parity import tiny
+
+LAYER, NETWORK = 1e-5, 1e-4
+LORA = LoRAConfig(rank=4, alpha=6.0, vision=True, merger=True)
+ANSWER = np.arange(-tiny.ANSWER, 0)
+
+
+def error(ours, theirs, least: float = 1.0) -> float:
+    """max|a - b| / max(least, max|b|); NaN counts as infinite."""
+    a, b = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, np.float64) for x in (ours, theirs))
+    assert a.shape == b.shape, (a.shape, b.shape)
+    worst = np.abs(a - b).max() / max(least, np.abs(b).max())
+    return float(worst) if np.isfinite(worst) else np.inf
+
+
+@functools.cache
+def folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="parity"))
+
+
+@functools.cache
+def reference(name: str):
+    """The torch model, saved to disk by transformers (in several shards)."""
+    model = tiny.torch_model(name)
+    model.save_pretrained(folder() / name, max_shard_size="100KB")
+    return model
+
+
+def ours(name: str, lora: LoRAConfig | None = None, **options) -> Qwen25VL:
+    """Our model with the weights that transformers wrote, read by the real loader."""
+    reference(name)
+    cfg = Config.from_hf(folder() / name)
+    abstract = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=lora, **options))
+    graphdef, trainable, frozen = nnx.split(abstract, Trainable, Frozen)
+    frozen = weights.load(folder() / name, frozen)
+    if lora is not None:
+        peft_reference(name)
+        trainable = peft.load(folder() / f"{name}_adapter", trainable)
+    return nnx.merge(graphdef, trainable, frozen)
+
+
+def layer(stacked, i: int):
+    return jax.tree.map(lambda a: a[i], stacked)
+
+
+@functools.cache
+def captured(name: str) -> dict:
+    """Inputs and outputs of torch's layers on the sample with two images; vision in the processor's patch order."""
+    model, s = reference(name), tiny.TWO
+    seen: dict = {}
+    hook = lambda key: (
+        lambda module, args, kwargs, out: seen.__setitem__(
+            key, ((args[0] if args else kwargs["hidden_states"])[...], out[0] if isinstance(out, tuple) else out)
+        )
+    )
+    modules = {
+        **{("block", i): m for i, m in enumerate(model.model.visual.blocks)},
+        **{("layer", i): m for i, m in enumerate(model.model.language_model.layers)},
+        "merger": model.model.visual.merger,
+        "patch_embed": model.model.visual.patch_embed,
+    }
+    handles = [m.register_forward_hook(hook(k), with_kwargs=True) for k, m in modules.items()]
+    with torch.no_grad():
+        model(**s.torch())
+    for h in handles:
+        h.remove()
+    v = model.config.vision_config
+    merged = get_vision_window_index(torch.tensor(s.grids), v.spatial_merge_size, v.window_size, v.patch_size)[0]
+    order = torch.argsort((merged[:, None] * 4 + torch.arange(4)).reshape(-1))
+    raster = lambda x, o: x.reshape(len(o), -1)[o].numpy()
+    for key, (x, y) in seen.items():
+        if key == "merger":
+            seen[key] = raster(x, order), raster(y, torch.argsort(merged))
+        elif key[0] == "block":
+            seen[key] = raster(x, order), raster(y, order)
+    return seen
+
+
+def rung_embedding(name: str) -> dict[str, float]:
+    model, theirs = ours(name), reference(name)
+    tokens = np.arange(0, 280, dtype=np.int32)[None]
+    x = model.embed(jnp.asarray(tokens), jnp.full_like(tokens, -1))
+    return {"embedding": error(x, theirs.model.language_model.embed_tokens(torch.tensor(tokens)))}
+
+
+def rung_norm(name: str) -> dict[str, float]:
+    """Inputs of size 1, 1e-2 and 1e-3: the last shows the epsilon."""
+    model, theirs = ours(name), reference(name)
+    decoder, torch_decoder = model.language_model, theirs.model.language_model
+    pairs = {
+        "text": (decoder.norm, torch_decoder.norm),
+        "layer": (layer(decoder.layers, 0).input_layernorm, torch_decoder.layers[0].input_layernorm),
+        "vision": (layer(model.visual.blocks, 0).norm1, theirs.model.visual.blocks[0].norm1),
+        "merger": (model.visual.merger.ln_q, theirs.model.visual.merger.ln_q),
+    }
+    out = {}
+    for what, (a, b) in pairs.items():
+        for size in (1.0, 1e-2, 1e-3):
+            x = np.random.default_rng(0).normal(size=(16, len(b.weight))).astype(np.float32) * size
+            out[f"{what} norm at {size}"] = error(a(jnp.asarray(x)), b(torch.tensor(x)))
+    return out
+
+
+def rung_rotary(name: str) -> dict[str, float]:
+    """cos and sin tables of text (t, h and w apart) and vision."""
+    theirs, cfg = reference(name), Config.from_hf(folder() / name)
+    where = np.random.default_rng(0).integers(0, 100, (2, 3, 40)).astype(np.int32)
+    t = cfg.text
+    text = rotary.mrope_table(jnp.asarray(where), t.head_dim, t.rope_theta, t.mrope_section)
+    hw = where[:, :2].swapaxes(1, 2)
+    vision = rotary.vision_table(jnp.asarray(hw), cfg.vision.head_dim, cfg.vision.rope_theta)
+    text_ref = theirs.model.language_model.rotary_emb(torch.zeros(1), torch.tensor(where.swapaxes(0, 1)))
+    vision_ref = theirs.model.visual.rotary_emb(torch.zeros(1), torch.tensor(hw.reshape(-1, 2)))
+    vision_ref = [x.reshape(2, 40, -1) for x in vision_ref]
+    out = {}
+    for what, a, b in (("text", text, text_ref), ("vision", vision, vision_ref)):
+        for f, mine, torchs in zip(("cos", "sin"), a, b):
+            out[f"{what} {f}"] = error(jnp.concatenate([mine, mine], -1), torchs)
+    return out
+
+
+def rung_positions(name: str) -> dict[str, float]:
+    """M-RoPE positions (0 or infinite: they are integers), padding on either side included."""
+    theirs = reference(name)
+    out = {}
+    for s in (tiny.ONE, tiny.TWO, tiny.NARROW, tiny.TEXT):
+        for before, after in ((0, 0), (5, 0), (0, 5)):
+            pad = lambda x, width=(before, after): np.pad(x, width)
+            ids, mask = torch.tensor(pad(s.tokens))[None].long(), torch.tensor(pad(np.ones_like(s.tokens)))[None]
+            grids = torch.tensor(s.grids) if s.grids else None
+            want, delta = theirs.model.get_rope_index(ids, (ids == tiny.IMAGE).int(), grids, attention_mask=mask)
+            got, following = positions.rope_index(pad(s.tokens), s.grids, tiny.IMAGE, mask=mask[0].numpy().astype(bool))
+            keep = mask[0].bool().numpy()
+            same = (got[:, keep] == want[:, 0].numpy()[:, keep]).all()
+            same &= following == int(delta) + len(s.tokens)
+            out[f"{len(s.grids)} images, padding {before}, {after}"] = 0.0 if same else np.inf
+    return out
+
+
+def rung_attention(name: str) -> dict[str, float]:
+    """The attention function against eager torch: grouped heads, causal and not, segments, unattended padding."""
+    t = reference(name).config.text_config
+    H, kv, d, T = t.num_attention_heads, t.num_key_value_heads, t.hidden_size // t.num_attention_heads, 24
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, T, h, d)).astype(np.float32) for h in (H, kv, kv))
+    segments = np.array([[1] * 10 + [2] * 9 + [0] * 5, [0] * 3 + [1] * 21], np.int32)
+    module = torch.nn.Module()
+    module.num_key_value_groups = H // kv
+    out = {}
+    for causal in (True, False):
+        mask = (segments[:, :, None] == segments[:, None]) & (segments[:, :, None] > 0)
+        mask &= np.tri(T, dtype=bool) if causal else True
+        bias = torch.tensor(np.where(mask, 0, np.finfo(np.float32).min).astype(np.float32))[:, None]
+        swap = lambda x: torch.tensor(x).transpose(1, 2)
+        want = hf.eager_attention_forward(module, swap(q), swap(k), swap(v), bias, d**-0.5)[0].numpy()
+        want = np.where((segments > 0)[:, :, None, None], want, 0)
+        ids = jnp.asarray(segments)
+        run = jax.jit(lambda q, k, v: attention_lib.attention(q, k, v, q_segments=ids, kv_segments=ids, causal=causal))  # noqa: B023
+        out[f"attention, causal {causal}"] = error(run(q, k, v), want)
+    return out
+
+
+def rung_layers(name: str) -> dict[str, float]:
+    """Every decoder layer, vision block and the merger alone, on torch's own inputs to them."""
+    model, seen, s = ours(name), captured(name), tiny.TWO
+    cfg, out = model.cfg, {}
+    where = jnp.asarray(positions.rope_index(s.tokens, s.grids, tiny.IMAGE)[0])[None]
+    cos_sin = rotary.mrope_table(where, cfg.text.head_dim, cfg.text.rope_theta, cfg.text.mrope_section)
+    attend = lambda q, k, v, state: (attention_lib.attention(q, k, v, causal=True), state)
+    run = jax.jit(lambda module, x: module(x, *cos_sin, attend, None)[0])
+    for i in range(cfg.text.num_hidden_layers):
+        x, y = (jnp.asarray(a.numpy()) for a in seen["layer", i])
+        out[f"decoder layer {i}"] = error(run(layer(model.language_model.layers, i), x), y)
+
+    layout = positions.pack_vision(s.grids, cfg.vision, tiny.VISION_ROWS, tiny.SLOTS)
+    source = layout.source.reshape(-1)
+    hw = jnp.asarray(layout.patch_hw).reshape(1, -1, 2)
+    tables = rotary.vision_table(hw, cfg.vision.head_dim, cfg.vision.rope_theta)
+    rows = tiny.SLOTS * np.arange(1, tiny.VISION_ROWS + 1)[:, None]
+    image = (layout.patch_segments + rows) * (layout.patch_segments > 0)
+    group = np.arange(source.size) // cfg.vision.window_tokens * cfg.vision.window_tokens
+    window = (layout.window_segments.reshape(-1) + group) * (source >= 0)
+    inside = lambda ids: lambda *qkv: attention_lib.attention(*qkv, q_segments=ids, kv_segments=ids)
+    run = jax.jit(lambda block, x, ids: block(x, *tables, inside(ids)))
+    for i, full in enumerate(cfg.vision.is_full):
+        x, y = seen["block", i]
+        x = jnp.asarray(np.where(source[:, None] < 0, 0, x[source]))[None]
+        got = run(layer(model.visual.blocks, i), x, jnp.asarray((image if full else window).reshape(1, -1)))
+        out[f"vision block {i} ({'full' if full else 'windows'})"] = error(got[0][source >= 0], y[source[source >= 0]])
+    x, y = seen["merger"]
+    got = jax.jit(lambda merger, x: merger(x))(model.visual.merger, jnp.asarray(x)[None])
+    out["merger"] = error(got[0], y)
+    x, y = seen["patch_embed"]
+    out["patch embedding"] = error(model.visual.patch_embed(jnp.asarray(x.numpy())), y)
+    return out
+
+
+def batch(cfg: Config, rows=None) -> dict[str, jax.Array]:
+    """Rows of (sample, place of its first token) as one batch of fixed shape, with the answers as targets."""
+    rows = list(tiny.CASES.values()) if rows is None else rows
+    B, R, P, A = len(rows), tiny.VISION_ROWS, tiny.SLOTS, 3 * tiny.ANSWER
+    ints = lambda *shape: np.zeros(shape, np.int32)
+    T = tiny.TOKENS
+    text = {"tokens": ints(B, T), "segments": ints(B, T), "positions": ints(B, 3, T), "image_index": ints(B, T) - 1}
+    vision = {"patch_segments": ints(B, R, P), "window_segments": ints(B, R, P), "patch_hw": ints(B, R, P, 2)}
+    vision["patches"] = np.zeros((B, R, P, 1176), np.float32)
+    answers = {"answer_index": ints(B, A) - 1, "answer_targets": ints(B, A)}
+    answers["answer_weights"] = np.zeros((B, A), np.float32)
+    for b, row in enumerate(rows):
+        grids = [g for s, _ in row for g in s.grids]
+        layout = positions.pack_vision(grids, cfg.vision, R, P)
+        for k in ("patch_segments", "window_segments", "patch_hw"):
+            vision[k][b] = getattr(layout, k)
+        patches = np.concatenate([s.patches for s, _ in row])
+        vision["patches"][b] = np.where(layout.source[..., None] < 0, 0, patches[layout.source]) if len(patches) else 0
+        merged = iter(layout.merged_index)
+        for i, (s, start) in enumerate(row):
+            at = slice(start, start + len(s.tokens))
+            text["tokens"][b, at], text["segments"][b, at] = s.tokens, i + 1
+            text["positions"][b, :, at] = positions.rope_index(s.tokens, s.grids, tiny.IMAGE)[0]
+            index = np.concatenate([next(merged) for _ in s.grids]) if s.grids else []
+            text["image_index"][b, at][s.tokens == tiny.IMAGE] = index
+            a = slice(i * tiny.ANSWER, (i + 1) * tiny.ANSWER)
+            answers["answer_index"][b, a] = start + len(s.tokens) + ANSWER - 1
+            answers["answer_targets"][b, a], answers["answer_weights"][b, a] = s.tokens[ANSWER], 1
+    return {k: jnp.asarray(x) for k, x in (text | vision | answers).items()}
+
+
+@functools.cache
+def torch_logits(name: str, adapted: bool = False) -> dict[int, torch.Tensor]:
+    """Logits of every sample alone, by the sample's identity."""
+    model = peft_reference(name) if adapted else reference(name)
+    with torch.no_grad():
+        return {id(s): model(**s.torch()).logits[0] for row in tiny.CASES.values() for s, _ in row}
+
+
+def rung_network(name: str) -> dict[str, float]:
+    """Logits of the packed and padded batch against each sample alone in torch, and against torch's padded batches."""
+    model, theirs = ours(name), torch_logits(name)
+    logits = jax.jit(lambda model, b: model.logits(model.hidden(b)))(model, batch(model.cfg))
+    out, mine = {}, {}
+    for got, (case, row) in zip(logits, tiny.CASES.items()):
+        for i, (s, start) in enumerate(row):
+            mine[id(s)] = got[start : start + len(s.tokens)]
+            out[f"{case}, sample {i}"] = error(mine[id(s)], theirs[id(s)])
+    for side in ("left", "right"):
+        inputs = tiny.padded_torch([tiny.ONE, tiny.TWO], side)
+        with torch.no_grad():
+            padded = reference(name)(**inputs).logits
+        for s, got, mask in zip((tiny.ONE, tiny.TWO), padded, inputs["attention_mask"]):
+            out[f"torch padded {side}, {len(s.grids)} images"] = error(mine[id(s)], got[mask.bool()])
+    return out
+
+
+@functools.cache
+def peft_reference(name: str):
+    """Torch model with a random adapter (A and B both non-zero), saved by peft."""
+    from peft import LoraConfig, get_peft_model
+
+    reference(name)
+    target = r".*(language_model.*_proj|visual\.blocks.*\.(qkv|proj|\w+_proj)|visual\.merger\.mlp\.[02])"
+    config = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=target)
+    model = get_peft_model(copy.deepcopy(reference(name)), config).eval()
+    tiny.randomise(model, seed=1, only="lora_")
+    model.save_pretrained(folder() / f"{name}_adapter")
+    return model
+
+
+@functools.cache
+def torch_gradients(name: str) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean cross-entropy of all answer tokens and its gradient by the adapter's tensors, in PEFT's naming."""
+    model = peft_reference(name)
+    total, count = 0.0, 0
+    for row in tiny.CASES.values():
+        for s, _ in row:
+            logits = model(**s.torch()).logits[0, ANSWER - 1]
+            targets = torch.tensor(s.tokens[ANSWER]).long()
+            total = total + torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            count += tiny.ANSWER
+    value = total / count
+    wanted = {n: p for n, p in model.named_parameters() if "lora_" in n}
+    grads = torch.autograd.grad(value, list(wanted.values()))
+    return float(value), {n.replace(".default", ""): g.numpy() for n, g in zip(wanted, grads)}
+
+
+def rung_gradients(name: str) -> dict[str, float]:
+    """SFT loss of the batch and the adapter's gradients, each relative to the tensor's maximum."""
+    value, theirs = torch_gradients(name)
+    model = ours(name, LORA)
+    graphdef, trainable, frozen = nnx.split(model, Trainable, Frozen)
+
+    def mean(trainable, frozen, batch):
+        total, weight, _ = loss(nnx.merge(graphdef, trainable, frozen), batch)
+        return total / weight
+
+    got, grads = jax.jit(jax.value_and_grad(mean))(trainable, frozen, batch(model.cfg))
+    out = {"loss": error(got, value)}
+    adapter = peft.make_adapter(grads, LORA.rank, LORA.alpha)
+    tensors = peft.tensors(grads, adapter)
+    assert tensors.keys() == theirs.keys(), tensors.keys() ^ theirs.keys()
+    return out | {n: error(g, theirs[n], least=1e-30) for n, g in tensors.items()}
+
+
+RUNGS = {
+    "embedding": (rung_embedding, LAYER),
+    "norm": (rung_norm, LAYER),
+    "rotary": (rung_rotary, LAYER),
+    "positions": (rung_positions, LAYER),
+    "attention": (rung_attention, LAYER),
+    "layers": (rung_layers, LAYER),
+    "network": (rung_network, NETWORK),
+    "gradients": (rung_gradients, NETWORK),
+}
