@@ -29,6 +29,9 @@ from tests.parity import tiny
 LAYER, NETWORK = 1e-5, 1e-4
 LORA = LoRAConfig(rank=4, alpha=6.0, vision=True, merger=True)
 ANSWER = np.arange(-tiny.ANSWER, 0)
+# compiling is most of the ladder's time; without LLVM's optimisations it is halved and the arithmetic is the same
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+jit = functools.partial(jax.jit, compiler_options=FAST)
 
 
 def error(ours, theirs, least: float = 1.0) -> float:
@@ -52,11 +55,12 @@ def reference(name: str):
     return model
 
 
-def ours(name: str, lora: LoRAConfig | None = None, **options) -> Qwen25VL:
-    """Our model with the weights that transformers wrote, read by the real loader."""
+@functools.cache
+def ours(name: str, lora: LoRAConfig | None = None) -> Qwen25VL:
+    """Our model with the weights that transformers (and peft) wrote, read by the real loader."""
     reference(name)
     cfg = Config.from_hf(folder() / name)
-    abstract = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=lora, **options))
+    abstract = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=lora))
     graphdef, trainable, frozen = nnx.split(abstract, Trainable, Frozen)
     frozen = weights.load(folder() / name, frozen)
     if lora is not None:
@@ -136,7 +140,7 @@ def rung_rotary(name: str) -> dict[str, float]:
     hw = where[:, :2].swapaxes(1, 2)
     vision = rotary.vision_table(jnp.asarray(hw), cfg.vision.head_dim, cfg.vision.rope_theta)
     text_ref = theirs.model.language_model.rotary_emb(torch.zeros(1), torch.tensor(where.swapaxes(0, 1)))
-    vision_ref = theirs.model.visual.rotary_emb(torch.zeros(1), torch.tensor(hw.reshape(-1, 2)))
+    vision_ref = theirs.model.visual.rotary_pos_emb(torch.zeros(1), torch.tensor(hw.reshape(-1, 2)))
     vision_ref = [x.reshape(2, 40, -1) for x in vision_ref]
     out = {}
     for what, a, b in (("text", text, text_ref), ("vision", vision, vision_ref)):
@@ -181,7 +185,7 @@ def rung_attention(name: str) -> dict[str, float]:
         want = hf.eager_attention_forward(module, swap(q), swap(k), swap(v), bias, d**-0.5)[0].numpy()
         want = np.where((segments > 0)[:, :, None, None], want, 0)
         ids = jnp.asarray(segments)
-        run = jax.jit(lambda q, k, v: attention_lib.attention(q, k, v, q_segments=ids, kv_segments=ids, causal=causal))  # noqa: B023
+        run = jit(lambda q, k, v: attention_lib.attention(q, k, v, q_segments=ids, kv_segments=ids, causal=causal))  # noqa: B023
         out[f"attention, causal {causal}"] = error(run(q, k, v), want)
     return out
 
@@ -193,7 +197,7 @@ def rung_layers(name: str) -> dict[str, float]:
     where = jnp.asarray(positions.rope_index(s.tokens, s.grids, tiny.IMAGE)[0])[None]
     cos_sin = rotary.mrope_table(where, cfg.text.head_dim, cfg.text.rope_theta, cfg.text.mrope_section)
     attend = lambda q, k, v, state: (attention_lib.attention(q, k, v, causal=True), state)
-    run = jax.jit(lambda module, x: module(x, *cos_sin, attend, None)[0])
+    run = jit(lambda module, x: module(x, *cos_sin, attend, None)[0])
     for i in range(cfg.text.num_hidden_layers):
         x, y = (jnp.asarray(a.numpy()) for a in seen["layer", i])
         out[f"decoder layer {i}"] = error(run(layer(model.language_model.layers, i), x), y)
@@ -207,14 +211,14 @@ def rung_layers(name: str) -> dict[str, float]:
     group = np.arange(source.size) // cfg.vision.window_tokens * cfg.vision.window_tokens
     window = (layout.window_segments.reshape(-1) + group) * (source >= 0)
     inside = lambda ids: lambda *qkv: attention_lib.attention(*qkv, q_segments=ids, kv_segments=ids)
-    run = jax.jit(lambda block, x, ids: block(x, *tables, inside(ids)))
+    run = jit(lambda block, x, ids: block(x, *tables, inside(ids)))
     for i, full in enumerate(cfg.vision.is_full):
         x, y = seen["block", i]
         x = jnp.asarray(np.where(source[:, None] < 0, 0, x[source]))[None]
         got = run(layer(model.visual.blocks, i), x, jnp.asarray((image if full else window).reshape(1, -1)))
         out[f"vision block {i} ({'full' if full else 'windows'})"] = error(got[0][source >= 0], y[source[source >= 0]])
     x, y = seen["merger"]
-    got = jax.jit(lambda merger, x: merger(x))(model.visual.merger, jnp.asarray(x)[None])
+    got = jit(lambda merger, x: merger(x))(model.visual.merger, jnp.asarray(x)[None])
     out["merger"] = error(got[0], y)
     x, y = seen["patch_embed"]
     out["patch embedding"] = error(model.visual.patch_embed(jnp.asarray(x.numpy())), y)
@@ -263,7 +267,7 @@ def torch_logits(name: str, adapted: bool = False) -> dict[int, torch.Tensor]:
 def rung_network(name: str) -> dict[str, float]:
     """Logits of the packed and padded batch against each sample alone in torch, and against torch's padded batches."""
     model, theirs = ours(name), torch_logits(name)
-    logits = jax.jit(lambda model, b: model.logits(model.hidden(b)))(model, batch(model.cfg))
+    logits = jit(lambda model, b: model.logits(model.hidden(b)))(model, batch(model.cfg))
     out, mine = {}, {}
     for got, (case, row) in zip(logits, tiny.CASES.items()):
         for i, (s, start) in enumerate(row):
@@ -306,7 +310,7 @@ def torch_gradients(name: str) -> tuple[float, dict[str, np.ndarray]]:
     value = total / count
     wanted = {n: p for n, p in model.named_parameters() if "lora_" in n}
     grads = torch.autograd.grad(value, list(wanted.values()))
-    return float(value), {n.replace(".default", ""): g.numpy() for n, g in zip(wanted, grads)}
+    return value.item(), {n.replace(".default", ""): g.numpy() for n, g in zip(wanted, grads)}
 
 
 def rung_gradients(name: str) -> dict[str, float]:
@@ -319,7 +323,7 @@ def rung_gradients(name: str) -> dict[str, float]:
         total, weight, _ = loss(nnx.merge(graphdef, trainable, frozen), batch)
         return total / weight
 
-    got, grads = jax.jit(jax.value_and_grad(mean))(trainable, frozen, batch(model.cfg))
+    got, grads = jit(jax.value_and_grad(mean))(trainable, frozen, batch(model.cfg))
     out = {"loss": error(got, value)}
     adapter = peft.make_adapter(grads, LORA.rank, LORA.alpha)
     tensors = peft.tensors(grads, adapter)
