@@ -27,7 +27,8 @@ from edit_rl_jax.rewards.editscore.objective import loss
 from tests.parity import tiny
 
 LAYER, NETWORK = 1e-5, 1e-4
-LORA = LoRAConfig(rank=4, alpha=6.0, vision=True, merger=True)
+# at alpha/rank above 1 the random adapters sharpen the softmaxes until fp32 noise alone is 1e-4 in the gradients
+LORA = LoRAConfig(rank=4, alpha=2.0, vision=True, merger=True)
 ANSWER = np.arange(-tiny.ANSWER, 0)
 # compiling is most of the ladder's time; without LLVM's optimisations it is halved and the arithmetic is the same
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
