@@ -189,16 +189,22 @@ def plan_batches(
 ) -> tuple[list[tuple[int, list[list[int]]]], list[int]]:
     """Batches, as (bucket index, at most `rows` rows of samples), and the samples left for later (none when `final`).
 
-    At the end of an epoch what is left goes into the one bucket that takes it in the smallest area (text tokens + patch
+    Only the better-filled half of the rows is given out while more samples are to come: the rest meets new partners. At
+    the end of an epoch what is left goes into the one bucket that takes it in the smallest area (text tokens + patch
     slots, padding rows included), or, where that is smaller, into one last batch a bucket.
     """
+    pool = Pool(demands, vision)
     queues: list[list[list[int]]] = [[] for _ in buckets]
-    batches = []
     for b, row in plan_rows(demands, buckets, vision):
         queues[b].append(row)
-        if len(queues[b]) == rows:
-            batches.append((b, queues[b]))
-            queues[b] = []
+    batches = []
+    for b, bucket in enumerate(buckets):
+        whole = len(queues[b]) // rows
+        if not final:
+            queues[b].sort(key=lambda row: -sum(pool.share(bucket, row)))  # noqa: B023
+            whole = min(whole, max(1, len(queues[b]) // (2 * rows)))
+        batches += [(b, queues[b][i * rows : (i + 1) * rows]) for i in range(whole)]
+        queues[b] = queues[b][whole * rows :]
     rest = sorted(i for q in queues for row in q for i in row)
     if not final or not rest:
         return batches, rest

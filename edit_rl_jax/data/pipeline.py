@@ -156,16 +156,22 @@ class _Planner(grain.DatasetIterator):
         wanted = set(self._carry)
         for position in sorted({p for p, _ in self._carry}):
             self._read(order, position, refs, samples, demands, [], wanted)
-        size = spec.accum * spec.rows * spec.lookahead
-        goal = (max(b.tokens for b in spec.buckets) * size, max(b.slots for b in spec.buckets) * size)
-        position = self._position
-        while position < len(order):
-            if sum(d.tokens for d in demands) >= goal[0] or sum(d.patches for d in demands) >= goal[1]:
+        size = spec.accum * spec.rows
+        tokens, slots = max(b.tokens for b in spec.buckets) * size, max(b.slots for b in spec.buckets) * size
+        position, wanted_batches, batches = self._position, spec.lookahead, []
+        while not batches:
+            held = [sum(d.tokens for d in demands), sum(d.patches for d in demands)]
+            while position < len(order) and held[0] < tokens * wanted_batches and held[1] < slots * wanted_batches:
+                before = len(demands)
+                self._read(order, position, refs, samples, demands, skipped)
+                held[0] += sum(d.tokens for d in demands[before:])
+                held[1] += sum(d.patches for d in demands[before:])
+                position += 1
+            final = position >= len(order)
+            batches, rest = packing.plan_batches(demands, spec.buckets, spec.cfg.vision, size, final)
+            if final:
                 break
-            self._read(order, position, refs, samples, demands, skipped)
-            position += 1
-        final = position >= len(order)
-        batches, rest = packing.plan_batches(demands, spec.buckets, spec.cfg.vision, spec.accum * spec.rows, final)
+            wanted_batches *= 2  # nothing filled: the samples lie scattered over the buckets
         plans = []
         for n, (bucket, rows) in enumerate(batches):
             chosen = [[samples[i] for i in row] for row in rows]
