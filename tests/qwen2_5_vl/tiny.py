@@ -46,6 +46,8 @@ def tiny(cfg: Config = CONFIG, lora: LoRAConfig | None = None, seed: int = 0, **
         "scale": lambda s: rng.uniform(0.5, 1.5, s),
         "bias": lambda s: rng.normal(0, 0.3, s),
         "embedding": lambda s: rng.normal(0, 1, s),
+        # Of full size it would nearly double every layer's gain, and rounding would grow 200-fold through the network.
+        "lora_b": lambda s: rng.normal(0, 0.3 * s[-2] ** -0.5, s),
     }
 
     def draw(path, v):
