@@ -21,7 +21,7 @@ from edit_rl_jax.sharding import (
     shardings,
 )
 
-from .qwen2_5_vl.tiny import CONFIG, batch, sample, tiny
+from .qwen2_5_vl.tiny import CONFIG, batch, jit, sample, tiny
 
 # Dimensions that divide by 8 on both axes.
 CFG = dataclasses.replace(
@@ -57,7 +57,7 @@ def case():
 def unsharded():
     graphdef, t, f = case()
     step = jax.value_and_grad(loss, argnums=1, has_aux=True)
-    (value, logits), grads = jax.jit(step, static_argnums=0)(graphdef, t, f, inputs())
+    (value, logits), grads = jit(step, static_argnums=0)(graphdef, t, f, inputs())
     return float(value), np.asarray(logits), jax.tree.map(np.asarray, grads)
 
 
@@ -70,7 +70,7 @@ def test_sharded_equals_unsharded(mesh_shape, capsys):
     assert ("kv_heads replicated 2x" in capsys.readouterr().out) == (mesh_shape[1] == 4)
     b_sh = batch_shardings(inputs(), mesh)
     with jax.set_mesh(mesh):
-        step = jax.jit(
+        step = jit(
             lambda t, f, b: jax.value_and_grad(loss, argnums=1, has_aux=True)(graphdef, t, f, b),
             in_shardings=(t_sh, f_sh, b_sh),
             out_shardings=(None, t_sh),
@@ -88,10 +88,10 @@ def test_initial_weights_do_not_depend_on_the_mesh():
         model = TextModel(CFG.text, rngs=nnx.Rngs(0), init=Init(lora=LORA), remat="none")
         return nnx.split(model, Trainable, Frozen)[1:]
 
-    want = jax.jit(init)()
+    want = jit(init)()
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     sh = tuple(shardings(s, mesh) for s in jax.eval_shape(init))
-    got = jax.jit(init, out_shardings=sh)()
+    got = jit(init, out_shardings=sh)()
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), got, want)
     kernel = got[1]["layers"]["mlp"]["gate_proj"]["kernel"][...]
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")

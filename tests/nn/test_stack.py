@@ -9,6 +9,7 @@ from flax import nnx
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.params import Init
 from edit_rl_jax.nn.stack import checkpointed, period, runs, scan_pattern, stack
+from tests.qwen2_5_vl.tiny import jit
 
 FULL = {"period 4": (3, 7), "irregular": (0, 3, 4), "none": ()}
 DEPTH = 8
@@ -31,9 +32,9 @@ def test_pattern_equals_loop(full):
         return x
 
     scanned = lambda layers, x, remat: scan_pattern(BODIES, kinds, x, layers, remat=remat)
-    want, want_grad = jax.jit(jax.value_and_grad(lambda l, x: jnp.sum(loop(l, x) ** 2)))(layers, x)
+    want, want_grad = jit(jax.value_and_grad(lambda l, x: jnp.sum(loop(l, x) ** 2)))(layers, x)
     for remat in ("nothing_saveable", "none"):
-        got, grad = jax.jit(jax.value_and_grad(lambda l, x, r=remat: jnp.sum(scanned(l, x, r) ** 2)))(layers, x)
+        got, grad = jit(jax.value_and_grad(lambda l, x, r=remat: jnp.sum(scanned(l, x, r) ** 2)))(layers, x)
         np.testing.assert_allclose(got, want, rtol=1e-5)
         scale = np.abs(want_grad.kernel[...]).max()
         np.testing.assert_allclose(grad.kernel[...], want_grad.kernel[...], atol=1e-5 * scale)

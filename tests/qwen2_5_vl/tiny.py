@@ -1,6 +1,7 @@
 """Tiny random models and packed batches for the tests of this folder."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,10 @@ from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.qwen2_5_vl.positions import Grid, pack_vision, rope_index
 
+# Compiling is most of the time of these tests.
+jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 IMAGE, START, END = 90, 91, 92
 PATCH_DIM = 2 * 2 * 2 * 3
 TEXT = TextConfig(
@@ -114,7 +119,7 @@ def batch(rows: list[list[Sample]], T: int, R: int, P: int, cfg: VisionConfig = 
     return {k: jnp.asarray(v) for k, v in out.items()}
 
 
-@jax.jit
+@jit
 def logits(model: Qwen25VL, inputs) -> jax.Array:
     """Logits of every position [B, T, V]."""
     return model.logits(model.hidden(inputs))
