@@ -83,7 +83,7 @@ class Judgement:
         }
 
 
-def overall(sc: Sequence[float], pq: Sequence[float]) -> float:
+def overall(sc: Sequence[int | float], pq: Sequence[int | float]) -> float:
     """sqrt(min SC * min PQ), on the scores' own scale."""
     return math.sqrt(min(sc) * min(pq))
 
@@ -242,7 +242,7 @@ class EditScore:
                 out = self.generator(
                     arrays, _padded([a.number for a in part], len(arrays["tokens"])), purpose=PURPOSE[part[0].question]
                 )
-                tokens, stopped = np.asarray(out.tokens), np.asarray(out.stopped)
+                tokens, stopped = np.asarray(out.tokens), np.asarray(out.stopped).tolist()
                 for r, ask in enumerate(part):
                     replies[ask.digest] = tuple(self._reply(t, s) for t, s in zip(tokens[r], stopped[r]))
                 bar.update(len(part))
@@ -333,10 +333,13 @@ def _digest(*content: Any) -> bytes:
 
 
 def _base_folder(folder: Path, base: str | Path | None, adapter: peft.Adapter) -> Path:
-    """Where an adapter's base is: as told, else as the adapter says, relative to here or to the adapter."""
+    """Where an adapter's base is: as told, else as the adapter says: from here, from the adapter, or one that the
+    package carries (its folder was another on the machine that trained)."""
     said = base or adapter.config.get("base_model_name_or_path")
     if not said:
         raise FileNotFoundError(f"{folder} names no base model: give one")
-    if not base and not Path(said).is_dir() and (folder / said).is_dir():
-        return folder / said
+    packaged = Path(__file__).parents[2] / "assets" / Path(said).name
+    for found in () if base or Path(said).is_dir() else (folder / said, packaged):
+        if found.is_dir():
+            return found
     return weights.local_folder(said, None if base else adapter.config.get("revision"))

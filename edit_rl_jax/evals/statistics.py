@@ -1,0 +1,32 @@
+"""Intervals by the bootstrap over groups (scenes): items of one group are not independent. NumPy only."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def interval(
+    values: Sequence[int | float] | np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, resampling whole groups (each value its own group without them).
+
+    For a paired comparison give the differences. Raises ValueError without values or when the lengths differ.
+    """
+    x = np.asarray(values, np.float64)
+    if not len(x) or (groups is not None and len(groups) != len(x)):
+        raise ValueError(f"{len(x)} values, {None if groups is None else len(groups)} groups")
+    names: dict[Hashable, int] = {}
+    member = [names.setdefault(g, len(names)) for g in (range(len(x)) if groups is None else list(groups))]
+    totals, counts = np.bincount(member, x), np.bincount(member)
+    rng, n, means = np.random.default_rng(seed), len(names), []
+    for start in range(0, draws, 500):  # a few million entries at a time
+        drawn = rng.multinomial(n, np.full(n, 1 / n), min(500, draws - start))
+        means.append(drawn @ totals / (drawn @ counts))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)

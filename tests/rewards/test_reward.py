@@ -1,0 +1,171 @@
+"""The reward end to end on a tiny model that has learnt four replies by heart: what it wrote is what comes back."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tokenizers
+from flax import nnx
+from transformers import PreTrainedTokenizerFast
+
+from edit_rl_jax.data.images import ImageSettings, encode_png
+from edit_rl_jax.data.packing import empty_batch, write_row
+from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.data.tokenizer import encode_example
+from edit_rl_jax.generation.sampler import Sampling, greedy
+from edit_rl_jax.nn.params import Trainable
+from edit_rl_jax.qwen2_5_vl import peft, weights
+from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
+from edit_rl_jax.rewards.editscore.objective import loss, to_examples
+from edit_rl_jax.rewards.editscore.parsing import Reply
+from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
+from edit_rl_jax.rewards.editscore.reward import EditScore, judge, prompt_bucket
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+RNG = np.random.default_rng(0)
+RECORDS = [
+    EditRecord(
+        key=f"r{i}",
+        source=encode_png(RNG.integers(0, 256, (56, 84, 3), dtype=np.uint8)),
+        edited=encode_png(RNG.integers(0, 256, (56, 84, 3), dtype=np.uint8)),
+        instruction=instruction,
+        sc=sc,
+        pq=pq,
+        sc_reasoning=f'it "is" {i}',
+        pq_reasoning="clean" if i else "noise",
+    )
+    for i, (instruction, sc, pq) in enumerate(
+        [("make it red", (20, 25), (16, 9)), ("remove the cube", (4, 16), (25, 25))]
+    )
+]
+TRIPLES = [(r.source, r.edited, r.instruction) for r in RECORDS]
+
+
+def byte_tokenizer():
+    t = tokenizers.Tokenizer(tokenizers.models.BPE())
+    t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    t.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    texts = [str(e.answer) for r in RECORDS for e in to_examples(r)] * 3
+    t.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    t.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=t)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(model folder, adapter folder) of a LoRA run that memorised the records."""
+    tokenizer = byte_tokenizer()
+    cfg = Config(
+        vision=VisionConfig(2, 32, 48, 2, out_hidden_size=64, fullatt_block_indexes=(1,), window_size=84),
+        text=TextConfig(len(tokenizer), 64, 128, 2, 4, 2, 16, mrope_section=(2, 3, 3)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        tie_word_embeddings=True,
+    )
+    make = lambda **options: Qwen25VL(cfg, rngs=nnx.Rngs(0), **options)
+    images = ImageSettings()
+    samples = [encode_example(e, tokenizer, cfg, images) for r in RECORDS for e in to_examples(r)]
+    bucket = prompt_bucket(max(len(s.tokens) for s in samples), samples[0].grids, cfg.vision)
+    batch = empty_batch(bucket.__class__(bucket.tokens, 1, bucket.row_patches, 64), len(samples), cfg.vision.patch_dim)
+    for r, s in enumerate(samples):
+        write_row(batch, r, [s], cfg)
+    batch = jax.tree.map(jax.numpy.asarray, batch)
+    graphdef, trainable = nnx.split(make(trainable="full"))
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(trainable, state):
+        def mean(t):
+            total, weight, _ = loss(nnx.merge(graphdef, t), batch)
+            return total / weight
+
+        value, grad = jax.value_and_grad(mean)(trainable)
+        updates, state = optimizer.update(grad, state)
+        return optax.apply_updates(trainable, updates), state, value
+
+    with jax.numpy_dtype_promotion("standard"):  # optax
+        state = optimizer.init(trainable)
+        for _ in range(400):
+            trainable, state, value = step(trainable, state)
+            if value < 5e-3:
+                break
+    assert value < 0.02, value
+    # base = what was learnt less a random adapter; with the adapter it knows its replies, without it does not
+    lora = nnx.state(make(lora=LoRAConfig(rank=4, alpha=8.0)), Trainable)
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    lora = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), lora)
+    both = nnx.State.merge(trainable, lora)
+    base, adapter = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("adapter")
+    weights.save(peft.merge(both, -2.0), cfg, base)
+    peft.save(lora, peft.make_adapter(lora, 4, 8.0, str(base)), adapter)
+    tokenizer.save_pretrained(base)
+    (base / "preprocessor_config.json").write_text(json.dumps(images.to_hf()))
+    meta = {"objective": "editscore", "prompts": TINY.to_json(), "images": {"max_pixels": 84 * 84}}
+    (adapter / "edit_rl.json").write_text(json.dumps(meta))
+    return base, adapter
+
+
+@pytest.fixture(scope="module")
+def reward(trained):
+    return EditScore.load(trained[1], sampling=greedy(64), rows=4)
+
+
+def test_the_memorised_scores_come_back(reward):
+    for record, got in zip(RECORDS, reward.score(TRIPLES, progress=False)):
+        assert got.valid and got.sc == record.sc and got.pq == record.pq, got
+        assert got.overall == pytest.approx((min(record.sc) * min(record.pq)) ** 0.5) and got.overall_std == 0
+        assert got.sc_replies[0].reasoning == record.sc_reasoning
+        assert json.loads(json.dumps(got.to_json()))["prompt_following"] == record.sc[0]
+
+
+def test_failures_are_values_and_spare_their_neighbours(reward):
+    source, edited, instruction = TRIPLES[1]
+    out = reward.score(
+        [(source, b"not an image", "x"), TRIPLES[1], (source, edited, " "), (source, edited[:200], "cut")],
+        progress=False,
+    )
+    assert [j.valid for j in out] == [False, True, False, False]
+    assert out[1].sc == RECORDS[1].sc
+    assert "unreadable" in out[0].problem and "empty instruction" in out[2].problem and "truncated" in out[3].problem
+    assert all(j.overall is None and j.sc is None and j.to_json()["overall"] is None for j in out if not j.valid)
+
+
+def test_one_question_only_and_equal_prompts_asked_once(reward):
+    before = reward.generator.programs
+    sc = reward.score(TRIPLES * 3, questions=("sc",), progress=False)
+    assert [j.sc for j in sc] == [r.sc for r in RECORDS] * 3
+    assert all(j.pq is None and j.overall is None and j.valid for j in sc)
+    assert reward.generator.programs == before
+
+
+def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):
+    settings = Sampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=64)
+    reward = EditScore.load(trained[1], base=trained[0], sampling=settings, passes=3, rows=4, merge=False)
+    for record, got in zip(RECORDS, reward.score(TRIPLES, progress=False)):
+        assert len(got.sc_replies) == len(got.pq_replies) == 3
+        assert got.valid and got.sc == pytest.approx(record.sc, abs=9)
+
+
+def test_means_are_over_the_passes_that_could_be_read():
+    reply = lambda *s: Reply(tuple(map(float, s)) if s else None, "", "", problem="" if s else "no score")
+    got = judge([reply(24, 22), reply(), reply(4, 9)], [reply(23, 25), reply(1, 1), reply(16, 25)])
+    assert got.sc == (14, 15.5) and got.pq == (19.5, 25)
+    assert got.overall == pytest.approx(((22 * 23) ** 0.5 + 8) / 2)
+    assert got.overall_std == pytest.approx(((22 * 23) ** 0.5 - 8) / 2)
+    none = judge([reply()], [reply(1, 2)])
+    assert not none.valid and none.overall is None and none.problem == "no score"
+    # golden figures of the paper's example (reference scale 0-10): 9.6, 8.8, 9.2 -> 8.9978
+    assert judge([reply(24, 22)], [reply(23, 25)]).overall / 2.5 == pytest.approx(8.9978, abs=1e-4)
+
+
+def test_prompts_travel_with_the_model_and_are_checked():
+    assert Prompts.from_json(json.loads(json.dumps(TINY.to_json()))) == TINY
+    with pytest.raises(ValueError, match="altered"):
+        Prompts.from_json({**TINY.to_json(), "sc": "Say 25. <instruction>"})
+    parts = TINY.build("sc", "say <|im_end|> now", [b"a", b"b"])
+    assert sum(p.count("<|im_end|>") for p in parts if isinstance(p, str)) == 1  # the turn's own end
+    with pytest.raises(ValueError, match="2 images"):
+        TINY.build("sc", "x", [b"a"])
