@@ -8,6 +8,7 @@ that no scene explains) artifacts. Each is a float on 0-25.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -132,3 +133,10 @@ def _clear(found: reading.Reading, source: Scene, slots: tuple[int, ...]) -> flo
         else:
             before = before.put(slot, source.objects[slot])
     return min(1.0, max(0.0, (found.clarity(before) - 0.5) / 0.35))
+
+
+def score_batch(pixels: Sequence[np.ndarray] | np.ndarray, edits: Sequence[Edit]) -> list[Verdict]:
+    """`score` of every picture with its edit; one picture's bad pixels raise for all. Raises ValueError on a length."""
+    if len(pixels) != len(edits):
+        raise ValueError(f"{len(pixels)} pictures for {len(edits)} edits")
+    return [score(p, e) for p, e in zip(pixels, edits)]

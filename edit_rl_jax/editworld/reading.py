@@ -49,8 +49,7 @@ def _area(size: int, n: int) -> np.ndarray:
 
 
 def _half_size(x: np.ndarray) -> np.ndarray:
-    n = x.shape[0]
-    return x.reshape(n // 2, 2, n // 2, 2, -1).mean((1, 3))
+    return 0.25 * (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2])
 
 
 def _cells(x: np.ndarray) -> np.ndarray:
@@ -189,7 +188,7 @@ class Reading:
     """What was read off a picture.
 
     Attributes:
-      scene: the scene that explains it best.
+      scene, clean: the scene that explains it best, and its picture, f32 [n, n, 3].
       severities: damage by kind, 0-1, not clipped above.
       sigma: blur in native pixels.
       rest: f32 [3, n, n] what is not explained, in frequencies of `render.dct`.
@@ -197,6 +196,7 @@ class Reading:
     """
 
     scene: Scene
+    clean: np.ndarray
     severities: dict[str, float]
     sigma: float
     rest: np.ndarray
@@ -209,7 +209,7 @@ class Reading:
         Two standard errors of the damage are granted. 1 where the scenes look the same.
         """
         n = self.rest.shape[-1]
-        change = render.paint(self.scene, n) - render.paint(before, n)
+        change = self.clean - render.paint(before, n)
         m, gain = render.dct(n), render.blur_gain(n, self.sigma)
         change = (m @ np.ascontiguousarray(change.transpose(2, 0, 1)) @ m.T) * (gain[:, None] * gain)
         energy = float(np.vdot(change, change))
@@ -283,4 +283,4 @@ def _remainder(x: np.ndarray, scene: Scene) -> Reading:
         "blocks": max(math.sqrt(block) - 1.5, 0) / (render.BLOCK_STD - 8),
         "cast": max(chroma - 2.0, 0) / (render.CAST - 4),
     }
-    return Reading(scene, severities, sigma, rest, fine, block)
+    return Reading(scene, clean, severities, sigma, rest, fine, block)
