@@ -24,7 +24,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
 
-install_import_hook("edit_rl_jax", "beartype.beartype")
+# PEP 484: an int is welcome where a float is.
+install_import_hook("edit_rl_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture(scope="session")
