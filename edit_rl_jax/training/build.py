@@ -58,14 +58,14 @@ class Program:
         template = self.trainable_state if part == "trainable" else self.frozen_state
         return st.unflatten(template, self.trainable if part == "trainable" else self.frozen)
 
-    def model_flops(self, bucket: Bucket) -> int:
+    def model_flops(self, bucket: Bucket, remat: bool = False) -> int:
         """FLOPs that the mathematics of one step needs, over all devices: forward and backward without
-        rematerialisation. That is 4N + attention a token for LoRA and 6N + attention for full training, less what
-        needs no gradient."""
+        rematerialisation (with `remat`: as executed). That is 4N + attention a token for LoRA and 6N + attention for
+        full training, less what needs no gradient."""
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches[bucket])
         grad = jax.value_and_grad(self.loss, has_aux=True)
         with jax.set_mesh(self.mesh):
-            return self.config.accum * flops.count(grad, self.trainable, self.frozen, part)
+            return self.config.accum * flops.count(grad, self.trainable, self.frozen, part, remat=remat)
 
 
 def model_config(config: Any) -> Config:

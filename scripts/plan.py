@@ -1,0 +1,152 @@
+"""Plan a training run: compile its step for a TPU that is not there, and say whether it fits.
+
+    python scripts/plan.py --config configs/rm_72b.py --topology v5p:4x4x4
+    python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
+    python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
+
+The largest bucket is compiled (--buckets all: each of them), in one to five minutes on two cores, at any size. The
+compiler's word is the verdict: a step that does not fit ends with its overshoot and status 2. Needs `libtpu` (the extra
+[tpu], or [test]) and no TPU.
+"""
+
+import os
+
+# libtpu must neither take a device nor ask the network for one: before JAX is imported.
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from importlib.metadata import version  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+
+from edit_rl_jax import topology  # noqa: E402
+from edit_rl_jax.sharding import ShardingError  # noqa: E402
+from edit_rl_jax.training import build, planning  # noqa: E402
+from edit_rl_jax.training import config as config_lib  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse(argv):
+    """(arguments, config overrides)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="FILE", help="Python file with get_config()")
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", dest="_", help="override a key of the config, any number of times"
+    )
+    parser.add_argument("--topology", metavar="CHIP:GRID", help="v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:2x4, tpu7x:2x2x1, ...")
+    parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the data-centre network")
+    parser.add_argument("--buckets", choices=("largest", "all"), default="largest")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
+    parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
+    overrides, rest = {}, []
+    words = iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            key, equals, value = word.removeprefix("--config.").partition("=")
+            overrides[key] = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    args = parser.parse_args(rest)
+    if not args.all and not (args.config and args.topology):
+        parser.error("--config and --topology are wanted, or --all")
+    return args, overrides
+
+
+def plan(args, overrides) -> dict:
+    """The figures of one config on one topology. Raises DoesNotFit, ConfigError, ShardingError or ValueError."""
+    config = config_lib.load(args.config, overrides)
+    chip, devices = topology.describe(args.topology, args.slices)
+    if args.topology in config.mesh_presets:
+        config.topology = args.topology
+    config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
+    mesh = build.make_mesh(config, devices)
+    program = build.build(config, mesh)
+    buckets = sorted(program.batches, key=lambda b: b.tokens + b.slots, reverse=True)
+    figures = []
+    for bucket in buckets if args.buckets == "all" else buckets[:1]:
+        start = time.time()
+        compiled = planning.compile_step(program, bucket)
+        seconds = time.time() - start
+        figures.append(planning.report(program, bucket, compiled, chip) | {"compile_s": round(seconds, 1)})
+    return {
+        "config": Path(args.config).stem,
+        "overrides": overrides,
+        "topology": args.topology,
+        "devices": len(devices),
+        "mesh": dict(mesh.shape),
+        "rows": config.rows,
+        "accum": config.accum,
+        "remat": config.model.remat,
+        "trainable": config.model.trainable,
+        "buckets": figures,
+        "assumptions": planning.ASSUMPTIONS,
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def show(plan) -> None:
+    """Prints a plan as a table."""
+    gib, mesh = 2**30, " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
+    rows = f"{plan['rows']} rows x {plan['accum']} accumulated"
+    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, mesh {mesh}, {rows}")
+    for b in plan["buckets"]:
+        m, p = b["bytes_per_device"], b["predicted"]
+        print(f"\nbucket {b['bucket']}  (compiled in {b['compile_s']} s)")
+        print(f"  {'peak':12} {m['peak'] / gib:8.2f} GiB a device of {m['usable_hbm'] / gib:.2f} usable: it fits")
+        for kind in ("arguments", "temporaries", "outputs", "aliased"):
+            print(f"  {kind:12} {m[kind] / gib:8.2f} GiB")
+        for kind, flops in b["flops"].items():
+            print(f"  {kind + ' FLOPs':16} {flops:.4g} a step, {flops / plan['devices']:.4g} a device")
+        for kind, c in b["collectives"].items():
+            print(f"  {kind:20} {c['count']:7} times, {c['bytes'] / 1e9:9.3f} GB to each device a step")
+        print(f"  predicted step   {p['step_s']:.3f} s overlapped, {p['step_no_overlap_s']:.3f} s not", end="")
+        print(f" (compute {p['compute_s']:.3f}, ICI {p['ici_s']:.3f}); MFU at most {p['mfu_at_most']:.0%}")
+    print(f"\n{plan['assumptions']}")
+
+
+def plan_all(output: Path) -> int:
+    """One process a plan, so that one compiler's memory is gone before the next starts."""
+    status = 0
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        for name in config_lib.load(file).mesh_presets:
+            if name.split(":")[0] not in topology.CHIPS:
+                continue
+            target = output / f"{file.stem}__{name.replace(':', '-')}.json"
+            command = [sys.executable, __file__, "--config", str(file), "--topology", name, "--json", str(target)]
+            status = max(status, subprocess.run(command, check=False).returncode)
+    return status
+
+
+def main(argv=None) -> int:
+    args, overrides = parse(sys.argv[1:] if argv is None else argv)
+    if args.all:
+        return plan_all(Path(args.output))
+    try:
+        result = plan(args, overrides)
+    except planning.DoesNotFit as e:
+        over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
+        print(f"DOES NOT FIT{over}: {args.config} on {args.topology}\n  {e}\n", file=sys.stderr)
+        print("  less: config.rows, a bucket's tokens, model.remat=nothing_saveable; or more devices", file=sys.stderr)
+        return 2
+    except (config_lib.ConfigError, ShardingError, ValueError, RuntimeError) as e:
+        print(f"plan.py: {e}", file=sys.stderr)
+        return 1
+    show(result)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)  # a plan measures its own compilation
+    sys.exit(main())
