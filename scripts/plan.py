@@ -40,8 +40,8 @@ def parse(argv):
     parser.add_argument(
         "--config.KEY", metavar="VALUE", dest="_", help="override a key of the config, any number of times"
     )
-    parser.add_argument("--topology", metavar="CHIP:GRID", help="v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:2x4, tpu7x:2x2x1, ...")
-    parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the data-centre network")
+    parser.add_argument("--topology", metavar="CHIP:GRID", help="v5e:4x4, v5p:4x4x4, v6e:2x4, ...")
+    parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the network")
     parser.add_argument("--buckets", choices=("largest", "all"), default="largest")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")

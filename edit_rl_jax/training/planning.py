@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax import flops
 from edit_rl_jax.topology import Chip
 from edit_rl_jax.training.build import Program
 
@@ -21,7 +20,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 
 
 class DoesNotFit(RuntimeError):
-    """The compiler refused a program for want of HBM. `over`: bytes too many on a device; None where it does not say."""
+    """The compiler refused a program for want of HBM. `over`: bytes too many on a device; None where it is not said."""
 
     def __init__(self, message: str, over: int | None):
         super().__init__(message)
@@ -29,7 +28,7 @@ class DoesNotFit(RuntimeError):
 
 
 def compile_step(program: Program, bucket: Any) -> Any:
-    """The compiled step of one bucket. Raises DoesNotFit with the overshoot; works for devices that are only described."""
+    """The compiled step of one bucket, also for devices only described. Raises DoesNotFit, with the overshoot."""
     with jax.set_mesh(program.mesh):
         number = jax.ShapeDtypeStruct((), jnp.int32)
         args = (program.trainable, program.opt_state, program.frozen, program.batches[bucket], number)
@@ -87,8 +86,8 @@ def report(program: Program, bucket: Any, compiled: Any, chip: Chip) -> dict[str
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """{kind: {"count", "bytes"}} of one run of a compiled module: executions, and bytes that reach a device.
 
-    Loop bodies are multiplied by their trip counts, read from the loops' conditions; a collective that the compiler cut into
-    overlapped pieces keeps its channel and counts once.
+    Loop bodies are multiplied by their trip counts, read from the loops' conditions; a collective that the compiler cut
+    into overlapped pieces keeps its channel and counts once.
     """
     bodies: dict[str, list[str]] = {}
     entry, current = "", None
