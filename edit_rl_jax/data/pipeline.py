@@ -15,10 +15,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
+from absl import flags
 
 from edit_rl_jax.data import packing
 from edit_rl_jax.data.example import Example
@@ -26,6 +27,15 @@ from edit_rl_jax.data.images import ImageError, ImageSettings, image_size
 from edit_rl_jax.data.packing import Bucket, Demand
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tokenizer import Encoded, Measured, TextEncoder, encode_measured, measure_example
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
 
 ToExamples = Callable[[Any, int], list[Example]]
 MAX_BUCKETS = 8
@@ -301,7 +311,7 @@ class _Build(grain.transforms.Map):
 
 
 def make_pipeline(
-    source: Sequence[Any],
+    source: Source,
     to_examples: ToExamples | None,
     tokenizer: Any,
     cfg: Any,
@@ -364,13 +374,15 @@ def make_pipeline(
     if workers and worker_kind == "thread":
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
     elif workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl's own main parses
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options)
     return iter(dataset)
 
 
 def eval_batches(
-    examples: Sequence[Example], tokenizer: Any, cfg: Any, buckets: Sequence[Bucket], *, rows: int, **options: Any
+    examples: Source, tokenizer: Any, cfg: Any, buckets: Sequence[Bucket], *, rows: int, **options: Any
 ) -> Iterator[tuple[dict[str, np.ndarray], BatchMeta]]:
     """A fixed list of Examples once, unshuffled, packed like training. Same list, same batches."""
     options = {"accum": 1, "epochs": 1, "shuffle": False} | options

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _raw(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path}: .jsonl, .json or .parquet wanted")
 
 
-def _guard(where: str, make, row: Any) -> tuple[str, EditRecord | RecordError]:
+def _guard(where: str, make: Callable[[str, Any], Any], row: Any) -> tuple[str, Any]:
     if isinstance(row, RecordError):
         return where, row
     try:
@@ -215,7 +215,7 @@ def _sharegpt_row(where: str, row: Mapping, find: re.Pattern) -> Any:
     return {"kind": "sc", "key": key, "reply": parsed} | fields
 
 
-def _joined(where: str, row: Mapping, root: Path, quality: tuple[str, tuple[int, int] | None]) -> EditRecord:
+def _joined(where: str, row: Mapping, root: Path, quality: Sequence[Any]) -> EditRecord:
     source, edited = (_image(where, n, row[n], root) for n in ("source", "edited"))
     (sc_reasoning, sc), (pq_reasoning, pq) = row["reply"], quality
     return EditRecord(

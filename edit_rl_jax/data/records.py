@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import numbers
 from typing import Any
 
 SCORE_RANGE = 25  # scores are integers on 0..25, both dimensions
@@ -57,7 +58,7 @@ def check_scores(where: str, name: str, scores: Any) -> tuple[int, int] | None:
         pair = tuple(scores)
     except TypeError:
         raise RecordError(where, "malformed score", f"{name}={scores!r}") from None
-    if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int | float) or s != int(s) for s in pair):
+    if len(pair) != 2 or not all(isinstance(s, numbers.Real) and not isinstance(s, bool) and s % 1 == 0 for s in pair):
         raise RecordError(where, "malformed score", f"{name}={scores!r}: two integers wanted")
     if not all(0 <= s <= SCORE_RANGE for s in pair):
         raise RecordError(where, "score out of range", f"{name}={list(pair)}: 0..{SCORE_RANGE}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def write_dataset(
     return os.fspath(builder.data_path)
 
 
-class EditSource:
+class EditSource(Sequence):
     """Random access to one split of a written dataset, as EditRecords. Picklable: workers open the files themselves.
 
     `path`: what `write_dataset` returned, or the directory that it was given. `data_hash` names the content.
