@@ -60,31 +60,49 @@ def implementation(name: str) -> Callable:
 def attention_mask(
     tq: int, tk: int, q_segments: Array | None, kv_segments: Array | None, causal: bool
 ) -> Bool[Array, "#batch tq tk"] | None:
-    """True where a query may see a key; None when everything may."""
+    """True where a query may see a key; None when everything may. Causal: queries are the last `tq` of the `tk`."""
     mask = None
     if q_segments is not None:
         q_ids, kv_ids = q_segments[:, :, None], kv_segments[:, None, :]
         mask = (q_ids == kv_ids) & (q_ids != 0)
     if causal:
-        lower = jnp.tril(jnp.ones((1, tq, tk), bool))
+        lower = jnp.tril(jnp.ones((1, tq, tk), bool), k=tk - tq)
         mask = lower if mask is None else mask & lower
     return mask
 
 
 def xla_attention(q, k, v, *, q_segments, kv_segments, causal, scale):
     """Reference path: materialises the scores; see `attention`."""
-    B, Tq, H, d = q.shape
-    Hkv = k.shape[2]
-    q = q.reshape(B, Tq, Hkv, H // Hkv, d)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32) * scale
-    mask = attention_mask(Tq, k.shape[1], q_segments, kv_segments, causal)
+    tq = q.shape[1]
+    blocks = min(4, max(1, tq // 64)) if causal else 1
+    if blocks == 1:
+        return _dense(q, k, v, q_segments, kv_segments, causal, scale)
+    # Causal queries in 4 blocks, each against the keys up to its end: 5/8 of the scores of one block.
+    cuts = [round(i * tq / blocks) for i in range(blocks + 1)]
+    take = lambda x, start, stop: None if x is None else x[:, start:stop]
+    out = [
+        _dense(q[:, a:b], k[:, :b], v[:, :b], take(q_segments, a, b), take(kv_segments, 0, b), True, scale)
+        for a, b in zip(cuts, cuts[1:])
+    ]
+    return jnp.concatenate(out, axis=1)
+
+
+def _dense(q, k, v, q_segments, kv_segments, causal, scale):
+    B, tq, H, d = q.shape
+    tk, K = k.shape[1:3]
+    # [B, K, queries of the group, d]: the layout in which CPU runs batched products fastest, forward and backward.
+    q = q.reshape(B, tq, K, H // K, d).transpose(0, 2, 3, 1, 4).reshape(B, K, H // K * tq, d)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32) * scale
+    scores = scores.reshape(B, K, H // K, tq, tk)
+    mask = attention_mask(tq, tk, q_segments, kv_segments, causal)
     if mask is not None:
         mask = mask[:, None, None]
         scores = jnp.where(mask, scores, -1e30)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     if mask is not None:
         weights = jnp.where(mask, weights, 0.0)  # a row without keys is all zeros, not uniform
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = (weights / jnp.where(total == 0, 1.0, total)).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(B, Tq, H, d)
+    weights = (weights / jnp.where(total == 0, 1.0, total)).astype(v.dtype).reshape(B, K, H // K * tq, tk)
+    out = jnp.einsum("bkqs,bksd->bkqd", weights, v)
+    return out.reshape(B, K, H // K, tq, d).transpose(0, 3, 1, 2, 4).reshape(B, tq, H, d)

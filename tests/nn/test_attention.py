@@ -43,6 +43,18 @@ def by_hand(q, k, v, q_segments, kv_segments, causal):
     return out, (dq, dk, dv)
 
 
+def test_long_causal_rows_are_computed_in_blocks():
+    """From 128 queries on the causal triangle is cut into blocks: also for a length that does not divide."""
+    segments = np.repeat([1, 2, 0, 3], [40, 50, 10, 31])[None].repeat(2, 0).astype(np.int32)
+    ids, (q, k, v) = jnp.asarray(segments), arrays(131, 131, heads=2, kv_heads=1)
+    run = lambda q, k, v: attention(q, k, v, q_segments=ids, kv_segments=ids, causal=True, impl="xla")
+    got, pull = jax.vjp(run, *map(jnp.asarray, (q, k, v)))
+    want, grads = by_hand(q, k, v, segments, segments, True)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    for a, b in zip(pull(jnp.asarray(np.cos(np.arange(q.size)).reshape(q.shape), jnp.float32)), grads):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("segments", [None, PACKED])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
