@@ -15,6 +15,7 @@ from edit_rl_jax.qwen2_5_vl import weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.qwen2_5_vl.positions import rope_index
+from edit_rl_jax.sharding import make_mesh, shardings
 from tests.parity import tiny
 
 BUCKET = Bucket(tokens=96, vision_rows=1, row_patches=192, answers=1)
@@ -136,3 +137,12 @@ def test_stop_tokens_end_an_answer_and_the_loop(model, greedily):
         assert length == end
     assert out.steps == out.lengths.max() <= 4
     assert out.stopped[:3].all() and not out.stopped[3].any() and out.lengths[3, 0] == 0
+
+
+def test_sharded_gives_the_same_answers(model, greedily):
+    mesh = make_mesh({"fsdp": 2, "tensor": 2})
+    graphdef, state = nnx.split(model)
+    placed = nnx.merge(graphdef, jax.device_put(state, shardings(state, mesh)))
+    batch = batch_of(model.cfg, prompts(model.cfg))
+    out = Generator(placed, greedy(12), samples=2, mesh=mesh)(batch, range(4))
+    np.testing.assert_array_equal(out.tokens, greedily(batch, range(4)).tokens[:, :, :12])

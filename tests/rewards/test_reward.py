@@ -1,5 +1,6 @@
 """The reward end to end on a tiny model that has learnt four replies by heart: what it wrote is what comes back."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,6 +15,7 @@ from edit_rl_jax.data.images import ImageSettings, encode_png
 from edit_rl_jax.data.packing import empty_batch, write_row
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.data.tokenizer import encode_example
+from edit_rl_jax.evals import pairs as pairs_lib
 from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.qwen2_5_vl import peft, weights
@@ -23,6 +25,7 @@ from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
 from edit_rl_jax.rewards.editscore.reward import EditScore, judge, prompt_bucket
+from scripts import score
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 RNG = np.random.default_rng(0)
@@ -139,6 +142,46 @@ def test_one_question_only_and_equal_prompts_asked_once(reward):
     assert [j.sc for j in sc] == [r.sc for r in RECORDS] * 3
     assert all(j.pq is None and j.overall is None and j.valid for j in sc)
     assert reward.generator.programs == before
+
+
+def test_pairs_are_evaluated_end_to_end(reward):
+    @dataclasses.dataclass(frozen=True)
+    class Pair:
+        better: EditRecord
+        worse: EditRecord
+        task: str = "any"
+        kind: str = "half"
+
+    pair = Pair(*RECORDS)
+    figures, judged = pairs_lib.evaluate(reward, [pair], untrained=reward)
+    for name in ("pair_accuracy", "untrained_pair_accuracy", "sc_pair_accuracy", "pq_pair_accuracy"):
+        assert figures[name] == 1.0 and figures[f"{name}_ci95"] == [1.0, 1.0]
+    assert figures["n_pairs"] == 1 and figures["invalid_answers"] == 0 and figures["gain"] == 0.0
+    assert figures["controls"]["images blanked"]["accuracy"] == 0.0  # another prompt, not what was learnt
+    assert "pair accuracy 1.000" in pairs_lib.summary(json.loads(json.dumps(figures)))
+    (sample,) = pairs_lib.samples([pair], judged)
+    assert sample.right and RECORDS[1].sc_reasoning in sample.reasoning
+
+
+def test_score_script_reads_and_writes_files_in_order(trained, tmp_path, capsys):
+    for i, r in enumerate(RECORDS):
+        (tmp_path / f"s{i}.png").write_bytes(r.source)
+        (tmp_path / f"e{i}.png").write_bytes(r.edited)
+    line = lambda i, **more: (
+        {"source": f"s{i}.png", "edited": f"e{i}.png", "instruction": RECORDS[i].instruction} | more
+    )
+    lines = [line(1, id=7), line(0, edited="absent.png"), line(0)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    flags = ["--model", str(trained[1]), "--rows", "4", "--max-new-tokens", "64"]
+    assert score.main([*flags, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 0
+    out = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [o["scores"]["valid"] for o in out] == [True, False, True] and out[0]["id"] == 7
+    assert out[0]["scores"]["prompt_following"] == 4 and out[2]["scores"]["naturalness"] == 16
+    assert "absent.png" in out[1]["scores"]["problem"] and out[1]["scores"]["overall"] is None
+    assert "3 edits, 1 without a score" in capsys.readouterr().out
+    for wrong in (["--model", "x"], ["--model", "x", "--source", "a"], ["--model", "x", "--input", "a"]):
+        with pytest.raises(SystemExit):
+            score.parse(wrong)
 
 
 def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):

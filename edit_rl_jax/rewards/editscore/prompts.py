@@ -77,7 +77,7 @@ class Prompts:
         return tuple(parts)
 
 
-def answer(reasoning: str, score: Sequence[int], end: str = END) -> str:
+def answer(reasoning: str, score: Sequence[int | float], end: str = END) -> str:
     """The reply that is trained on. Raises ValueError unless `score` is two integers on 0..25."""
     if len(score) != 2 or any(int(s) != s or not 0 <= s <= SCORE_RANGE for s in score):
         raise ValueError(f"score must be two integers on 0..{SCORE_RANGE}, got {list(score)}")
