@@ -56,17 +56,19 @@ class Op:
     def apply(self, scene: Scene) -> list[tuple[Scene, tuple[int, ...]]]:
         """Every acceptable (result, slots that the change concerns)."""
         if self.task == "background":
-            return [(dataclasses.replace(scene, background=self.value, brightness=1.0), (BACKGROUND_SLOT,))]
+            return [(dataclasses.replace(scene, background=str(self.value), brightness=1.0), (BACKGROUND_SLOT,))]
         if self.task == "add":
             return [(scene.put(p, self.obj), (p,)) for p in self.places if scene.objects[p] is None]
+        assert self.cell is not None
+        old = scene.objects[self.cell]
+        assert old is not None
+        rest = scene.put(self.cell, None)
         if self.task == "move":
-            moved, rest = scene.objects[self.cell], scene.put(self.cell, None)
-            return [(rest.put(p, moved), (self.cell, p)) for p in self.places if scene.objects[p] is None]
+            return [(rest.put(p, old), (self.cell, p)) for p in self.places if scene.objects[p] is None]
         if self.task == "remove":
-            return [(scene.put(self.cell, None), (self.cell,))]
-        if self.task == "replace":
-            return [(scene.put(self.cell, self.obj), (self.cell,))]
-        return [(scene.put(self.cell, change(scene.objects[self.cell], self.task, self.value)), (self.cell,))]
+            return [(rest, (self.cell,))]
+        new = self.obj if self.task == "replace" else change(old, self.task, str(self.value))
+        return [(scene.put(self.cell, new), (self.cell,))]
 
 
 @dataclasses.dataclass(frozen=True)

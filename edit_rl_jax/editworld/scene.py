@@ -124,9 +124,8 @@ def random_object(gen: np.random.Generator, split: str, *, special: bool = False
     """A random object that `split` may show; `special`: one of the split's own combinations (no effect in train)."""
     while True:
         offset = tuple(int(v) for v in gen.integers(-1, 2, 2)) if jitter else (0, 0)
-        obj = Obj(
-            *(choice(gen, VALUES[a]) for a in ATTRIBUTES), offset, float(gen.uniform(0.93, 1.07)) if jitter else 1.0
-        )
+        look = {a: choice(gen, VALUES[a]) for a in ATTRIBUTES}
+        obj = Obj(**look, offset=offset, brightness=float(gen.uniform(0.93, 1.07)) if jitter else 1.0)
         if allowed(obj, split) and (not special or not HELD_OUT[split] or held_out(obj, split)):
             return obj
 
