@@ -45,8 +45,14 @@ def attention(
         q_segments = jnp.ones(q.shape[:2], jnp.int32) if q_segments is None else q_segments
         kv_segments = jnp.ones(k.shape[:2], jnp.int32) if kv_segments is None else kv_segments
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    fn = implementation(impl or PLATFORM_DEFAULT.get(jax.default_backend(), "xla"))
+    fn = implementation(impl or default_implementation(jax.default_backend(), q.dtype))
     return fn(q, k, v, q_segments=q_segments, kv_segments=kv_segments, causal=causal, scale=scale)
+
+
+def default_implementation(platform: str, dtype) -> str:
+    """What `impl=None` means on a platform. cuDNN takes bf16 and fp16 only, so fp32 on a GPU goes to the reference."""
+    name = PLATFORM_DEFAULT.get(platform, "xla")
+    return "xla" if name == "cudnn" and jnp.dtype(dtype).itemsize > 2 else name
 
 
 def implementation(name: str) -> Callable:

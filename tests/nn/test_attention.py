@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.nn.attention import attention
+from edit_rl_jax.nn.attention import attention, default_implementation
 
 PACKED = np.array([[1, 1, 1, 2, 2, 0, 3, 0], [0, 0, 5, 5, 5, 5, 5, 5]], np.int32)
 
@@ -88,6 +88,12 @@ def test_softmax_is_fp32():
     assert got.dtype == jnp.bfloat16
     want = by_hand(*(np.asarray(x, np.float32) for x in (q, k, v)), None, None, False)[0]
     assert np.abs(np.asarray(got, np.float64) - want).max() < 6e-3
+
+
+def test_platforms():
+    choose = lambda platform: [default_implementation(platform, d) for d in (jnp.float32, jnp.bfloat16)]
+    assert choose("cpu") == ["xla", "xla"] and choose("tpu") == ["splash", "splash"]
+    assert choose("gpu") == ["xla", "cudnn"]
 
 
 def test_errors():

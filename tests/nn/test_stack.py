@@ -33,7 +33,7 @@ def test_pattern_equals_loop(full):
 
     scanned = lambda layers, x, remat: scan_pattern(BODIES, kinds, x, layers, remat=remat)
     want, want_grad = jit(jax.value_and_grad(lambda l, x: jnp.sum(loop(l, x) ** 2)))(layers, x)
-    for remat in ("nothing_saveable", "none"):
+    for remat in ("nothing_saveable", "none") if full == (3, 7) else ("nothing_saveable",):
         got, grad = jit(jax.value_and_grad(lambda l, x, r=remat: jnp.sum(scanned(l, x, r) ** 2)))(layers, x)
         np.testing.assert_allclose(got, want, rtol=1e-5)
         scale = np.abs(want_grad.kernel[...]).max()
