@@ -35,7 +35,7 @@ ARCHITECTURE = {
         "model_type": "qwen2_5_vl",
         "depth": 3,
         "hidden_size": 128,
-        "intermediate_size": 320,
+        "intermediate_size": 256,
         "num_heads": 4,
         "out_hidden_size": 192,
         "in_channels": 3,
@@ -54,27 +54,30 @@ def get_config():
     c = default()
     c.name = "base_tiny"
     c.objective = "sft"
-    c.steps = 20_000
-    c.rows = 32
-    c.accum = 1
+    c.steps = 2600
+    c.rows = 16
     c.model.config = json.dumps(ARCHITECTURE)
     c.model.tokenizer = "editworld"
     c.model.trainable = "full"
     c.model.remat = "none"
     c.data.train = "editworld_perception"
+    with c.unlocked():
+        c.data.options.easy = 4000
     c.data.size = 4_000_000
-    c.data.shuffle = False  # the world is random by index, and the curriculum goes by index
+    c.data.shuffle = False  # the world is random by index, and starts with the easy tasks
     c.data.validation_size = 512
-    c.data.buckets = ((256, 1, 288, 128),)
+    c.data.buckets = ((144, 4, 36, 112),)
     c.data.workers = 1
     c.optim.name = "muon"
-    c.optim.lr = 1e-2
-    c.optim.adam_lr = 1.5e-3
-    c.optim.warmup = 200
+    c.optim.lr = 2e-2
+    c.optim.adam_lr = 3e-3
+    c.optim.schedule = "linear"
+    c.optim.warmup = 50
+    c.optim.end = 0.02
     c.optim.b2 = 0.98
     c.optim.weight_decay = 0.01
-    c.checkpoint.every = 500
-    c.eval.every = 500
-    c.eval.batches = 8
+    c.checkpoint.every = 200
+    c.eval.every = 200
+    c.eval.batches = 16
     c.log.every = 20
     return c

@@ -1,0 +1,166 @@
+"""Perception tasks on EditWorld, for pretraining the tiny base: what is where, what a phrase means, what changed, how
+damaged a picture is. No task judges an edit, and the `train` split shows none of the held-out combinations.
+
+`cell` names the content of one cell, `grid` describes a picture, `find` locates an object, `refer` restates what an
+instruction refers to, `compare` describes two pictures cell by cell, `damage` grades damage, `request` compares and
+then restates an instruction, `count` compares and counts the changes, `say` repeats a phrase. With `json`, the share of
+examples whose answer is wanted as a JSON object with two numbers of the prompt, the base also learns to write replies.
+"""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from edit_rl_jax.data.example import Example
+from edit_rl_jax.editworld import language
+from edit_rl_jax.editworld.edits import Candidate, Edit, candidate, random_edit
+from edit_rl_jax.editworld.render import DAMAGES, damage, paint, quantise, render
+from edit_rl_jax.editworld.scene import CELLS, choice, random_object, random_scene, rng
+
+MIXTURE = {
+    "cell": 0.04,
+    "grid": 0.15,
+    "find": 0.03,
+    "refer": 0.12,
+    "compare": 0.18,
+    "request": 0.16,
+    "count": 0.1,
+    "damage": 0.17,
+    "say": 0.05,
+}
+PROMPTS = {
+    "cell": "What is at {c}?",
+    "grid": "Describe the picture.",
+    "find": "Where is {o}?",
+    "refer": "What is asked: {i}",
+    "compare": "Compare the pictures.",
+    "damage": "How damaged is the picture?",
+    "request": "Compare the pictures. What is asked: {i}",
+    "count": "Compare the pictures. How many changed?",
+    "say": "Say: {t}",
+}
+REPLY = " Reply in JSON with score {a} and {b}."
+CHANGED_KINDS = ("correct", "half", "wrong_object", "over_edited", "untouched")
+
+
+def chat(text: str, images: list[np.ndarray]) -> tuple[str | np.ndarray, ...]:
+    """ChatML up to the assistant's turn: the text, then the images (uint8 [H, W, 3])."""
+    parts: list[str | np.ndarray] = [f"<|im_start|>user\n{text}"]
+    for image in images:
+        parts[-1] = f"{parts[-1]}<|vision_start|>"
+        parts += [image, "<|vision_end|>"]
+    parts[-1] = f"{parts[-1]}<|im_end|>\n<|im_start|>assistant\n"
+    return tuple(parts)
+
+
+def _damaged(gen: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """The picture with no, one or two kinds of damage, and their severities."""
+    kinds = gen.permutation(DAMAGES)[: gen.choice(3, p=[0.15, 0.7, 0.15])]
+    found = {}
+    for kind in kinds:
+        found[str(kind)] = float(gen.uniform(0.05, 1.0))
+        image = damage(image, str(kind), found[str(kind)], gen)
+    return image, found
+
+
+def _changed(gen: np.random.Generator, split: str) -> tuple[Edit, Candidate]:
+    """An edit and what an editor might have made of it."""
+    while True:
+        edit = random_edit(gen, split)
+        found = candidate(gen, edit, choice(gen, CHANGED_KINDS), float(gen.uniform(0, 1)), split)
+        if found is not None:
+            return edit, found
+
+
+def _phrase(gen: np.random.Generator, split: str) -> str:
+    """Words that answers use, in the order of a reply but without a picture behind them."""
+    words = (f"done {choice(gen, language.DONE)} .", f"extra {gen.integers(5)} .", f"{random_object(gen, split)} .")
+    return " ".join(words[i] for i in gen.permutation(3)[: gen.integers(1, 4)])
+
+
+def example(
+    gen: np.random.Generator, task: str, split: str, resolution: int, key: str, json_share: float = 0.0
+) -> Example:
+    """A random example of one task. Raises ValueError for an unknown task."""
+    fill: dict[str, str] = {}
+    if task in ("cell", "grid", "find"):
+        scene = random_scene(gen, split)
+        cell = int(gen.integers(9)) if task == "cell" else choice(gen, scene.occupied)
+        if task == "cell":
+            fill, answer = {"c": CELLS[cell]}, f"{language.content(scene.objects[cell])} ."
+        elif task == "find":
+            fill, answer = {"o": f"the {scene.objects[cell]}"}, f"{CELLS[cell]} ."
+        else:
+            answer = language.describe(scene)
+        images = [render(scene, resolution)]
+    elif task == "refer":
+        edit = random_edit(gen, split)
+        fill, images = {"i": edit.instruction}, [render(edit.source, resolution)]
+        answer = " ".join(f"{language.request(edit.source, op)} ." for op in edit.ops)
+    elif task in ("compare", "request", "count"):
+        edit, found = _changed(gen, split)
+        edited = paint(found.scene, resolution)
+        if gen.random() < 0.3:
+            edited, _ = _damaged(gen, edited)
+        answer, images = language.compare(edit.source, found.scene), [render(edit.source, resolution), quantise(edited)]
+        if task == "request":
+            fill = {"i": edit.instruction}
+            answer = " ".join([answer, *(f"{language.request(edit.source, op)} ." for op in edit.ops)])
+        if task == "count":
+            changed = sum(a != b for a, b in zip(edit.source.slots, found.scene.slots))
+            answer = f"{answer} changed {changed} ."
+    elif task == "damage":
+        image, severities = _damaged(gen, paint(random_scene(gen, split), resolution))
+        answer, images = language.pq_reasoning(severities), [quantise(image)]
+    elif task == "say":
+        answer, images = _phrase(gen, split), []
+        fill = {"t": answer}
+    else:
+        raise ValueError(f"unknown task {task!r}; one of {sorted(PROMPTS)}")
+    text = PROMPTS[task].format(**fill)
+    if gen.random() < json_share:
+        a, b = (int(n) for n in gen.integers(26, size=2))
+        text += REPLY.format(a=a, b=b)
+        answer = json.dumps({"reasoning": answer, "score": [a, b]})
+    return Example(chat(text, images), f"{answer}<|im_end|>", key)
+
+
+class Perception:
+    """Random access to `size` examples; item i depends on (split, seed, i) alone.
+
+    mixture: task -> weight. The first `easy` items are of the tasks on one plain picture only: what a cell holds is
+    learnt first. `json_share` of the others are wanted as JSON. Raises ValueError for an unknown task.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        seed: int = 0,
+        *,
+        resolution: int = 84,
+        mixture: Mapping[str, float] = MIXTURE,
+        easy: int = 0,
+        json_share: float = 0.4,
+    ):
+        if unknown := set(mixture) - set(PROMPTS):
+            raise ValueError(f"unknown tasks {sorted(unknown)}; they are {sorted(PROMPTS)}")
+        self._split, self._size, self._seed, self._resolution = split, size, seed, resolution
+        self._easy, self._json_share = easy, json_share
+        self._tasks = sorted(mixture)
+        self._weights = np.array([mixture[t] for t in self._tasks], float)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        gen = rng("perception", self._split, self._seed, index)
+        easy = [t in ("cell", "grid", "find") or index >= self._easy for t in self._tasks]
+        weights = self._weights * (easy if any(easy) else 1)
+        task = str(gen.choice(self._tasks, p=weights / weights.sum()))
+        share = self._json_share if index >= self._easy else 0.0
+        key = f"{self._split}/{self._seed}/{index}/{task}"
+        return example(gen, task, self._split, self._resolution, key, share)
