@@ -71,7 +71,7 @@ def train(texts: Iterable[str] | None = None, entries: int = MAX_ENTRIES) -> tok
 
 
 def save(folder: str | Path, tokenizer: tokenizers.Tokenizer | None = None) -> None:
-    """Writes tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`; trains a tokenizer by default."""
+    """Writes the tokenizer (a fresh one by default) as the files that `transformers.AutoTokenizer` reads."""
     from transformers import PreTrainedTokenizerFast
 
     wrapped = PreTrainedTokenizerFast(
