@@ -59,7 +59,8 @@ def parse(text: str, score_range: int = SCORE_RANGE) -> Reply:
         problem = f"{len(numbers)} scores, not 2"
     if not problem and not all(0 <= n <= score_range for n in numbers):
         problem = "score out of range"
-    return Reply(None if problem else (numbers[0], numbers[1]), reasoning, text, numbers, problem)
+    pair = None if problem else (numbers[0], numbers[1])  # pyright: ignore[reportGeneralTypeIssues]
+    return Reply(pair, reasoning, text, numbers, problem)
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
