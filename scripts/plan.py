@@ -117,7 +117,7 @@ def plan_all(output: Path) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
     status = 0
     for file in sorted((ROOT / "configs").glob("*.py")):
-        for name in config_lib.load(file).mesh_presets:
+        for name in config_lib.load(file).mesh_presets.keys():
             if name.split(":")[0] not in topology.CHIPS:
                 continue
             target = output / f"{file.stem}__{name.replace(':', '-')}.json"
