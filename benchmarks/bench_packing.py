@@ -58,7 +58,7 @@ def epoch(records: int, buckets: tuple[Bucket, ...], rows: int, lookahead: int, 
             pool += demands[at : at + 2]
             at += 2
         start = time.perf_counter()
-        batches, rest = plan_batches(pool, buckets, vision, rows, final=at >= len(demands))
+        batches, rest = plan_batches(pool, buckets, vision, rows, at >= len(demands), rng)
         spent += time.perf_counter() - start
         for b, chosen in batches:
             steps[str(buckets[b])] += 1

@@ -121,8 +121,10 @@ class VisionRows:
 class Pool:
     """Samples waiting for rows, as arrays for a fast greedy search."""
 
-    def __init__(self, demands: Sequence[Demand], vision: VisionConfig):
+    def __init__(self, demands: Sequence[Demand], vision: VisionConfig, rng: np.random.Generator | None = None):
         self.demands, self.vision = list(demands), vision
+        # a little chance in the search, so that the same samples do not share their rows in every epoch
+        self.chance = np.ones(len(demands)) if rng is None else rng.uniform(0.95, 1.05, len(demands))
         self.need = np.array([(d.tokens, d.patches, d.answers) for d in demands], np.int64).reshape(-1, 3)
         self.largest = np.array([max((h * w for _, h, w in d.grids), default=0) for d in demands], np.int64)
         self.alive = np.ones(len(demands), bool)
@@ -142,7 +144,7 @@ class Pool:
                     break
             ok = np.flatnonzero(alive & (self.need <= left).all(1) & (self.largest <= rows.largest))
             # the text and vision parts decide; the answer budget only bounds
-            match = (self.need[ok, :2] * scale[:2]) @ (left[:2] * scale[:2])
+            match = (self.need[ok, :2] * scale[:2]) @ (left[:2] * scale[:2]) * self.chance[ok]
             candidates = ok[np.argsort(-match, kind="stable")[:tries]]
         # pack_vision sorts the whole row's images, where the above went sample by sample: seldom, that fits less
         while not VisionRows(bucket, self.vision).place([g for i in row for g in self.demands[i].grids]):
@@ -156,16 +158,16 @@ class Pool:
 
 
 def plan_rows(
-    demands: Sequence[Demand], buckets: Sequence[Bucket], vision: VisionConfig
+    demands: Sequence[Demand], buckets: Sequence[Bucket], vision: VisionConfig, rng: np.random.Generator | None = None
 ) -> list[tuple[int, list[int]]]:
     """Rows for all samples, as (bucket index, samples).
 
     Starts each row from the sample that is hardest to place and takes the bucket that the row fills best.
     Raises ValueError naming the position of a sample that fits no bucket.
     """
-    pool = Pool(demands, vision)
+    pool = Pool(demands, vision, rng)
     largest = np.maximum(np.array([(b.tokens, b.slots, b.answers) for b in buckets]).max(0), 1)
-    hardness = (pool.need / largest).max(1)
+    hardness = (pool.need / largest).max(1) * pool.chance
     rows = []
     for first in np.argsort(-hardness, kind="stable"):
         if not pool.alive[first]:
@@ -185,17 +187,23 @@ def plan_rows(
 
 
 def plan_batches(
-    demands: Sequence[Demand], buckets: Sequence[Bucket], vision: VisionConfig, rows: int, final: bool
+    demands: Sequence[Demand],
+    buckets: Sequence[Bucket],
+    vision: VisionConfig,
+    rows: int,
+    final: bool,
+    rng: np.random.Generator | None = None,
 ) -> tuple[list[tuple[int, list[list[int]]]], list[int]]:
     """Batches, as (bucket index, at most `rows` rows of samples), and the samples left for later (none when `final`).
 
+    With `rng`, rows and batches come in random order: planning goes from hard to easy samples, training must not.
     Only the better-filled half of the rows is given out while more samples are to come: the rest meets new partners. At
     the end of an epoch what is left goes into the one bucket that takes it in the smallest area (text tokens + patch
     slots, padding rows included), or, where that is smaller, into one last batch a bucket.
     """
     pool = Pool(demands, vision)
     queues: list[list[list[int]]] = [[] for _ in buckets]
-    for b, row in plan_rows(demands, buckets, vision):
+    for b, row in plan_rows(demands, buckets, vision, rng):
         queues[b].append(row)
     batches = []
     for b, bucket in enumerate(buckets):
@@ -203,8 +211,10 @@ def plan_batches(
         if not final:
             queues[b].sort(key=lambda row: -sum(pool.share(bucket, row)))  # noqa: B023
             whole = min(whole, max(1, len(queues[b]) // (2 * rows)))
-        batches += [(b, queues[b][i * rows : (i + 1) * rows]) for i in range(whole)]
-        queues[b] = queues[b][whole * rows :]
+        given, queues[b] = queues[b][: whole * rows], queues[b][whole * rows :]
+        given = given if rng is None else [given[i] for i in rng.permutation(len(given))]
+        batches += [(b, given[i * rows : (i + 1) * rows]) for i in range(whole)]
+    batches = batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
     rest = sorted(i for q in queues for row in q for i in row)
     if not final or not rest:
         return batches, rest

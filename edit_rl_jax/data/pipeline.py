@@ -178,7 +178,8 @@ class _Planner(grain.DatasetIterator):
                 held[1] += sum(d.patches for d in demands[before:])
                 position += 1
             final = position >= len(order)
-            batches, rest = packing.plan_batches(demands, spec.buckets, spec.cfg.vision, size, final)
+            rng = np.random.default_rng([spec.seed, self._epoch, self._position]) if spec.shuffle else None
+            batches, rest = packing.plan_batches(demands, spec.buckets, spec.cfg.vision, size, final, rng)
             if final:
                 break
             wanted_batches *= 2  # nothing filled: the samples lie scattered over the buckets

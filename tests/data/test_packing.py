@@ -44,7 +44,7 @@ def test_packed_row_equals_the_samples():
     """Everything a sample is made of can be read back from its place in the row."""
     encode = TextEncoder(Bytes())
     samples = [encode_example(e, encode, CFG, IMAGES) for i in range(2) for e in to_examples(record(i), 5)]
-    bucket = Bucket(400, 3, 208, 200)
+    bucket = Bucket(400, 3, 80, 200)
     batch = empty_batch(bucket, 2, CFG.vision.patch_dim)
     write_row(batch, 1, samples, CFG)
     assert not batch["segments"][0].any() and not batch["patches"][0].any() and (batch["image_index"][0] == -1).all()

@@ -19,8 +19,8 @@ CFG = Config(
     ),
     image_token_id=258, vision_start_token_id=256, vision_end_token_id=257,
 )  # fmt: skip
-IMAGES = ImageSettings(min_pixels=28 * 28, max_pixels=140 * 140)
-BUCKETS = (Bucket(192, 2, 160, 64), Bucket(320, 2, 272, 96))
+IMAGES = ImageSettings(min_pixels=28 * 28, max_pixels=84 * 84)
+BUCKETS = (Bucket(176, 2, 64, 96), Bucket(288, 2, 96, 144))
 SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")
 
 
@@ -47,7 +47,7 @@ def encoded(array: np.ndarray, format: str = "PNG") -> bytes:
 def record(index: int, **fields) -> EditRecord:
     """Record `index`: images of its own mixed sizes, as PNG."""
     rng = np.random.default_rng(index)
-    sizes = rng.integers(28, 150, (2, 2))
+    sizes = rng.integers(28, 100, (2, 2))
     source, edited = (encoded(image(rng, *map(int, s))) for s in sizes)
     words = "make it " + "so " * int(rng.integers(1, 8))
     made = dict(key=f"r{index}", source=source, edited=edited, instruction=words, sc=(20, 3), pq=(9, 25))
