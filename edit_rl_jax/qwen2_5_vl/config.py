@@ -155,7 +155,8 @@ class Config:
 
 def _take(cls: type, source: Mapping) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "mrope_section"}
-    out = {k: v for k, v in source.items() if k in names and v is not None}
+    optional = ("bos_token_id", "eos_token_id")  # null is a value there: no such token
+    out = {k: v for k, v in source.items() if k in names and (v is not None or k in optional)}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in out.items()}
 
 

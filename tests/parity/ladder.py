@@ -6,6 +6,7 @@ A rung returns {what: error}, error = max|a - b| / max(1, max|b|) (gradients: / 
 """
 
 import copy
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from flax import nnx
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 from transformers.vision_utils import get_vision_window_index
 
+from edit_rl_jax.generation.decoder import Generator
+from edit_rl_jax.generation.sampler import greedy
 from edit_rl_jax.nn import attention as attention_lib
 from edit_rl_jax.nn import rotary
 from edit_rl_jax.nn.params import Frozen, Trainable
@@ -41,6 +44,12 @@ def error(ours, theirs, least: float = 1.0) -> float:
     assert a.shape == b.shape, (a.shape, b.shape)
     worst = np.abs(a - b).max() / max(least, np.abs(b).max())
     return float(worst) if np.isfinite(worst) else np.inf
+
+
+def lora_of(name: str) -> LoRAConfig:
+    """Half of the configurations adapt the decoder alone."""
+    whole = name in ("tied_gqa", "untied_mqa", "heads_equal")
+    return dataclasses.replace(LORA, vision=whole, merger=whole)
 
 
 @functools.cache
@@ -289,7 +298,9 @@ def peft_reference(name: str):
     from peft import LoraConfig, get_peft_model
 
     reference(name)
-    target = r".*(language_model.*_proj|visual\.blocks.*\.(qkv|proj|\w+_proj)|visual\.merger\.mlp\.[02])"
+    target = r".*language_model.*_proj"
+    if lora_of(name).vision:
+        target += r"|.*visual\.blocks.*\.(qkv|proj|\w+_proj)|.*visual\.merger\.mlp\.[02]"
     config = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=target)
     model = get_peft_model(copy.deepcopy(reference(name)), config).eval()
     tiny.randomise(model, seed=1, only="lora_")
@@ -317,7 +328,7 @@ def torch_gradients(name: str) -> tuple[float, dict[str, np.ndarray]]:
 def rung_gradients(name: str) -> dict[str, float]:
     """SFT loss of the batch and the adapter's gradients, each relative to the tensor's maximum."""
     value, theirs = torch_gradients(name)
-    model = ours(name, LORA)
+    model = ours(name, lora_of(name))
     graphdef, trainable, frozen = nnx.split(model, Trainable, Frozen)
 
     def mean(trainable, frozen, batch):
@@ -332,6 +343,27 @@ def rung_gradients(name: str) -> dict[str, float]:
     return out | {n: error(g, theirs[n], least=1e-30) for n, g in tensors.items()}
 
 
+@functools.cache
+def torch_greedy(name: str) -> np.ndarray:
+    """64 greedy tokens of two prompts, left-padded together."""
+    inputs, model = tiny.padded_torch([tiny.ONE, tiny.TWO], "left"), reference(name)
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
+    model.model.rope_deltas = None  # kept from one call to the next
+    return out[:, inputs["input_ids"].shape[1] :].numpy()
+
+
+def rung_generation(name: str) -> dict[str, float]:
+    """64 greedy tokens: 0 or infinite."""
+    model = ours(name)
+    rows = [[(tiny.ONE, 0)], [(tiny.TWO, 9)]]
+    generator = Generator(model, greedy(64))
+    generator._run = jit(generator._run.__wrapped__)
+    got = generator(batch(model.cfg, rows), range(2)).tokens[:, 0]
+    same = (np.asarray(got) == torch_greedy(name)).all(1)
+    return {f"{len(row[0][0].grids)} images": 0.0 if s else np.inf for row, s in zip(rows, same)}
+
+
 RUNGS = {
     "embedding": (rung_embedding, LAYER),
     "norm": (rung_norm, LAYER),
@@ -340,5 +372,6 @@ RUNGS = {
     "attention": (rung_attention, LAYER),
     "layers": (rung_layers, LAYER),
     "network": (rung_network, NETWORK),
+    "generation": (rung_generation, NETWORK),
     "gradients": (rung_gradients, NETWORK),
 }
