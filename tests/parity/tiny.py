@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import transformers
 
+torch.set_num_threads(1)  # tiny operators: a thread pool costs more than it brings, above all on busy cores
+
 IMAGE, VIDEO, START, END, VOCAB, ANSWER = 290, 291, 292, 293, 300, 8
 
 
