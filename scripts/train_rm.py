@@ -18,12 +18,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from edit_rl_jax.evals import editworld
+from edit_rl_jax.evals.pairs import summary
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.editscore import prompts as prompts_lib
 from edit_rl_jax.training import build, checkpoint, export, loop, metrics, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import data as data_lib
 from edit_rl_jax.training import state as st
+from edit_rl_jax.training.report import write_report
 
 log = logging.getLogger("train_rm")
 
@@ -209,7 +212,19 @@ def train(args, overrides) -> int:
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
     out = export.export(program, trainable, folder / "model", tokenizer=tokenizer, prompts=prompts, facts=figures)
     say("model written to %s", out)
+    if lead and config.eval.pairs:
+        say("judging held-out pairs of the built-in world by generation")
+        found = editworld.run(
+            out, folder, base=base, untrained=base, pairs=config.eval.pairs, resolution=config.data.resolution
+        )
+        figures |= {k: found[k] for k in ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")}
+        (out / "README.md").write_text(export.card(config, prompts, figures))
+        print(summary(found))
+    elif lead:
+        write_report(folder)
     close(batches, writer, progress)
+    if lead:
+        print(f"report: {folder / 'report.html'}")
     return 0
 
 

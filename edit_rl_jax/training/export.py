@@ -65,7 +65,10 @@ def card(config: Any, prompts: Any, facts: dict[str, Any]) -> str:
     base = f"`{m.init_from}`{f' @ {m.revision}' if m.revision else ''}" if m.init_from else "none: random weights"
     kind = f"LoRA adapter, rank {m.lora.rank}, alpha {m.lora.alpha:g}" if m.trainable == "lora" else "all weights"
     asked = f"{prompts.name} version {prompts.version}, sha256 {prompts.sha256}" if prompts is not None else "none"
-    rows = "\n".join(f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |" for k, v in facts.items())
+    text = lambda v: (
+        " to ".join(map(text, v)) if isinstance(v, list) else f"{v:.4g}" if isinstance(v, float) else str(v)
+    )
+    rows = "\n".join(f"| {k} | {text(v)} |" for k, v in facts.items())
     head = f"---\nbase_model: {m.init_from}\nlibrary_name: peft\n---\n" if m.trainable == "lora" and m.init_from else ""
     return f"""{head}# {config.name or "A reward model of image edits"}
 
