@@ -66,7 +66,7 @@ def get_config():
     c.data.size = 4_000_000
     c.data.shuffle = False  # the world is random by index, and starts with the easy tasks
     c.data.validation_size = 512
-    c.data.buckets = ((144, 4, 36, 112),)
+    c.data.buckets = ((224, 4, 36, 144),)
     c.data.workers = 1
     c.optim.name = "muon"
     c.optim.lr = 2e-2

@@ -7,6 +7,7 @@ then restates an instruction, `count` compares and counts the changes, `say` rep
 examples whose answer is wanted as a JSON object with two numbers of the prompt, the base also learns to write replies.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
@@ -14,26 +15,36 @@ import numpy as np
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.editworld import language
-from edit_rl_jax.editworld.edits import Candidate, Edit, candidate, random_edit
+from edit_rl_jax.editworld.edits import Edit, candidate, change, random_edit
 from edit_rl_jax.editworld.render import DAMAGES, damage, paint, quantise, render
-from edit_rl_jax.editworld.scene import CELLS, choice, random_object, random_scene, rng
+from edit_rl_jax.editworld.scene import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    CELLS,
+    Scene,
+    allowed,
+    choice,
+    random_object,
+    random_scene,
+    rng,
+)
 
 MIXTURE = {
-    "cell": 0.04,
-    "grid": 0.15,
+    "cell": 0.02,
+    "grid": 0.08,
     "find": 0.03,
-    "refer": 0.12,
-    "compare": 0.18,
-    "request": 0.16,
-    "count": 0.1,
-    "damage": 0.17,
-    "say": 0.05,
+    "refer": 0.15,
+    "compare": 0.17,
+    "request": 0.26,
+    "count": 0.06,
+    "damage": 0.21,
+    "say": 0.02,
 }
 PROMPTS = {
     "cell": "What is at {c}?",
     "grid": "Describe the picture.",
     "find": "Where is {o}?",
-    "refer": "What is asked: {i}",
+    "refer": "{d}What is asked: {i}",
     "compare": "Compare the pictures.",
     "damage": "How damaged is the picture?",
     "request": "Compare the pictures. What is asked: {i}",
@@ -64,13 +75,31 @@ def _damaged(gen: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, d
     return image, found
 
 
-def _changed(gen: np.random.Generator, split: str) -> tuple[Edit, Candidate]:
-    """An edit and what an editor might have made of it."""
+def _changed(gen: np.random.Generator, split: str) -> tuple[Edit, Scene]:
+    """An edit and what an editor might have made of its scene; in some, half of all cells differ, so that the second
+    picture must be looked at and not taken for the first."""
     while True:
         edit = random_edit(gen, split)
+        if gen.random() < 0.4:
+            return edit, _reshuffled(gen, edit.source, split)
         found = candidate(gen, edit, choice(gen, CHANGED_KINDS), float(gen.uniform(0, 1)), split)
         if found is not None:
-            return edit, found
+            return edit, found.scene
+
+
+def _reshuffled(gen: np.random.Generator, scene: Scene, split: str) -> Scene:
+    """The scene with about half of its objects gone, changed or replaced, and a few new ones."""
+    for cell in range(9):
+        obj, chance = scene.objects[cell], gen.random()
+        if obj is None:
+            scene = scene.put(cell, random_object(gen, split)) if chance < 0.2 and len(scene.occupied) < 5 else scene
+        elif chance < 0.2:
+            scene = scene.put(cell, None)
+        elif chance < 0.6:
+            other = random_object(gen, split)
+            mixed = change(other, name := choice(gen, ATTRIBUTES), getattr(obj, name))
+            scene = scene.put(cell, mixed if allowed(mixed, split) else other)
+    return dataclasses.replace(scene, background=choice(gen, BACKGROUNDS)) if gen.random() < 0.3 else scene
 
 
 def _phrase(gen: np.random.Generator, split: str) -> str:
@@ -98,17 +127,20 @@ def example(
         edit = random_edit(gen, split)
         fill, images = {"i": edit.instruction}, [render(edit.source, resolution)]
         answer = " ".join(f"{language.request(edit.source, op)} ." for op in edit.ops)
+        if describe := gen.random() < 0.5:
+            answer = f"{language.describe(edit.source)} {answer}"
+        fill["d"] = "Describe the picture. " if describe else ""
     elif task in ("compare", "request", "count"):
         edit, found = _changed(gen, split)
-        edited = paint(found.scene, resolution)
+        edited = paint(found, resolution)
         if gen.random() < 0.3:
             edited, _ = _damaged(gen, edited)
-        answer, images = language.compare(edit.source, found.scene), [render(edit.source, resolution), quantise(edited)]
+        answer, images = language.compare(edit.source, found), [render(edit.source, resolution), quantise(edited)]
         if task == "request":
             fill = {"i": edit.instruction}
             answer = " ".join([answer, *(f"{language.request(edit.source, op)} ." for op in edit.ops)])
         if task == "count":
-            changed = sum(a != b for a, b in zip(edit.source.slots, found.scene.slots))
+            changed = sum(a != b for a, b in zip(edit.source.slots, found.slots))
             answer = f"{answer} changed {changed} ."
     elif task == "damage":
         image, severities = _damaged(gen, paint(random_scene(gen, split), resolution))
