@@ -112,7 +112,7 @@ RESUME_MAY_CHANGE = (
 )
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, leaf value)."""
     for key, value in config.items():
         if isinstance(value, (ConfigDict, dict)) and key not in ("mesh_presets", "options"):

@@ -29,15 +29,20 @@ class DoesNotFit(RuntimeError):
 
 def compile_step(program: Program, bucket: Any) -> Any:
     """The compiled step of one bucket, also for devices only described. Raises DoesNotFit, with the overshoot."""
+    number = jax.ShapeDtypeStruct((), jnp.int32)
     with jax.set_mesh(program.mesh):
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        args = (program.trainable, program.opt_state, program.frozen, program.batches[bucket], number)
-        try:
-            return program.step.lower(*args).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise _refusal(str(error)) from error
+        batch = program.batches[bucket]
+        return compile_fitting(program.step.lower(program.trainable, program.opt_state, program.frozen, batch, number))
+
+
+def compile_fitting(lowered: Any) -> Any:
+    """`lowered.compile()`; the compiler's refusal for want of memory becomes DoesNotFit."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _refusal(str(error)) from error
 
 
 def _refusal(text: str) -> DoesNotFit:

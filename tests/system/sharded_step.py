@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -70,7 +71,7 @@ def config(tokenizer):
     return c
 
 
-class Source:
+class Source(Sequence):
     """EditWorld's records with their reasons cut short, so that byte-level rows stay short."""
 
     def __init__(self, size: int):
@@ -123,7 +124,7 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
 
     args = [{name: weights(name, like) for name, like in flat.items()} for flat in (program.trainable, program.frozen)]
     opt_state = jax.tree.map(lambda like: placed(np.zeros(like.shape, like.dtype), like), program.opt_state)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step count
         args = (args[0], opt_state, args[1], loop.put(batch, mesh, count), np.int32(0))
         step = program.step.lower(*args).compile(compiler_options=FAST)
         _, opt_state, metrics = step(*args)

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import sharded_step
 
-pytestmark = pytest.mark.standard_promotion
 ROOT = Path(__file__).resolve().parents[2]
 
 

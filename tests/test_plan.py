@@ -1,0 +1,168 @@
+"""Planning: topologies, collectives, refusals, FLOPs of the real sizes, and one real compilation for a TPU."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from edit_rl_jax import flops, sharding, topology
+from edit_rl_jax.training import build, planning
+from edit_rl_jax.training import config as config_lib
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("libtpu")
+
+
+def test_names_of_topologies():
+    chip, grid = topology.parse("v5p:4x4x4")
+    assert (chip.name, grid) == ("v5p", (4, 4, 4))
+    for wrong in ("v5litepod-16", "v5e:4x4x4", "v9:2x2", "v6e"):
+        with pytest.raises(ValueError, match="v5e:4x4"):
+            topology.parse(wrong)
+    with pytest.raises(ValueError, match="3x5"):
+        topology.describe("v5e:3x5")
+
+
+def test_devices_and_peaks():
+    for name, count in (("v5p:4x4x4", 64), ("v5e:4x4", 16), ("v6e:2x4", 8), ("v4:2x2x2", 8), ("tpu7x:2x2x1", 8)):
+        chip, devices = topology.describe(name)
+        assert len(devices) == count
+        assert topology.peak_flops(devices[0].device_kind) == chip.flops
+    assert topology.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert topology.peak_flops("cpu") is None
+
+
+def compiled_scan(layers=5, width=256):
+    """A scan of `layers` products whose weights are sharded over 4 chips, compiled for a v5e."""
+    chip, devices = topology.describe("v5e:2x2")
+    mesh = sharding.make_mesh({"fsdp": 4}, devices)
+    spec = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*axes)))
+    body = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))), None)
+    step = jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0])
+    return step.lower(spec((64, width), "fsdp"), spec((layers, width, width), None, "fsdp")).compile()
+
+
+def test_collectives_are_counted_through_loops():
+    found = planning.collectives(compiled_scan().as_text())
+    moved = sum(c["bytes"] for c in found.values())
+    # Every layer's weights come together on every chip: 3/4 of them from the others.
+    assert moved == pytest.approx(5 * 256 * 256 * 2 * 3 / 4, rel=0.35), found
+
+
+def test_refusal_says_by_how_much():
+    texts = {
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 29.95G of 15.75G hbm. Exceeded hbm capacity "
+        "by 14.20G.": 14.20,
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (5.00T) exceeds "
+        "available HBM (15.75G).": 5 * 1024 - 15.75,
+    }
+    for text, gib in texts.items():
+        assert planning._refusal(text).over == pytest.approx(gib * 2**30)
+
+
+def test_the_compiler_itself_refuses():
+    _, devices = topology.describe("v5e:2x2")
+    mesh = sharding.make_mesh({"fsdp": 1}, devices)
+    # A product of 16 GiB on a chip with 15.75 GiB.
+    x = jax.ShapeDtypeStruct((2**16, 128), jnp.float32, sharding=NamedSharding(mesh, P()))
+    with pytest.raises(planning.DoesNotFit) as refused:
+        planning.compile_fitting(jax.jit(lambda x: x @ x.T).lower(x))
+    assert refused.value.over is not None and 0 < refused.value.over < 2**30
+
+
+def real(name, **changes):
+    config = config_lib.load(ROOT / "configs" / f"{name}.py", {"model.attention": "splash", **changes})
+    _, devices = topology.describe("v5e:4x4")
+    mesh = build.make_mesh(config, devices)
+    program = build.build(config, mesh, steps=10)
+    return program, next(iter(program.batches))
+
+
+@pytest.mark.parametrize(("trainable", "times"), [("lora", 4), ("full", 6)])
+def test_model_flops_of_7b_are_4n_or_6n(trainable, times):
+    """Of the decoder: every token costs 2N a pass; 2 passes with LoRA, 3 with all weights; plus attention."""
+    program, _ = real("rm_7b", **{"model.trainable": trainable})
+    cfg, rows, length = program.model_config.text, 16, 2048
+    kv = 2 * cfg.num_key_value_heads * cfg.head_dim
+    attention = cfg.hidden_size * (2 * cfg.hidden_size + kv)
+    n = cfg.num_hidden_layers * (attention + 3 * cfg.hidden_size * cfg.intermediate_size)
+
+    def loss(trainable, frozen, batch):
+        return jnp.sum(program.merge(trainable, frozen).hidden(batch).astype(jnp.float32))
+
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        "segments": jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        "image_index": jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        "positions": jax.ShapeDtypeStruct((rows, 3, length), jnp.int32),
+    }
+    with jax.set_mesh(program.mesh):
+        kinds = flops.count_by_kind(jax.grad(loss), program.trainable, program.frozen, batch)
+    assert kinds["linear"] == pytest.approx(times * n * rows * length, rel=0.05)
+    blocks = -(-length // 512)
+    dense = 3 * 4 * cfg.num_hidden_layers * rows * length**2 * cfg.num_attention_heads * cfg.head_dim
+    assert kinds["kernel"] == pytest.approx(dense * (blocks + 1) / (2 * blocks), rel=1e-6)
+
+
+def test_vision_attention_adds_little_to_the_linear_layers():
+    """Two pictures of 512 x 512: 36 x 36 patches each, 41 groups of 64 slots together."""
+    program, _ = real("rm_7b")
+    shape = lambda *s, dtype=jnp.int32: jax.ShapeDtypeStruct((16, 1, 2624, *s), dtype)
+
+    def tower(trainable, frozen, *arrays):
+        return program.merge(trainable, frozen).visual(*arrays)
+
+    with jax.set_mesh(program.mesh):
+        kinds = flops.count_by_kind(
+            tower, program.trainable, program.frozen, shape(1176, dtype=jnp.float32), shape(), shape(), shape(2)
+        )
+    share = sum(kinds.values()) / kinds["linear"]
+    assert share <= 1.06, (share, kinds)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("plan_script", ROOT / "scripts" / "plan.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CONFIG = str(ROOT / "configs" / "rm_7b.py")
+
+
+def test_wrong_arguments_end_with_one_line(script, capsys):
+    assert script.main(["--config", CONFIG, "--topology", "v5litepod-16"]) == 1
+    assert "v5e:4x4" in capsys.readouterr().err
+    assert script.main(["--config", CONFIG, "--topology", "v5e:4x4", "--config.rows=3"]) == 1
+    assert "does not divide" in capsys.readouterr().err
+
+
+def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
+    """The whole step at full width and depth; one to three minutes. The other plans: `make plans`."""
+    out = tmp_path / "plan.json"
+    assert script.main(["--config", CONFIG, "--topology", "v5e:4x4", "--json", str(out)]) == 0
+    (bucket,) = json.loads(out.read_text())["buckets"]
+    memory = bucket["bytes_per_device"]
+    assert 2**30 < memory["arguments"] < memory["peak"] <= memory["usable_hbm"] == int(15.75 * 2**30)
+    # LoRA with everything rematerialised repeats the forward pass: 3 passes executed for 2 of the mathematics.
+    assert 1.3 < bucket["flops"]["executed"] / bucket["flops"]["model"] < 1.55
+    weights = 7.6e9 * 2 * 15 / 16  # gathered forward and backward, in each of the two microbatches
+    assert sum(c["bytes"] for c in bucket["collectives"].values()) == pytest.approx(4 * weights, rel=0.35)
+    assert "it fits" in capsys.readouterr().out
+
+
+def test_checked_in_plans_fit():
+    """The plans of `make plans` that the project promises: each compiled, each under its chip's memory."""
+    promised = ("rm_72b__v5p-4x4x4", "rm_7b__v5e-4x4", "rm_7b__v6e-2x4")
+    plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans").glob("*.json")}
+    assert set(promised) <= plans.keys()
+    for name, figures in plans.items():
+        for bucket in figures["buckets"]:
+            memory = bucket["bytes_per_device"]
+            assert memory["peak"] <= memory["usable_hbm"], name
