@@ -63,7 +63,8 @@ def config(tokenizer):
     c = config_lib.default()
     c.steps, c.rows, c.accum = 4, 8, 2
     c.model.config = json.dumps(architecture)
-    c.model.lora.rank, c.model.lora.vision, c.model.lora.merger = 4, True, True
+    c.model.lora.rank, c.model.lora.alpha = 4, 4.0  # large scales saturate attention: gradients of 1e-3 noise
+    c.model.lora.vision = c.model.lora.merger = True
     c.model.dtype = "float32"
     c.data.buckets = ((384, 2, 128, 192),)
     c.optim.clip = 0.0
