@@ -45,12 +45,12 @@ CHIPS = {
 GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of one device of that `device_kind`, or None where unknown (a CPU)."""
+def peak_flops(device_kind: str) -> float:
+    """Dense bf16 FLOP/s of one device of that `device_kind`; 0.0 where unknown (a CPU), where no MFU is reported."""
     for chip in CHIPS.values():
         if device_kind in chip.kinds:
             return chip.flops
-    return next((flops for name, flops in GPU_FLOPS.items() if name in device_kind), None)
+    return next((flops for name, flops in GPU_FLOPS.items() if name in device_kind), 0.0)
 
 
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from edit_rl_jax import topology
 from edit_rl_jax.evals import editworld
 from edit_rl_jax.evals.pairs import summary
 from edit_rl_jax.qwen2_5_vl import peft, weights
@@ -128,7 +129,7 @@ def train(args, overrides) -> int:
             compiled.append(lowered.compile())
             flops.append(program.model_flops(bucket))
             say("bucket %s: %.3g FLOPs a step, compiled in %.0f s", bucket, flops[-1], time.monotonic() - began)
-    peak = (config.log.peak_flops or metrics.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
+    peak = (config.log.peak_flops or topology.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     interruption = loop.Interruption()

@@ -11,27 +11,6 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-# bf16 peak of one JAX device (FLOP/s), dense, by the start of `device_kind`; the longest match counts.
-# Vendors' pages; see docs for the table. A tpu7x device is half a chip.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(device_kind: str) -> float:
-    """bf16 FLOP/s of one device of that kind; 0.0 where unknown (no MFU is then reported)."""
-    kinds = [k for k in PEAK_FLOPS if device_kind.startswith(k)]
-    return PEAK_FLOPS[max(kinds, key=len)] if kinds else 0.0
-
 
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a `metrics.jsonl`; a last line that a kill cut short is left out."""
