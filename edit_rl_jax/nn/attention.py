@@ -132,7 +132,8 @@ def _attend_backward(saved, grad):
     wide = {"preferred_element_type": jnp.float32}
     grad_v = jnp.einsum("bkqs,bkqd->bksd", weights, grad, **wide).astype(v.dtype)
     inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    grad_scores = (weights * (jnp.einsum("bkqd,bksd->bkqs", grad, v, **wide) - inner)).astype(q.dtype)
+    grad_weights = jnp.einsum("bkqd,bksd->bkqs", grad, v, **wide)
+    grad_scores = (weights.astype(jnp.float32) * (grad_weights - inner)).astype(q.dtype)
     grad_q = jnp.einsum("bkqs,bksd->bkqd", grad_scores, k, **wide).astype(q.dtype)
     grad_k = jnp.einsum("bkqs,bkqd->bksd", grad_scores, q, **wide).astype(k.dtype)
     return grad_q, grad_k, grad_v, None if bias is None else jnp.zeros_like(bias)

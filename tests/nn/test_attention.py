@@ -82,12 +82,14 @@ def test_cross_and_one_sided_segments():
 
 
 def test_softmax_is_fp32():
-    """bf16 inputs: the only rounding is that of the inputs, the weights and the output."""
+    """bf16 inputs: the only rounding is that of the inputs, the weights, the scores' gradient and the output."""
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in arrays(tk=200))
-    got = attention(q, k, v, impl="xla")
+    got, pull = jax.vjp(lambda q, k, v: attention(q, k, v, impl="xla"), q, k, v)
     assert got.dtype == jnp.bfloat16
-    want = by_hand(*(np.asarray(x, np.float32) for x in (q, k, v)), None, None, False)[0]
+    want, grads = by_hand(*(np.asarray(x, np.float32) for x in (q, k, v)), None, None, False)
     assert np.abs(np.asarray(got, np.float64) - want).max() < 6e-3
+    for a, b in zip(pull(jnp.asarray(np.cos(np.arange(q.size)).reshape(q.shape), jnp.bfloat16)), grads):
+        assert a.dtype == jnp.bfloat16 and np.abs(np.asarray(a, np.float64) - b).max() < 1e-2 * np.abs(b).max()
 
 
 def test_platforms():
