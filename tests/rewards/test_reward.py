@@ -76,7 +76,8 @@ def trained(tmp_path_factory):
     for r, s in enumerate(samples):
         write_row(batch, r, [s], cfg)
     batch = jax.tree.map(jax.numpy.asarray, batch)
-    graphdef, trainable = nnx.split(make(trainable="full"))
+    graphdef = nnx.split(nnx.eval_shape(lambda: make(trainable="full")))[0]
+    trainable = jax.jit(lambda: nnx.state(make(trainable="full")))()
     optimizer = optax.adam(3e-3)
 
     @jax.jit
@@ -93,13 +94,12 @@ def trained(tmp_path_factory):
         state = optimizer.init(trainable)
         for _ in range(400):
             trainable, state, value = step(trainable, state)
-            if value < 5e-3:
+            if value < 0.02:
                 break
-    assert value < 0.02, value
+    assert value < 0.03, value
     # base = what was learnt less a random adapter; with the adapter it knows its replies, without it does not
-    lora = nnx.state(make(lora=LoRAConfig(rank=4, alpha=8.0)), Trainable)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    lora = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), lora)
+    lora = nnx.state(nnx.eval_shape(lambda: make(lora=LoRAConfig(rank=4, alpha=8.0))), Trainable)
+    lora = jax.tree.map(lambda x: jax.numpy.asarray(0.1 * RNG.normal(size=x.shape), jax.numpy.float32), lora)
     both = nnx.State.merge(trainable, lora)
     base, adapter = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("adapter")
     weights.save(peft.merge(both, -2.0), cfg, base)
