@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
         sizes = {"train": args.world, "validation": max(1, args.world // 20), "test": max(1, args.world // 10)}
         worlds = {k: EditRecords(k, n, seed=args.seed, resolution=args.resolution) for k, n in sizes.items()}
-        splits = {k: (world[i] for i in range(len(world))) for k, world in worlds.items()}
+        splits = {k: map(world.__getitem__, range(len(world))) for k, world in worlds.items()}
         notes["origin"] = f"EditWorld, seed {args.seed}, {args.resolution} pixels"
     else:
         splits = splits_of(from_files, args.validation)

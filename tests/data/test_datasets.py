@@ -230,7 +230,7 @@ def test_the_world_becomes_a_dataset(tmp_path):
     assert script().main(["--world", "8", "--output", str(tmp_path / "out"), "--seed", "5"]) == 0
     world, source = EditRecords("train", 8, seed=5), EditSource(tmp_path / "out")
     assert [source[i] for i in range(8)] == [world[i] for i in range(8)]
-    assert len(EditSource(tmp_path / "out", "validation")) >= 1
+    assert EditSource(tmp_path / "out", "validation")[0] == EditRecords("validation", 1, seed=5)[0]
 
 
 def test_scores():
