@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 ABSENT = ["torch", "torchvision", "tensorflow", "peft", "accelerate", "libtpu"]
-BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))  # as if not installed\n"
+BLOCK = f"""
+import sys
+from importlib.machinery import PathFinder
+class Without(PathFinder):  # as if they were not installed
+    find_spec = lambda name, *rest: None if name.split(".")[0] in {ABSENT} else PathFinder.find_spec(name, *rest)
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
 IMPORT_ALL = """
 import importlib, pkgutil, edit_rl_jax
 names = [m.name for m in pkgutil.walk_packages(edit_rl_jax.__path__, "edit_rl_jax.")]
