@@ -10,7 +10,7 @@ Conventions
     pallas_call  kernel body x grid. Splash kernels with a causal mask: only the blocks on or under the diagonal.
     remat=False  *model* FLOPs, what MFU wants: what `jax.checkpoint` computes again in the backward pass, and the
                  scores that a flash kernel computes again there, are left out. `remat=True`: what the device executes.
-Attention by plain dots is counted dense (T x S), causal or not, because that is what is executed. For weights of N
+Masked-out scores that are computed count: plain dots as the jaxpr has them, kernels by whole blocks. For weights of N
 entries a token then costs 2N forward, 4N with gradients of adapters only (LoRA), 6N with gradients of all weights,
 plus attention.
 """

@@ -68,10 +68,9 @@ def splash_attention(
         raise ValueError(
             f"splash attention: {q.shape[0]} rows over {row_shards}, {q.shape[2]} heads over {head_shards}"
         )
-    if (
-        repeat := math.lcm(k.shape[2], head_shards) // k.shape[2]
-    ):  # fewer KV heads than tensor shards: each has its copy
-        k, v = (jnp.repeat(x, repeat, axis=2) if repeat > 1 else x for x in (k, v))
+    repeat = math.lcm(k.shape[2], head_shards) // k.shape[2]
+    if repeat > 1:  # fewer KV heads than tensor shards: every shard has its copy
+        k, v = jnp.repeat(k, repeat, axis=2), jnp.repeat(v, repeat, axis=2)
 
     def local(q, k, v, q_segments, kv_segments):
         kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], block_q, block_kv, causal, interpret)
