@@ -17,6 +17,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,24 @@ RESUME_MAY_CHANGE = (
 )
 
 
+# Other projects' words for our keys, for the hints of errors.
+ALIASES = {
+    "learning_rate": "optim.lr",
+    "batch_size": "rows",
+    "gradient_accumulation_steps": "accum",
+    "grad_accum": "accum",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "wd": "optim.weight_decay",
+    "max_grad_norm": "optim.clip",
+    "rank": "model.lora.rank",
+    "alpha": "model.lora.alpha",
+    "save_steps": "checkpoint.every",
+    "eval_steps": "eval.every",
+}
+
+
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, leaf value)."""
     for key, value in config.items():
@@ -123,7 +142,9 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def nearest(key: str, keys: list[str]) -> str:
     """A hint, " (did you mean 'x'?)", for the key nearest to `key` by full path or last part; "" when none is near."""
-    if near := difflib.get_close_matches(key, keys, n=1, cutoff=0.6):
+    alias = ALIASES.get(key.rsplit(".", 1)[-1])
+    near = [alias] if alias in keys else difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if near:
         return f" (did you mean '{near[0]}'?)"
     last = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
     near = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
@@ -163,8 +184,9 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
         config = module.get_config()
     except (AttributeError, KeyError) as e:  # ml_collections raises these for a key that does not exist
         known = [k for k, _ in flatten(default())]
-        wrong = str(e).split('"')[1] if '"' in str(e) else ""
-        raise ConfigError(f"{path}: {str(e).splitlines()[0]}{nearest(wrong, known) if wrong else ''}") from e
+        named = re.search(r'Key "([^"]+)"', str(e))
+        problem = f"no config key '{named[1]}'{nearest(named[1], known)}" if named else str(e)
+        raise ConfigError(f"{path}: {problem}") from e
     known = dict(flatten(config))
     for key, text in (overrides or {}).items():
         if key not in known:
@@ -204,7 +226,7 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """{key: (old, new)} where two configs would not give the same run; `RESUME_MAY_CHANGE` is left out."""
     a, b = dict(flatten(old)), dict(flatten(new))
     norm = lambda v: [norm(x) for x in v] if isinstance(v, (tuple, list)) else v

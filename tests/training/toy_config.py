@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import micro
+from tests.training import micro  # noqa: E402
 
 
 def get_config():
@@ -18,7 +18,7 @@ def get_config():
         rows=4,
         accum=2,
         model__config=json.dumps(micro.ARCHITECTURE),
-        data__train="toy:source",
+        data__train="tests.training.toy:source",
         data__size=60,
         data__validation_size=8,
         data__workers=2,

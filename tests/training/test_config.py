@@ -1,0 +1,77 @@
+"""Configs: wrong keys name the nearest right one, types hold, every shipped config loads, resuming compares."""
+
+from pathlib import Path
+
+import pytest
+
+from edit_rl_jax.training import config as config_lib
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("lr", "optim.lr"),
+        ("optim.learning_rate", "optim.lr"),
+        ("optim.wieght_decay", "optim.weight_decay"),
+        ("model.lora.rnak", "model.lora.rank"),
+        ("epoch", "epochs"),
+        ("chekpoint.every", "checkpoint.every"),
+    ],
+)
+def test_wrong_override_names_the_nearest_key(key, hint):
+    with pytest.raises(config_lib.ConfigError, match=f"no config key '{key}' .did you mean '{hint}'"):
+        config_lib.load(CONFIGS / "rm_7b.py", {key: "1"})
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"), [("c.optim.weigth_decay = 1.0", "optim.weight_decay"), ("c.epoch = 1.0", "epochs")]
+)
+def test_wrong_key_in_a_file_names_the_nearest_key(tmp_path, line, hint):
+    file = tmp_path / "mine.py"
+    lines = ["from edit_rl_jax.training.config import default", "def get_config():", "    c = default()"]
+    file.write_text("\n".join([*lines, f"    {line}", "    return c"]))
+    with pytest.raises(config_lib.ConfigError, match=f"mine.py: no config key .*did you mean '{hint}'"):
+        config_lib.load(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rows", "many", "takes int"),
+        ("optim.lr", "fast", "takes float"),
+        ("data.shuffle", "maybe", "true or false"),
+        ("optim.name", "adam", "one of adamw, muon"),
+        ("topology", "v5p:4x4", "no mesh preset"),
+        ("model.init_from", "", "exactly one of"),
+    ],
+)
+def test_wrong_values(key, value, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        config_lib.load(CONFIGS / "rm_7b.py", {key: value})
+
+
+def test_overrides_keep_types():
+    c = config_lib.load(
+        CONFIGS / "rm_7b.py", {"optim.lr": "3e-4", "rows": "32", "data.shuffle": "false", "data.buckets": "((64,1,64,8),)"}
+    )
+    assert (c.optim.lr, c.rows, c.data.shuffle, c.data.buckets) == (3e-4, 32, False, ((64, 1, 64, 8),))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_shipped_configs_load_and_say_how_to_run(path):
+    config = config_lib.load(path)
+    assert config.name == path.stem
+    assert f"--config configs/{path.name}" in path.read_text()
+
+
+def test_missing_file_names_the_nearest():
+    with pytest.raises(config_lib.ConfigError, match="did you mean '.*rm_7b.py'"):
+        config_lib.load(CONFIGS / "rm_7.py")
+
+
+def test_difference_between_a_run_and_its_resumption():
+    old = config_lib.load(CONFIGS / "rm_7b.py").to_dict()
+    new = config_lib.load(CONFIGS / "rm_7b.py", {"optim.lr": "2e-4", "log.every": "7", "data.workers": "3"}).to_dict()
+    assert config_lib.difference(old, new) == {"optim.lr": (1e-4, 2e-4)}
