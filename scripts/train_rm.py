@@ -85,7 +85,7 @@ def train(args, overrides) -> int:
     m = config.model
     cfg = build.model_config(config)
     base = weights.local_folder(m.init_from, m.revision or None) if m.init_from else None
-    tokenizer = data_lib.tokenizer(config, base)
+    tokenizer = data_lib.tokenizer(config, base, cfg)
     prompts = choose_prompts(config, base)
     make = data_lib.to_examples(config, prompts)
     shard = loop.data_shard(mesh, config.rows)

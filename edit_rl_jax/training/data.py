@@ -43,15 +43,21 @@ def source(config: Any, split: str) -> Sequence[Any]:
         raise ConfigError(f"no data '{name}'{nearest(name, list(WORLDS))}: {e}") from e
 
 
-def tokenizer(config: Any, base: Path | None) -> Any:
-    """The tokenizer that `config.model.tokenizer` names, else the base's."""
-    if config.model.tokenizer != "editworld":
-        return load_tokenizer(config.model.tokenizer or base)
-    from edit_rl_jax.editworld import tokenizer as world
+def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
+    """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError when the model has no room for it."""
+    if config.model.tokenizer == "editworld":
+        from edit_rl_jax.editworld import tokenizer as world
 
-    with tempfile.TemporaryDirectory() as folder:
-        world.save(folder)
-        return load_tokenizer(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            world.save(folder)
+            found = load_tokenizer(folder)
+    else:
+        found = load_tokenizer(config.model.tokenizer or base)
+    image = found.convert_tokens_to_ids("<|image_pad|>")
+    if len(found) > cfg.text.vocab_size or image != cfg.image_token_id:
+        have = f"{len(found)} entries, <|image_pad|> {image}"
+        raise ConfigError(f"tokenizer ({have}) is not the model's ({cfg.text.vocab_size}, {cfg.image_token_id})")
+    return found
 
 
 def to_examples(config: Any, prompts: Any) -> Callable[[Any, int], list[Any]]:

@@ -54,7 +54,8 @@ def test_wrong_values(key, value, message):
 
 def test_overrides_keep_types():
     c = config_lib.load(
-        CONFIGS / "rm_7b.py", {"optim.lr": "3e-4", "rows": "32", "data.shuffle": "false", "data.buckets": "((64,1,64,8),)"}
+        CONFIGS / "rm_7b.py",
+        {"optim.lr": "3e-4", "rows": "32", "data.shuffle": "false", "data.buckets": "((64,1,64,8),)"},
     )
     assert (c.optim.lr, c.rows, c.data.shuffle, c.data.buckets) == (3e-4, 32, False, ((64, 1, 64, 8),))
 

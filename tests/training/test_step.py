@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.training import micro
 
 from edit_rl_jax.training import build, loop, optim
 from edit_rl_jax.training import state as st
+from tests.training import micro
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -95,7 +95,10 @@ def test_loss_falls(name):
 def test_lora_moves_every_weight_and_leaves_the_base():
     """Show k: 200 steps at lr 2e-6 move every trainable weight; the base keeps its bits."""
     p = program(
-        model__trainable="lora", model__lora=dict(rank=4, alpha=8.0, vision=True, merger=True), steps=200, optim__lr=2e-6
+        model__trainable="lora",
+        model__lora=dict(rank=4, alpha=8.0, vision=True, merger=True),
+        steps=200,
+        optim__lr=2e-6,
     )
     assert all(k.rsplit(".", 1)[-1] in ("lora_a", "lora_b") for k in p.trainable) and p.frozen
     weights = start(p)
