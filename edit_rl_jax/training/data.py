@@ -44,7 +44,7 @@ def source(config: Any, split: str) -> Sequence[Any]:
 
 
 def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
-    """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError when the model has no room for it."""
+    """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError if the model is another's."""
     if config.model.tokenizer == "editworld":
         from edit_rl_jax.editworld import tokenizer as world
 

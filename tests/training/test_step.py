@@ -1,6 +1,5 @@
-"""The step: exact accumulation, refusal of non-finite updates, frozen base, every weight moves, meshes, optimizers."""
+"""The step: exact accumulation, refusal of non-finite updates, frozen base, every weight moves, optimizers."""
 
-import dataclasses
 from functools import cache
 
 import jax
@@ -42,11 +41,8 @@ def gradients(p, weights, batch):
     return {k: np.asarray(g) / float(weight) for k, g in grads.items()}
 
 
-SGD = dict(optim__name="adamw", optim__clip=0.0, optim__schedule="constant", optim__warmup=0)
-
-
 def test_accumulation_is_exact_for_masked_means():
-    """2 x 8 rows with unequal weights equal one batch of 16, in loss and in the gradient's norm; not a mean of means."""
+    """2 x 8 rows with unequal weights equal one batch of 16 in loss and gradient norm; it is no mean of means."""
     p = program()
     weights, batch = start(p), micro.batch(p)
     batch["answer_weights"] = batch["answer_weights"].at[0].mul(0.1)
@@ -96,7 +92,9 @@ def test_lora_moves_every_weight_and_leaves_the_base():
     """Show k: 200 steps at lr 2e-6 move every trainable weight; the base keeps its bits."""
     p = program(
         model__trainable="lora",
-        model__lora=dict(rank=4, alpha=8.0, vision=True, merger=True),
+        model__lora__rank=4,
+        model__lora__vision=True,
+        model__lora__merger=True,
         steps=200,
         optim__lr=2e-6,
     )
@@ -115,7 +113,7 @@ def test_lora_moves_every_weight_and_leaves_the_base():
 
 
 def test_optimizer_state_is_fp32_and_only_over_trainables():
-    p = program(model__trainable="lora", model__lora=dict(rank=4, alpha=8.0, vision=False, merger=False))
+    p = program(model__trainable="lora", model__lora__rank=4)
     floats = [x for x in jax.tree.leaves(p.opt_state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert all(x.dtype == jnp.float32 for x in floats)
     assert sum(x.size for x in floats) == 2 * sum(x.size for x in p.trainable.values())
@@ -134,8 +132,9 @@ def test_muon_orthogonalises_each_stacked_matrix():
         scale = max(1.0, shapes[name][2] / shapes[name][1]) ** 0.5
         values = np.linalg.svd(np.asarray(updates[name]) / scale, compute_uv=False)
         assert values.min() > 0.5 and values.max() < 1.4, (name, values)
-    for name in ("norm.scale", "embed_tokens.embedding"):  # Adam's first step has length 1, here times adam_lr / lr
-        np.testing.assert_allclose(np.abs(updates[name]), 0.2, rtol=1e-3)
+    first = 0.2 * (0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9))  # adam_lr / lr x Adam's first step, with Nesterov's look
+    for name in ("norm.scale", "embed_tokens.embedding"):
+        np.testing.assert_allclose(np.abs(updates[name]), first, rtol=1e-3)
 
 
 def test_schedule():
@@ -145,34 +144,6 @@ def test_schedule():
     assert got[0] == pytest.approx(0.2) and got[9] == got[10] == pytest.approx(2.0)
     assert got[55] == pytest.approx(0.2 + 1.8 / 2, rel=1e-5) and got[100] == pytest.approx(0.2, rel=1e-4)
     assert all(b <= a for a, b in zip(got[10:], got[11:]))
-
-
-@pytest.mark.parametrize("shape", [dict(fsdp=8, tensor=1), dict(fsdp=4, tensor=2), dict(data=2, fsdp=2, tensor=2)])
-def test_sharded_equals_one_device(shape):
-    """Show f: loss and gradients within 1e-5 of each tensor's maximum on 8 fake devices."""
-    one = program()
-    weights = start(one)
-    expected = gradients(one, weights, micro.batch(one))
-    config = micro.config()
-    with config.unlocked():
-        config.mesh = dict(data=1) | shape
-    p = build.build(config, build.make_mesh(config))
-    placed = {k: jax.device_put(np.asarray(v), p.trainable[k].sharding) for k, v in weights[0].items()}
-    batch = micro.batch(p)
-    with jax.set_mesh(p.mesh):
-        first = {k: v[:1] for k, v in batch.items()}
-        assert all(not v.sharding.is_fully_replicated for v in first.values())
-        _, _, out = p.step(placed, p.init_optimizer(placed), {}, batch, np.int32(0))
-        norm = float(out["grad_norm"])
-    want = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values()))
-    np.testing.assert_allclose(norm, want, rtol=1e-5)
-    got = gradients(dataclasses.replace(p), (weights_on(p, weights[0]), None, {}), batch)
-    for name, g in got.items():
-        assert np.abs(g - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max(), name
-
-
-def weights_on(p, flat):
-    return {k: jax.device_put(np.asarray(v), p.trainable[k].sharding) for k, v in flat.items()}
 
 
 def test_one_flipped_bit_changes_the_checksum():

@@ -14,7 +14,7 @@ from tests.training import micro  # noqa: E402
 
 def get_config():
     return micro.config(
-        steps=12,
+        steps=40,
         rows=4,
         accum=2,
         model__config=json.dumps(micro.ARCHITECTURE),
@@ -24,7 +24,7 @@ def get_config():
         data__workers=2,
         data__buckets=((64, 1, 64, 16), (96, 1, 96, 24)),
         optim__lr=1e-2,
-        checkpoint__every=4,
+        checkpoint__every=6,
         eval__every=0,
         eval__batches=1,
         log__tensorboard=False,

@@ -1,0 +1,139 @@
+"""Interrupted and resumed against uninterrupted: the trials of `test_resume.py`, and a command for many.
+
+    python tests/system/resume.py --trials 10          (CPU, about 15 s a trial; prints one line each)
+
+A trial starts `scripts/train_rm.py` on the toy run (a micro model, prefetch on), ends it at a random moment by SIGTERM
+or kill -9 (of three kinds: at a step, while a save is being written, again while resuming), runs the same command
+until it is through and compares with the uninterrupted run, bit for bit: weights, optimizer state, metrics, order of
+the data.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMED = {"input_wait_s", "step_s", "tokens_per_s", "model_tflops_per_s", "mfu"}  # what a clock says
+
+
+def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
+    changes = {"model.tokenizer": folder / "tokenizer", "compilation_cache": folder / "cache"} | changes
+    words = [f"--config.{k}={v}" for k, v in changes.items()]
+    script, config = ROOT / "scripts" / "train_rm.py", ROOT / "tests" / "training" / "toy_config.py"
+    return [sys.executable, str(script), "--config", str(config), "--workdir", str(workdir), *words]
+
+
+def start(folder: Path, workdir: Path, log: Path, **changes: object) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with open(log, "a") as out:
+        return subprocess.Popen(command(folder, workdir, **changes), env=env, stdout=out, stderr=out)
+
+
+def finish(folder: Path, workdir: Path, log: Path, **changes: object) -> None:
+    process = start(folder, workdir, log, **changes)
+    if code := process.wait():
+        raise AssertionError(f"exit status {code}: {log.read_text()[-2000:]}")
+
+
+def prepare(folder: Path) -> Path:
+    """The tokenizer and the uninterrupted run, once; returns the run's folder."""
+    from tests.training import toy
+
+    if not (folder / "straight" / "model").exists():
+        toy.save_tokenizer(folder / "tokenizer")
+        finish(folder, folder / "straight", folder / "straight.log")
+    return folder / "straight"
+
+
+def steps_done(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a save is under way: Orbax's temporary folder is there."""
+    return any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+
+
+def interrupt(process: subprocess.Popen, workdir: Path, kind: str, rng: random.Random) -> bool:
+    """Ends the process at the moment that the kind names; False if it was through before."""
+    begun, goal = steps_done(workdir), rng.randint(1, 16)
+    hit = lambda: saving(workdir) if kind == "save" else steps_done(workdir) >= begun + goal
+    while process.poll() is None and not hit():
+        time.sleep(0.002)
+    time.sleep(rng.random() * 0.05)
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
+    code = process.wait()
+    assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}"
+    return True
+
+
+def trial(folder: Path, kind: str, seed: int) -> str:
+    """One trial of kind "term", "kill" or "save"; returns what happened. Raises AssertionError on a difference."""
+    rng, name = random.Random(seed), f"{kind}-{seed}"
+    workdir, log, seen = folder / name, folder / f"{name}.log", []
+    for _ in range(rng.randint(1, 2)):
+        if interrupt(start(folder, workdir, log), workdir, kind, rng):
+            seen.append(steps_done(workdir))
+    finish(folder, workdir, log)
+    same(folder / "straight", workdir)
+    return f"{name}: interrupted after steps {seen}, the rest equal"
+
+
+def same(a: Path, b: Path) -> None:
+    """Raises AssertionError where two finished runs differ in anything but clocks."""
+    rows = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (a, b)]
+    clean = [[{k: v for k, v in row.items() if k not in TIMED} for row in run] for run in rows]
+    assert [r["step"] for r in clean[1]] == list(range(1, len(clean[0]) + 1)), "a step is missing or doubled"
+    for x, y in zip(*clean):
+        assert x == y, f"metrics differ: {x} and {y}"
+    one, two = (state(x / "checkpoints") for x in (a, b))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    weights = [(x / "model" / "model.safetensors").read_bytes() for x in (a, b)]
+    assert weights[0] == weights[1], "exported weights differ"
+
+
+def state(checkpoints: Path) -> dict[str, object]:
+    """All tensors of the newest checkpoint and the state of the data, by name."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(checkpoints.absolute()) as manager:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        found = manager.restore(manager.latest_step(), args=args)
+    return dict(found["state"]) | {"data": json.dumps(found["meta"]["data"], sort_keys=True)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--folder", type=Path, default=Path("runs/resume"), help="kept: logs and runs")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    args.folder.mkdir(parents=True, exist_ok=True)
+    prepare(args.folder)
+    failed = 0
+    for n in range(args.seed, args.seed + args.trials):
+        try:
+            print(trial(args.folder, ("term", "kill", "save")[n % 3], n), flush=True)
+        except AssertionError as e:
+            failed += 1
+            print(f"trial {n} FAILED: {e}", flush=True)
+    print(f"{args.trials - failed} of {args.trials} trials equal, bit for bit")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
