@@ -105,7 +105,9 @@ def train(args, overrides) -> int:
     about = workdir.describe(config, mesh, **facts)
     if not workdir.check_same(remote or workdir.epath.Path(folder), about) and lead:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        part = folder / "config.json.part"  # moved when whole: a kill here must not leave half a file
+        part.write_text(json.dumps(about, indent=2) + "\n")
+        part.replace(folder / "config.json")
     saver = checkpoint.Checkpoints(remote / "checkpoints" if remote else folder / "checkpoints", config.checkpoint.keep)
     found = saver.restore({"trainable": program.trainable, "opt_state": program.opt_state})
     if found:
