@@ -1,8 +1,8 @@
-# make demo: train and judge the tiny reward model.   make test: the whole suite.   make plans, make lint: see the README.
+# make demo: train and judge the tiny reward model.   make test: the whole suite.   make plans, make lint: see CONTRIBUTING.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist loadfile # a file's tests share fixtures and compiled programs
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test plans lint
