@@ -7,6 +7,7 @@ used. GPUs: NVIDIA's data sheets (the 1979 TFLOP/s also printed for H100 counts 
 """
 
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -69,9 +70,11 @@ def describe(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
     """The chip and the compile-only devices of a TPU topology; needs `libtpu`, no TPU.
 
     Set `JAX_PLATFORMS=cpu` and `TPU_SKIP_MDS_QUERY=1` before JAX is imported, else libtpu asks the network for a TPU.
+    Takes no chip, so libtpu's lock against a second process is waived.
     Raises ValueError for a name or grid that does not exist, RuntimeError without libtpu.
     """
     chip, _ = parse(name)
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     options = ({"chip_config_name": chip.config_name} if chip.config_name else {}) | (
