@@ -131,7 +131,7 @@ class EditScore:
       prompts: the texts that it was trained with.
       images: how images become patches.
       sampling: default greedy. `passes` (K) answers a question share one prefill.
-      rows: prompts a batch; fewer prompts than that run in the next power of two.
+      rows: prompts a batch; fewer prompts than that run in the next power of two (on a mesh, always in `rows`).
       mesh: where the weights are sharded; `rows` must then divide over its data axes.
     """
 
@@ -256,7 +256,8 @@ class EditScore:
         for (_, bucket), group in groups.items():
             for start in range(0, len(group), self.rows):
                 part, good = group[start : start + self.rows], []
-                arrays = empty_batch(bucket, _rows(len(part), self.rows), self.cfg.vision.patch_dim)
+                rows = self.rows if self.mesh is not None else _rows(len(part), self.rows)
+                arrays = empty_batch(bucket, rows, self.cfg.vision.patch_dim)
                 for ask in part:
                     try:
                         encoded = encode_measured(ask.measured, self.cfg, self.images)
