@@ -2,7 +2,7 @@
 set -euo pipefail
 
 NAME=${NAME:-edit-rl}        # queued resource and node (a multislice job's nodes are NAME-0, NAME-1, ...)
-ZONE=${ZONE:-}               # for example us-central2-b
+ZONE=${ZONE:-}               # for example us-east5-a
 PROJECT=${PROJECT:-}         # default: gcloud's own setting
 TYPE=${TYPE:-v5litepod-16}   # accelerator type: v5litepod-16, v5p-128, v6e-8, ...
 RUNTIME=${RUNTIME:-}         # runtime version; default: the one for TYPE

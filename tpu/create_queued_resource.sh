@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ask for a TPU slice (or several) as a queued resource, and return at once.
-#   tpu/create_queued_resource.sh --zone us-central2-b --type v5p-128 --spot
+#   tpu/create_queued_resource.sh --zone us-east5-a --type v5p-128 --spot
 # Its state: gcloud compute tpus queued-resources list --zone ZONE. watch.sh waits for it, prepares it and keeps it alive.
 
 . "$(dirname "$0")/common.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Start one command on every host at once, detached; what it prints goes to ~/runs/RUN_ID.log on each host.
-#   tpu/launch.sh --zone us-central2-b --bucket gs://me/runs --run-id rm7b -- scripts/train_rm.py --config configs/rm_7b.py
+#   tpu/launch.sh --zone us-east5-a --bucket gs://me/runs --run-id rm7b -- scripts/train_rm.py --config configs/rm_7b.py
 # `--workdir BUCKET/RUN_ID` is added, so the same command with the same RUN_ID resumes the run. A job of that id that
 # still runs is first asked to save and stop (SIGTERM).
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Put the committed state of this checkout on every host and install it with its TPU libraries.
-#   tpu/setup.sh --zone us-central2-b
+#   tpu/setup.sh --zone us-east5-a
 # Every host gets the same versions of jax and libtpu: a mismatch stalls the start. Safe to repeat.
 
 . "$(dirname "$0")/common.sh"

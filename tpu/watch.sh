@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Keep a run alive until it ends: wait for the slice, set it up, launch the job, and when the slice FAILED or was
 # SUSPENDED (preempted), delete it, ask for a new one and launch again under the same RUN_ID, which resumes it.
-#   tpu/watch.sh --zone us-central2-b --type v5p-128 --spot --bucket gs://me/runs --run-id rm72b -- \
+#   tpu/watch.sh --zone us-east5-a --type v5p-128 --spot --bucket gs://me/runs --run-id rm72b -- \
 #       scripts/train_rm.py --config configs/rm_72b.py
 # Environment: PERIOD (seconds between looks, 60), MAX_RESTARTS (50). --dry-run acts once, as for the state in STATE
 # (default SUSPENDED). Exit status 0 when the job ended well, 1 when the restarts are used up.

@@ -31,13 +31,13 @@ from edit_rl_jax.editworld.scene import (
 
 MIXTURE = {
     "cell": 0.02,
-    "grid": 0.08,
+    "grid": 0.06,
     "find": 0.03,
-    "refer": 0.15,
-    "compare": 0.17,
-    "request": 0.26,
+    "refer": 0.14,
+    "compare": 0.14,
+    "request": 0.22,
     "count": 0.06,
-    "damage": 0.21,
+    "damage": 0.31,
     "say": 0.02,
 }
 PROMPTS = {
@@ -67,10 +67,10 @@ def chat(text: str, images: list[np.ndarray]) -> tuple[str | np.ndarray, ...]:
 
 def _damaged(gen: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     """The picture with no, one or two kinds of damage, and their severities."""
-    kinds = gen.permutation(DAMAGES)[: gen.choice(3, p=[0.15, 0.7, 0.15])]
+    kinds = gen.permutation(DAMAGES)[: gen.choice(3, p=[0.1, 0.6, 0.3])]
     found = {}
     for kind in kinds:
-        found[str(kind)] = float(gen.uniform(0.05, 1.0))
+        found[str(kind)] = float(gen.uniform(0.05, 1.0) ** 0.6)  # visible damage is learnt first
         image = damage(image, str(kind), found[str(kind)], gen)
     return image, found
 

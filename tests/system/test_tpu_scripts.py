@@ -52,11 +52,11 @@ def test_help_and_bad_flags(script):
 
 
 def test_create():
-    done = run("create_queued_resource.sh", "--dry-run", "--zone", "us-central2-b", "--type", "v6e-8", "--spot")
+    done = run("create_queued_resource.sh", "--dry-run", "--zone", "us-east5-a", "--type", "v6e-8", "--spot")
     assert (
         done.stdout.split()
         == (
-            "gcloud compute tpus queued-resources create edit-rl --zone=us-central2-b --accelerator-type=v6e-8 "
+            "gcloud compute tpus queued-resources create edit-rl --zone=us-east5-a --accelerator-type=v6e-8 "
             "--runtime-version=v2-alpha-tpuv6e --async --node-id=edit-rl --spot"
         ).split()
     )
