@@ -4,6 +4,7 @@ Importing it holds NumPy's BLAS to one thread: the world's matrices are 84 x 84,
 each other: beside a training step that uses all cores, a record cost twenty times the CPU time.
 """
 
+import numpy  # noqa: F401  the limit applies to libraries that are loaded
 from threadpoolctl import threadpool_limits
 
 threadpool_limits(limits=1, user_api="blas")
