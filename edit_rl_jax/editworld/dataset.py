@@ -145,10 +145,11 @@ class Pair:
     third: int
 
 
-def pairs(split: str, n: int = 528, seed: int = 0, resolution: int = NATIVE, tries: int = 40) -> list[Pair]:
+def pairs(split: str, n: int = 528, seed: int = 0, resolution: int = NATIVE, tries: int = 160) -> list[Pair]:
     """At least `n` pairs, equally many of every task x error kind x severity third, in a fixed order.
 
-    The better one is the right edit in half of the pairs, else any other candidate that is good enough. A stratum in
+    The better one is the right edit in half of the pairs, else any other candidate that is good enough, and in a pair
+    with a damaged worse one, where that can be found, one that is farther from the source in pixels. A stratum in
     which no difference of GAP is found in `tries` draws has no pairs; untouched has the top third only. Raises
     ValueError for an unknown split.
     """
@@ -181,6 +182,11 @@ def _expected(edit: Edit, made: Candidate) -> float:
     return math.sqrt(min(oracle.semantic(*oracle.judge(made.scene, edit))) * min(natural, clean))
 
 
+def _changed(edit: Edit, made: Candidate, resolution: int) -> float:
+    """Mean absolute difference of a candidate's pixels from the source's."""
+    return float(np.abs(made.render(resolution) - render(edit.source, resolution).astype(np.float32)).mean())
+
+
 def _pair(
     split: str, stratum: tuple[str, str, int], number: int, seed: int, resolution: int, tries: int
 ) -> Pair | None:
@@ -198,6 +204,10 @@ def _pair(
             continue
         if _expected(edit, better) - _expected(edit, worse) < GAP - 0.5:
             continue
+        # damage takes pixels away from the source: without this the plain pixel distance would judge well
+        if kind in DAMAGES and not correct and attempt < tries // 2:
+            if _changed(edit, better, resolution) < _changed(edit, worse, resolution):
+                continue
         records = [make_record(edit, c, f"{key}/{w}", split, resolution) for c, w in ((better, "a"), (worse, "b"))]
         if records[0].meta["overall"] - records[1].meta["overall"] >= GAP:
             return Pair(records[0], records[1], task, kind, part)
