@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,15 +119,17 @@ class _Planner(grain.DatasetIterator):
         self._encode = TextEncoder(spec.tokenizer)
         # state at the start of the round, and how many of the round's batches were given out
         self._epoch, self._position, self._carry = 0, 0, []
+        self._unreported: list[tuple[str, str]] = []  # skipped in a round that gave no batch to report them with
         self._given, self._index = 0, 0
         self._round: list[_Plan] | None = None
-        self._next: tuple[int, int, list[tuple[int, int]]] = (0, 0, [])
+        self._next: tuple[int, int, list, list] = (0, 0, [], [])
 
     def get_state(self) -> dict[str, Any]:
         return {
             "epoch": self._epoch,
             "position": self._position,
             "carry": [list(c) for c in self._carry],
+            "unreported": [list(s) for s in self._unreported],
             "given": self._given,
             "index": self._index,
         }
@@ -134,6 +137,7 @@ class _Planner(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
         self._carry = [(int(p), int(e)) for p, e in state["carry"]]
+        self._unreported = [(str(k), str(r)) for k, r in state.get("unreported", [])]
         self._given, self._index = int(state["given"]), int(state["index"])
         self._round = None
 
@@ -148,21 +152,24 @@ class _Planner(grain.DatasetIterator):
     def _advance(self) -> _Plan:
         while True:
             if self._spec.epochs is not None and self._epoch >= self._spec.epochs:
+                if self._unreported:
+                    logging.warning("skipped after the last batch: %s", self._unreported)
+                    self._unreported = []
                 raise StopIteration
             if self._round is None:
                 self._round, self._next = self._plan_round()
             if self._given < len(self._round):
                 self._given += 1
                 return self._round[self._given - 1]
-            self._epoch, self._position, self._carry = self._next
+            self._epoch, self._position, self._carry, self._unreported = self._next
             self._given, self._round = 0, None
 
-    def _plan_round(self) -> tuple[list[_Plan], tuple[int, int, list[tuple[int, int]]]]:
+    def _plan_round(self) -> tuple[list[_Plan], tuple[int, int, list, list]]:
         spec, order = self._spec, self._spec.order(self._epoch)
         refs: list[tuple[int, int]] = []
         samples: list[Measured] = []
         demands: list[Demand] = []
-        skipped: list[tuple[str, str]] = []
+        skipped: list[tuple[str, str]] = list(self._unreported)
         wanted = set(self._carry)
         for position in sorted({p for p, _ in self._carry}):
             self._read(order, position, refs, samples, demands, [], wanted)
@@ -190,7 +197,7 @@ class _Planner(grain.DatasetIterator):
         if final and not plans and self._position == 0:
             raise RecordError("dataset", "no usable record", f"{len(order)} read, skipped: {_count(skipped)}")
         after = (self._epoch + 1, 0, []) if final else (self._epoch, position, [refs[i] for i in rest])
-        return plans, after
+        return plans, (*after, [] if plans else skipped)
 
     def _read(self, order, position, refs, samples, demands, skipped, wanted=None) -> None:
         spec, index = self._spec, int(order[position])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.data.images import ImageError, decode_image
+from edit_rl_jax.data.images import MAX_PIXELS, ImageError, decode_image
 from edit_rl_jax.data.records import EditRecord, RecordError, check_record, check_scores, group_id
 
 Rows = Iterator[tuple[str, EditRecord | RecordError]]
@@ -275,7 +275,8 @@ def checked(
             seen.add(record.key)
             if decode:
                 for name in ("source", "edited"):
-                    decode_image(getattr(record, name), where=f"{where} {name}")
+                    limit = max_pixels or MAX_PIXELS
+                    decode_image(getattr(record, name), where=f"{where} {name}", max_pixels=limit)
         except RecordError as e:
             if on_bad_record == "error":
                 raise

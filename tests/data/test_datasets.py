@@ -199,6 +199,15 @@ def test_bad_rows_are_named_or_counted(tmp_path, name):
     assert reason in str(skipped) and "rows.jsonl:3" in str(skipped)
 
 
+def test_the_limit_on_pixels_can_be_raised_and_lowered(tmp_path, monkeypatch):
+    """`max_pixels` rules header and decoding alike, above the default too."""
+    monkeypatch.setattr(readers, "MAX_PIXELS", 100)
+    file = jsonl(tmp_path / "rows.jsonl", write_rows(tmp_path, 2))
+    assert len(list(readers.checked(readers.read(file), "error", readers.Skipped(), max_pixels=10**6))) == 2
+    with pytest.raises(RecordError, match="image too large"):
+        list(readers.checked(readers.read(file), "error", readers.Skipped(), max_pixels=100))
+
+
 def test_script_stops_or_skips(tmp_path, capsys):
     rows = write_rows(tmp_path)
     rows[1]["instruction"], rows[3] = "", "{"

@@ -10,6 +10,7 @@ import pytest
 from edit_rl_jax.data.packing import Bucket
 from edit_rl_jax.data.pipeline import eval_batches, fingerprint, make_pipeline
 from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.data.tokenizer import TextEncoder, encode_example
 from tests.data.test_images import png_claiming
 from tests.data.toy import BUCKETS, CFG, IMAGES, Bytes, Records, encoded, to_examples
 
@@ -171,6 +172,21 @@ def test_bad_records_are_named_or_counted(name):
     for batch, meta in batches:
         weights = (batch["answer_weights"] > 0).sum()
         assert weights == meta.answers
+
+
+def test_bad_records_after_the_last_batch_are_still_counted(caplog):
+    """The only good record fills its round to the token; the epoch's rest is bad and has no batch of its own."""
+    encode = TextEncoder(Bytes())
+    tokens = sum(len(encode_example(e, encode, CFG, IMAGES).tokens) for e in to_examples(Records(1)[0], 0))
+    options = dict(rows=1, accum=1, lookahead=1, shuffle=False, on_bad_record="skip")
+    bad = {i: {"edited": b""} for i in (1, 2)}
+    stream = pipeline(size=3, bad=bad, buckets=[Bucket(tokens, 2, 112, 144)], **options)
+    first = next(stream)[1]
+    stream.set_state(json.loads(json.dumps(stream.get_state())))
+    second = collect(stream)[0][1]
+    assert first.epoch == 0 and first.skipped == ()
+    assert second.epoch == 1 and [key for key, _ in second.skipped] == ["r1/sc image 1", "r2/sc image 1"]
+    assert "r2/sc" in caplog.text, "those of the last epoch are logged"
 
 
 def test_all_records_bad_is_an_error_not_an_endless_loop():
