@@ -6,6 +6,7 @@ newest checkpoint is named, set aside and the one before it is used.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def _named(tree: Any) -> dict[str, Any]:
 class Checkpoints:
     """The newest `keep` checkpoints under `folder`, local or `gs://`. Every process makes one and calls each method."""
 
-    def __init__(self, folder: str | epath.Path, keep: int = 3):
+    def __init__(self, folder: str | os.PathLike, keep: int = 3):
         self.folder = epath.Path(folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
@@ -66,19 +67,23 @@ class Checkpoints:
         `damaged-STEP`. Raises CheckpointError when checkpoints exist and all are damaged, or when the weights' names
         or shapes are not those wanted.
         """
-        damaged = []
+        damaged = {}
         for step in reversed(self.steps()):
             try:
-                return self._read(step, trees)
+                found = self._read(step, trees)
             except _Mismatch:
                 raise
             except Exception as e:  # whatever the storage raises on bad bytes
-                reason = " ".join(str(e).split())[:300] or type(e).__name__
-                damaged.append(f"step {step}: {reason}")
-                log.warning("checkpoint %s is damaged (%s); trying the one before it", step, reason)
-                self._set_aside(step)
-        if damaged:
-            raise CheckpointError(f"no checkpoint under {self.folder} is whole: " + "; ".join(damaged))
+                damaged[step] = " ".join(str(e).split())[:300] or type(e).__name__
+                log.warning("checkpoint %s is damaged (%s); trying the one before it", step, damaged[step])
+                continue
+            for bad in damaged:  # only now: a storage that fails for a moment must not cost every checkpoint
+                self._set_aside(bad)
+            return found
+        left = [f"step {step}: {reason}" for step, reason in damaged.items()]
+        left += [p.name for p in self.folder.iterdir() if p.name.startswith("damaged-")]
+        if left:
+            raise CheckpointError(f"no checkpoint under {self.folder} is whole: " + "; ".join(left))
         return None
 
     def _read(self, step: int, trees: Mapping[str, Any]):
