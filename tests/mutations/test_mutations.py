@@ -150,7 +150,7 @@ def causal_mask_off_by_one(m):
 
     def mask(tq, tk, q_segments, kv_segments, causal):
         seen = right(tq, tk, q_segments, kv_segments, False)
-        lower = jnp.tril(jnp.ones((1, tq, tk), bool), 1)
+        lower = jnp.tril(jnp.ones((1, tq, tk), bool), tk - tq + 1)
         return seen if not causal else lower if seen is None else seen & lower
 
     m.setattr(attention_lib, "attention_mask", mask)

@@ -180,10 +180,15 @@ def rung_positions(name: str) -> dict[str, float]:
 def rung_attention(name: str) -> dict[str, float]:
     """The attention function against eager torch: grouped heads, causal and not, segments, unattended padding."""
     t = reference(name).config.text_config
-    H, kv, d, T = t.num_attention_heads, t.num_key_value_heads, t.hidden_size // t.num_attention_heads, 24
+    H, kv, d, T = (
+        t.num_attention_heads,
+        t.num_key_value_heads,
+        t.hidden_size // t.num_attention_heads,
+        150,
+    )  # more than one block of queries
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, T, h, d)).astype(np.float32) for h in (H, kv, kv))
-    segments = np.array([[1] * 10 + [2] * 9 + [0] * 5, [0] * 3 + [1] * 21], np.int32)
+    segments = np.array([[1] * 70 + [2] * 65 + [0] * 15, [0] * 9 + [1] * 141], np.int32)
     module = torch.nn.Module()
     module.num_key_value_groups = H // kv
     out = {}
