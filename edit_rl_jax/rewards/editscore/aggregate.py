@@ -1,0 +1,106 @@
+"""From the scores of K passes to figures: both reductions, and the profiles that name upstream's two behaviours.
+
+Everything stays on the judge's own scale 0..R (R = 25); `FIGURE_SCALE` gives the published 0-10. Facts: arXiv
+2509.23909, section 3, and the released code's `evaluate` and `batch_evaluate`, which differ.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from edit_rl_jax.data.records import SCORE_RANGE
+
+FIGURE_SCALE = 10 / SCORE_RANGE  # published figures are on 0-10
+REDUCTIONS = ("average_last", "average_first")
+Scores = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """A behaviour of the released code, by name. What both do to a reply that cannot be read (a random number in one,
+    half of the range in the other) is in neither: such a pass has no score.
+
+    Attributes:
+      pq_sees_source: whether the question of perceptual quality shows the source image before the edited one.
+      first: whose mean `average_first` puts under the root beside PQ's: "prompt_following", or "sc" (the minimum).
+    """
+
+    pq_sees_source: bool = False
+    first: Literal["prompt_following", "sc"] = "sc"
+
+
+PROFILES = {
+    # `evaluate`: what the paper describes and benchmarks. Its average_first leaves consistency out.
+    "paper": Profile(pq_sees_source=False, first="prompt_following"),
+    # `batch_evaluate`: what the released RL policies were trained against; PQ was shown both images there.
+    "rl-compat": Profile(pq_sees_source=True, first="sc"),
+}
+
+
+def profile(name: "str | Profile") -> Profile:
+    """A named profile. Raises KeyError that lists the names."""
+    if isinstance(name, Profile):
+        return name
+    if name not in PROFILES:
+        raise KeyError(f"no profile {name!r}; there are {sorted(PROFILES)}")
+    return PROFILES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Scores of one pass, or their means or standard deviations (n); None for a question that was not asked.
+
+    Attributes:
+      prompt_following, consistency: SC's two scores; `sc` their minimum.
+      naturalness, artifacts: PQ's two scores; `pq` their minimum.
+      overall: sqrt(sc * pq).
+    """
+
+    prompt_following: float | None = None
+    consistency: float | None = None
+    sc: float | None = None
+    naturalness: float | None = None
+    artifacts: float | None = None
+    pq: float | None = None
+    overall: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregate:
+    """K passes one by one, their mean and standard deviation; `mean.overall` follows the reduction."""
+
+    passes: tuple[Figures, ...]
+    mean: Figures
+    std: Figures
+
+
+def one_pass(sc: Scores | None, pq: Scores | None) -> Figures:
+    """The figures of one pass."""
+    s, p = sc and min(sc), pq and min(pq)
+    both = None if s is None or p is None else math.sqrt(s * p)
+    return Figures(*(sc or (None, None)), s, *(pq or (None, None)), p, both)
+
+
+def aggregate(
+    passes: Sequence[tuple[Scores | None, Scores | None]],
+    reduction: str = "average_last",
+    behaviour: str | Profile = "paper",
+) -> Aggregate:
+    """Aggregates the (SC, PQ) scores of the passes that could be read; a question that was not asked is None in all.
+
+    `average_last`: overall is the mean over passes of sqrt(sc * pq). `average_first`: the root of the product of means,
+    of what the profile names. Raises ValueError without passes, or where a question was answered in some passes only.
+    """
+    if not passes or any(len({x is None for x in column}) > 1 for column in zip(*passes)):
+        raise ValueError(f"{len(passes)} passes: at least one, and the same questions in each, are wanted")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is one of {REDUCTIONS}, not {reduction!r}")
+    single = tuple(one_pass(*p) for p in passes)
+    columns = {f.name: [getattr(p, f.name) for p in single] for f in dataclasses.fields(Figures)}
+    over = lambda of: Figures(**{k: None if None in v else of(v) for k, v in columns.items()})
+    mean, std = over(statistics.fmean), over(statistics.pstdev)
+    if reduction == "average_first" and mean.overall is not None:
+        mean = dataclasses.replace(mean, overall=math.sqrt(getattr(mean, profile(behaviour).first) * mean.pq))
+    return Aggregate(single, mean, std)
