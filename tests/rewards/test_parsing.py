@@ -47,6 +47,41 @@ BAD = [
 ]
 
 
+UPSTREAM = [  # what the parser of upstream's batch path reads; two numbers on 0..25 are valid here, all else is not
+    ('{"reasoning":"r","score":[20,18', [20, 18]),
+    ("[20, 18]", [20, 18]),
+    ("20", [20]),
+    ("I cannot say.", []),
+    ('{"reasoning":"r"}', []),
+    ('{"reasoning":"r","score":["20","18"]}', [20, 18]),
+    ('{"reasoning":"r","score":["a","b"]}', []),  # upstream raises
+    ('{"reasoning":"r","score":{"a":20}}', []),
+    ('{"reasoning":"r","score":[30,5]}', [30, 5]),
+    ("", []),
+    ('{"reasoning":"r","score":20}', [20]),
+    ("{'reason': 'r', 'score': [20, 18]}", [20, 18]),
+    ('{rationale: "r", score: [20, 18]}', [20, 18]),
+    ('{"reasoning": "the "red" cube, so", "score": [20, 18]}', [20, 18]),
+    ('{"reasoning": None, "score": [20.0, 18.0]}', [20, 18]),
+    ('||V^=^V||\n{"reasoning":"r","score":[20,18]}\n||V^=^V||', [20, 18]),
+]
+
+
+@pytest.mark.parametrize("text, numbers", UPSTREAM)
+def test_upstreams_table(text, numbers):
+    reply = parse(text)
+    assert list(reply.numbers) == numbers and reply.raw == text
+    assert reply.scores == ((20, 18) if numbers == [20, 18] else None)
+    assert reply.valid == (not reply.problem)
+
+
+def test_a_cut_or_damaged_reply_never_becomes_another_score():
+    whole = answer('a "big" cut, [1, 2]', (23, 14)).removesuffix(END)
+    cuts = [whole[:n] for n in range(len(whole))] + [whole[n:] for n in range(1, len(whole))]
+    assert {parse(x).scores for x in cuts} == {None, (23.0, 14.0)}
+    assert {parse(whole[:n] + whole[n + 1 :]).scores for n in range(whole.index("score"))} <= {None, (23.0, 14.0)}
+
+
 @pytest.mark.parametrize("text, reasoning", GOOD)
 def test_two_numbers_are_found(text, reasoning):
     reply = parse(text)

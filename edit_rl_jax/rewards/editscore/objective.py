@@ -28,13 +28,17 @@ def to_examples(record: EditRecord, seed: int = 0, *, prompts: str | Prompts = "
     del seed
     texts, key = get(prompts), record.key
     questions = (
-        ("sc", (record.source, record.edited), check_scores(key, "sc", record.sc), record.sc_reasoning),
-        ("pq", (record.edited,), check_scores(key, "pq", record.pq), record.pq_reasoning),
+        ("sc", check_scores(key, "sc", record.sc), record.sc_reasoning),
+        ("pq", check_scores(key, "pq", record.pq), record.pq_reasoning),
     )
     try:
         return [
-            Example(texts.build(question, record.instruction, images), answer(reasoning, score), f"{key}/{question}")
-            for question, images, score, reasoning in questions
+            Example(
+                texts.build(question, record.instruction, texts.shown(question, record.source, record.edited)),
+                answer(reasoning, score),
+                f"{key}/{question}",
+            )
+            for question, score, reasoning in questions
             if score is not None
         ]
     except ValueError as error:

@@ -56,10 +56,14 @@ class Prompts:
     @classmethod
     def from_json(cls, stored: dict) -> "Prompts":
         """Inverse of `to_json`. Raises ValueError when the texts do not match the stored hash."""
-        prompts = cls(*(stored[f.name] for f in dataclasses.fields(cls)))
+        prompts = cls(*(stored[f.name] for f in dataclasses.fields(cls))) if "sc" in stored else get(stored["name"])
         if stored["sha256"] != prompts.sha256:
             raise ValueError(f"prompts {prompts.name!r} were altered: sha256 {prompts.sha256} != {stored['sha256']}")
         return prompts
+
+    def shown(self, question: Question, source: Image, edited: Image) -> tuple[Image, ...]:
+        """The images that a question shows, in order."""
+        return (source, edited) if question == "sc" else (edited,)
 
     def build(self, question: Question, instruction: str, images: Sequence[Image]) -> Parts:
         """ChatML up to the assistant's turn as alternating text and images (uint8 [H, W, 3] or encoded bytes).
@@ -121,9 +125,16 @@ PROMPTS = {p.name: p for p in (STANDARD, TINY)}
 
 
 def get(prompts: "str | Prompts") -> Prompts:
-    """A named set of prompts. Raises KeyError that lists the names."""
+    """A named set of prompts; those of the released adapters are read from the installed package `editscore`.
+
+    Raises KeyError that lists the names, and as `upstream.texts`.
+    """
     if isinstance(prompts, Prompts):
         return prompts
+    from edit_rl_jax.rewards.editscore import upstream  # which imports this module
+
+    if prompts in upstream.NAMES:
+        return upstream.load(prompts)
     if prompts not in PROMPTS:
-        raise KeyError(f"no prompts {prompts!r}; there are {sorted(PROMPTS)}")
+        raise KeyError(f"no prompts {prompts!r}; there are {sorted(PROMPTS) + list(upstream.NAMES)}")
     return PROMPTS[prompts]
