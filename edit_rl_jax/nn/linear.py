@@ -12,18 +12,31 @@ from edit_rl_jax.nn.params import EMBED_INIT, KERNEL_INIT, LORA_A_INIT, ZEROS, A
 class Linear(nnx.Module):
     """x @ kernel + bias (+ scale * (x @ lora_a) @ lora_b). Weights are cast to x's dtype at use.
 
-    Leaves: kernel [in, out], bias [out] or None, lora_a [in, r] and lora_b [r, out] (fp32) or None.
+    Leaves: kernel [in, out], bias [out] or None, lora_a [in, r] and lora_b [r, out] (fp32) or None. `valid`: (in, out)
+    without padding.
     """
 
-    def __init__(self, d_in: int, d_out: int, axes: tuple[Axis, Axis], *, rngs: nnx.Rngs, init: Init, bias=False):
-        self.kernel = init.base(rngs, (d_in, d_out), axes, KERNEL_INIT)
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        axes: tuple[Axis, Axis],
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        bias=False,
+        valid: tuple[int, int] | None = None,
+    ):
+        real_in, real_out = valid or (d_in, d_out)
+        self.kernel = init.base(rngs, (d_in, d_out), axes, KERNEL_INIT, valid)
         # A bias on the residual stream is tiny: sharding it over fsdp would cost a gather a layer and save nothing.
         out = None if isinstance(axes[1], str) and axes[1].endswith("embed") else axes[1]
-        self.bias = init.base(rngs, (d_out,), (out,), ZEROS) if bias else None
+        self.bias = init.base(rngs, (d_out,), (out,), ZEROS, (real_out,)) if bias else None
         lora = init.lora
         rank = lora.rank if lora else 0
-        self.lora_a = init.adapter(rngs, (d_in, rank), (axes[0], "lora_rank"), LORA_A_INIT) if lora else None
-        self.lora_b = init.adapter(rngs, (rank, d_out), ("lora_rank", axes[1]), ZEROS) if lora else None
+        low, high = (axes[0], "lora_rank"), ("lora_rank", axes[1])
+        self.lora_a = init.adapter(rngs, (d_in, rank), low, LORA_A_INIT, (real_in, rank)) if lora else None
+        self.lora_b = init.adapter(rngs, (rank, d_out), high, ZEROS, (rank, real_out)) if lora else None
         self.lora_scale = lora.alpha / rank if lora else 0.0
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:

@@ -22,12 +22,26 @@ class Frozen(nnx.Param):
 
 
 def param(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[Axis, ...], init: Callable, *, kind: type[nnx.Param], dtype
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[Axis, ...],
+    init: Callable,
+    *,
+    kind: type[nnx.Param],
+    dtype,
+    valid: tuple[int, ...] | None = None,
 ) -> nnx.Param:
-    """The one way to make a parameter; `axes` names every dimension of `shape` (not the stacked one)."""
+    """The one way to make a parameter; `axes` names every dimension of `shape` (not the stacked one).
+
+    `valid`: the shape without padding, as checkpoints have it; what lies beyond is zero and stays so in training (see
+    editors/omnigen2/transformer.py for why).
+    """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length")
-    return kind(init(rngs.params(), shape, dtype), axes=axes)
+    if valid is None or valid == shape:
+        return kind(init(rngs.params(), shape, dtype), axes=axes)
+    value = jnp.pad(init(rngs.params(), valid, dtype), [(0, n - m) for n, m in zip(shape, valid)])
+    return kind(value, axes=axes, valid=valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +62,14 @@ class Init:
     full: bool = False
     lora: LoRAConfig | None = None
 
-    def base(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[Axis, ...], init: Callable) -> nnx.Param:
+    def base(self, rngs: nnx.Rngs, shape, axes: tuple[Axis, ...], init: Callable, valid=None) -> nnx.Param:
         """A base weight: Trainable fp32 when the whole model is trained, else Frozen in `dtype`."""
         kind, dtype = (Trainable, jnp.float32) if self.full else (Frozen, self.dtype)
-        return param(rngs, shape, axes, init, kind=kind, dtype=dtype)
+        return param(rngs, shape, axes, init, kind=kind, dtype=dtype, valid=valid)
 
-    def adapter(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[Axis, ...], init: Callable) -> nnx.Param:
+    def adapter(self, rngs: nnx.Rngs, shape, axes: tuple[Axis, ...], init: Callable, valid=None) -> nnx.Param:
         """An adapter weight: Trainable fp32."""
-        return param(rngs, shape, axes, init, kind=Trainable, dtype=jnp.float32)
+        return param(rngs, shape, axes, init, kind=Trainable, dtype=jnp.float32, valid=valid)
 
 
 KERNEL_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")

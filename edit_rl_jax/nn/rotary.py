@@ -43,3 +43,15 @@ def rotate(
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def rotate_pairs(
+    x: Float[Array, "batch tokens heads dim"],
+    cos: Float[Array, "batch tokens half"],
+    sin: Float[Array, "batch tokens half"],
+) -> Float[Array, "batch tokens heads dim"]:
+    """Rotates the neighbours (x[2i], x[2i + 1]) in fp32; result in x's dtype."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)

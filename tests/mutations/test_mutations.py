@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.nn import attention as attention_lib
-from edit_rl_jax.nn import rotary
+from edit_rl_jax.nn import rotary, weights
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.norms import RMSNorm
 from edit_rl_jax.qwen2_5_vl import model as model_lib
-from edit_rl_jax.qwen2_5_vl import positions, text, vision, weights
+from edit_rl_jax.qwen2_5_vl import positions, text, vision
 from edit_rl_jax.qwen2_5_vl.config import VisionConfig
 from tests.parity import ladder, tiny
 

@@ -67,8 +67,8 @@ def synthesise(config: dict, folder: Path) -> None:
         shard.clear()
 
     for path, v in zip(paths, variables):
-        for name in weights.sources(path, v.shape):
-            shape = weights.hf_shape(path, v.shape)
+        for name in weights.NAMING.sources(path, v.shape):
+            shape = weights.NAMING.file_shape(path, v)
             shape = (shape[0], *conv) if "patch_embed" in name else shape
             start += 1
             shard[weights.hub_name(name)] = np.resize(np.roll(noise, start), shape)
@@ -89,7 +89,8 @@ def load(folder: Path, devices: int, again: Path | None) -> dict:
 
     jax.config.update("jax_num_cpu_devices", devices)
     from edit_rl_jax import sharding
-    from edit_rl_jax.qwen2_5_vl import checkpoint_files, weights
+    from edit_rl_jax.nn import checkpoint_files
+    from edit_rl_jax.qwen2_5_vl import weights
     from edit_rl_jax.qwen2_5_vl.config import Config
 
     state = abstract(cfg := Config.from_hf(folder))

@@ -208,9 +208,9 @@ def test_every_name_and_shape_of_the_published_sizes(size):
     ours, total = {}, 0
     for path, v in zip(*weights.flatten(abstract(Config.from_hf(config)))[:2]):
         total += v.size
-        for name in weights.sources(path, v.shape):
+        for name in weights.NAMING.sources(path, v.shape):
             assert name not in ours
-            ours[name] = weights.hf_shape(path, v.shape)
+            ours[name] = weights.NAMING.file_shape(path, v)
     patches = "model.visual.patch_embed.proj.weight"  # a convolution there, a matrix here
     assert theirs[patches] == (1280, 3, 2, 14, 14) and ours[patches] == (1280, 3 * 2 * 14 * 14)
     theirs.pop(patches), ours.pop(patches)

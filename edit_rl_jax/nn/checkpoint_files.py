@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+STEM = "model"
+INDEX, SINGLE = f"{STEM}.safetensors.index.json", f"{STEM}.safetensors"
 
 
 class WeightsError(ValueError):
@@ -39,6 +40,11 @@ class Tensor:
 
 def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file. Raises WeightsError for a damaged or truncated file or an unknown dtype."""
+    return read_file(file)[0]
+
+
+def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of one safetensors file and its metadata. Raises as `read_header`."""
     size = file.stat().st_size
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -50,10 +56,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
             header = json.loads(f.read(length), object_pairs_hook=_unique)
         except ValueError as e:
             raise WeightsError(f"{file}: damaged header: {e}") from e
-    tensors = {}
+    tensors, metadata = {}, header.pop("__metadata__", {})
     for name, info in header.items():
-        if name == "__metadata__":
-            continue
         if info["dtype"] not in _DTYPES:
             raise WeightsError(f"{file}: {name} has dtype {info['dtype']}; readable are {', '.join(_DTYPES)}")
         shape, dtype = tuple(info["shape"]), np.dtype(_DTYPES[info["dtype"]])
@@ -64,7 +68,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         ):
             raise WeightsError(f"{file}: {name} {shape} does not lie within the file (bytes {start}-{stop} of {size})")
         tensors[name] = Tensor(name, file, shape, dtype, start)
-    return tensors
+    return tensors, metadata
 
 
 def _unique(pairs):
@@ -74,14 +78,14 @@ def _unique(pairs):
     return dict(pairs)
 
 
-def open_folder(folder: Path) -> list[Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+def open_folder(folder: Path, stem: str = STEM) -> list[Tensor]:
+    """All tensors of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names.
 
     Raises WeightsError when there is neither or both, or when the index and the shards disagree.
     """
-    index, single = folder / INDEX, folder / SINGLE
+    index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if index.exists() == single.exists():
-        raise WeightsError(f"{folder}: {'both' if single.exists() else 'neither'} {SINGLE} and {INDEX}")
+        raise WeightsError(f"{folder}: {'both' if single.exists() else 'neither'} {single.name} and {index.name}")
     if single.exists():
         return list(read_header(single).values())
     place = json.loads(index.read_text(), object_pairs_hook=_unique)["weight_map"]

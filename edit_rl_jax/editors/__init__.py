@@ -1,0 +1,1 @@
+"""Image editors: one folder each, behind the `Editor` interface of base.py."""

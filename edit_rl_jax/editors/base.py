@@ -1,0 +1,49 @@
+"""What every image editor is, small enough that FLUX.1-Kontext, Qwen-Image-Edit and Step1X-Edit fit unchanged.
+
+Time runs from t = 0 (noise) to t = 1 (data): x_t = t x_1 + (1 - t) x_0, and the velocity is dx/dt = x_1 - x_0; an
+editor whose network counts otherwise converts inside. Latents are token sequences [B, N, C] in fp32 (one row of C
+numbers a patch of the latent image), of a fixed length N a bucket: short ones are padded, and `condition` says where.
+Guidance and schedule belong to the sampler: it asks for velocities under several conditions and knows nothing of the
+network. A condition is a flat dict of arrays with a leading batch axis, so branches of guidance concatenate into one
+batch (`stacked`). Its index arrays come from the editor's `layout`, NumPy on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Condition = Mapping[str, Any]
+"""Arrays with a leading batch axis: `noise_segments` [B, N] (0 = padding) in every editor, the rest is its own."""
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """An NNX module; under jit it is split into (graphdef, trainable, frozen) and merged inside."""
+
+    def encode_text(self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Float[Array, "B T F"]:
+        """Text features of padded token rows (segments: 1 = text, 0 = padding); differentiable by the text tower."""
+        ...
+
+    def encode_images(self, pixels: Float[Array, "B H W 3"], key: Array | None = None) -> Float[Array, "B N C"]:
+        """Latents of images in [-1, 1], without padding: the mean of the posterior, or with a key a sample of it."""
+        ...
+
+    def velocity(
+        self, latents: Float[Array, "B N C"], t: Float[Array, B], condition: Condition
+    ) -> Float[Array, "B N C"]:
+        """dx/dt in fp32, zero at padding."""
+        ...
+
+    def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:
+        """Pixels, about [-1, 1] (not clipped), of latents whose first tokens are an image of that size in pixels."""
+        ...
+
+
+def stacked(conditions: Sequence[Condition]) -> Condition:
+    """Conditions of one shape after each other along the batch axis: the branches of guidance as one batch."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *map(dict, conditions))
