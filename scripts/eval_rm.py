@@ -2,53 +2,83 @@
 
     python scripts/eval_rm.py --benchmark editworld --model runs/demo/model --untrained edit_rl_jax/assets/tiny_vl \\
         --output runs/demo
+    python scripts/eval_rm.py --benchmark editreward_bench --data EditReward-Bench --model EditScore/EditScore-7B \\
+        --prompts upstream --passes 4 --output runs/bench
 
 `editworld`, the built-in world: pairs of edits of one (source, instruction) whose oracle scores differ by at least 3 of
 25, equally many of every task x error kind x severity third, in scenes with held-out combinations of attributes. Ties
 and answers that cannot be read are wrong. Beside the accuracy stand the same base's before training, and controls that
 should not work: images blanked, instructions shuffled, the plain pixel distance to the source.
+
+`editreward_bench`, EditScore's EditReward-Bench, from a folder of its arrow or parquet files or a hub id: strict
+accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
+and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
+`overall`) without a model.
 """
 
 import argparse
 import sys
 
-from edit_rl_jax.evals import editworld
+from edit_rl_jax.evals import editreward_bench, editworld
 from edit_rl_jax.evals.pairs import summary
+from edit_rl_jax.rewards import judges
+from edit_rl_jax.rewards.cache import Cached
+from edit_rl_jax.sharding import make_mesh
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", required=True, choices=["editworld"])
-    parser.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder, or hub id")
-    parser.add_argument("--base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
-    parser.add_argument("--untrained", metavar="DIR", help="model to compare with, asked the same questions")
+    parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench"])
+    judges.add_arguments(parser, required=False)
+    parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
-    parser.add_argument("--pairs", type=int, default=528, help="at least so many (default 528)")
-    parser.add_argument("--split", default="test", help="of the built-in world (default test: held-out combinations)")
-    parser.add_argument("--resolution", type=int, default=84, help="pixels a side of the built-in world (default 84)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=128, help="prompts a batch (default 128)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="an answer (default 128)")
-    parser.add_argument("--no-controls", action="store_true", help="leave the controls out")
-    return parser.parse_args(argv)
+    world = parser.add_argument_group("editworld")
+    world.add_argument("--untrained", metavar="DIR", help="model to compare with, asked the same questions")
+    world.add_argument("--pairs", type=int, default=528, help="at least so many (default 528)")
+    world.add_argument("--split", default="test", help="default test: held-out combinations")
+    world.add_argument("--resolution", type=int, default=84, help="pixels a side (default 84)")
+    world.add_argument("--no-controls", action="store_true", help="leave the controls out")
+    bench = parser.add_argument_group("editreward_bench")
+    bench.add_argument("--data", metavar="DIR", help="folder of the dataset, or its hub id")
+    bench.add_argument("--revision", help="of the dataset, to load from the hub or to write down")
+    bench.add_argument("--predictions", metavar="JSONL", help="recorded scores, instead of a model")
+    args = parser.parse_args(argv)
+    if args.benchmark == "editreward_bench" and not args.data:
+        parser.error("editreward_bench needs --data")
+    if (args.model is None) == (args.predictions is None) or args.predictions and args.benchmark == "editworld":
+        parser.error("give --model, or --predictions for editreward_bench")
+    args.rows = args.rows or (128 if args.benchmark == "editworld" else 32)
+    args.max_new_tokens = args.max_new_tokens or (128 if args.benchmark == "editworld" else 512)
+    return args
 
 
 def main(argv=None) -> int:
     args = parse(argv)
-    figures = editworld.run(
-        args.model,
-        args.output,
-        base=args.base,
-        untrained=args.untrained,
-        pairs=args.pairs,
-        split=args.split,
-        resolution=args.resolution,
-        seed=args.seed,
-        rows=args.rows,
-        max_new_tokens=args.max_new_tokens,
-        controls=not args.no_controls,
-    )
-    print(summary(figures))
+    if args.benchmark == "editworld":
+        figures = editworld.run(
+            args.model,
+            args.output,
+            base=args.base,
+            untrained=args.untrained,
+            pairs=args.pairs,
+            split=args.split,
+            resolution=args.resolution,
+            seed=args.seed,
+            rows=args.rows,
+            sampling=judges.sampling(args),
+            passes=args.passes,
+            prompts=args.prompts,
+            mesh=make_mesh(args.mesh) if args.mesh else None,
+            controls=not args.no_controls,
+        )
+        print(summary(figures))
+    else:
+        judge, about = None, None
+        if args.model:
+            judge, settings = judges.from_arguments(args)
+            judge, about = Cached(judge, settings, f"{args.output}/cache.jsonl"), {"model": args.model, **settings}
+        options = dict(revision=args.revision, judge=judge, about=about, predictions=args.predictions)
+        print(editreward_bench.summary(editreward_bench.run(args.output, args.data, **options)))
     print(f"{args.output}/eval.json, {args.output}/report.html")
     return 0
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from edit_rl_jax.editworld import dataset
 from edit_rl_jax.evals.pairs import evaluate, samples
-from edit_rl_jax.generation.sampler import greedy
+from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.rewards.editscore.reward import EditScore
 from edit_rl_jax.training.report import write_report
 
@@ -24,20 +24,24 @@ def run(
     seed: int = 0,
     rows: int = 128,
     max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    passes: int = 1,
+    prompts: str | None = None,
+    mesh: Any = None,
     controls: bool = True,
 ) -> dict[str, Any]:
-    """Judges at least `pairs` pairs greedily and returns what it wrote to `output`/eval.json.
+    """Judges at least `pairs` pairs, greedily unless told otherwise, and returns what it wrote to `output`/eval.json.
 
     model: model or adapter folder, or hub id; `base` of an adapter, where it is not where the adapter says.
     untrained: model to compare with, asked the same questions (the base before training).
     rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 120).
     """
-    settings = dict(sampling=greedy(max_new_tokens), rows=rows, seed=seed)
-    reward = EditScore.load(model, base=base, **settings)
+    settings = dict(sampling=sampling or greedy(max_new_tokens), passes=passes, rows=rows, seed=seed, mesh=mesh)
+    reward = EditScore.load(model, base=base, prompts=prompts, **settings)
     before = EditScore.load(untrained, prompts=reward.prompts, **settings) if untrained else None
     drawn = dataset.pairs(split, pairs, seed, resolution)
     figures, judged = evaluate(reward, drawn, untrained=before, controls=controls, seed=seed)
-    figures = {"benchmark": "editworld", "split": split, "seed": seed, "model": str(model), **figures}
+    figures = {"benchmark": "editworld", "split": split, "seed": seed, "model": str(model), "passes": passes, **figures}
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")

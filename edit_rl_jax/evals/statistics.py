@@ -20,13 +20,43 @@ def interval(
     x = np.asarray(values, np.float64)
     if not len(x) or (groups is not None and len(groups) != len(x)):
         raise ValueError(f"{len(x)} values, {None if groups is None else len(groups)} groups")
+    return _percentiles(_means(x, groups, draws, np.random.default_rng(seed)), level)
+
+
+def macro_interval(
+    values: Sequence[int | float] | np.ndarray,
+    strata: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the unweighted mean of the strata's means; whole groups are resampled inside each stratum.
+
+    Raises ValueError without values or when the lengths differ.
+    """
+    x, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
+    if not len(x) or len(strata) != len(x) or (groups is not None and len(groups) != len(x)):
+        raise ValueError(f"{len(x)} values, {len(strata)} strata, {None if groups is None else len(groups)} groups")
+    members = {s: [i for i, t in enumerate(strata) if t == s] for s in dict.fromkeys(strata)}
+    pick = lambda at: None if groups is None else [groups[i] for i in at]
+    return _percentiles(np.mean([_means(x[at], pick(at), draws, rng) for at in members.values()], axis=0), level)
+
+
+def _means(x: np.ndarray, groups: Sequence[Hashable] | np.ndarray | None, draws: int, rng: np.random.Generator):
+    """Means [draws] of resampled groups."""
     names: dict[Hashable, int] = {}
     member = [names.setdefault(g, len(names)) for g in (range(len(x)) if groups is None else list(groups))]
     totals, counts = np.bincount(member, x), np.bincount(member)
-    rng, n, means = np.random.default_rng(seed), len(names), []
+    n, means = len(names), []
     for start in range(0, draws, 500):  # a few million entries at a time
         drawn = rng.multinomial(n, np.full(n, 1 / n), min(500, draws - start))
         means.append(drawn @ totals / (drawn @ counts))
+    return np.concatenate(means)
+
+
+def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

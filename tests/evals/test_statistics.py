@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.evals.statistics import interval, macro_interval
 
 
 def test_close_to_the_normal_interval_for_independent_items():
@@ -39,3 +39,15 @@ def test_no_values_is_an_error():
         interval([])
     with pytest.raises(ValueError):
         interval([1.0, 2.0], ["a"])
+
+
+def test_macro_weighs_strata_equally_and_keeps_them_apart():
+    strata = ["a"] * 4 + ["b"] * 96
+    values = [1.0] * 4 + [0.0] * 96
+    assert macro_interval(values, strata) == (0.5, 0.5)  # no spread inside either
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.random(400) < 0.5, rng.random(400) < 0.5]).astype(float)
+    low, high = macro_interval(values, ["a"] * 400 + ["b"] * 400)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(2 * 0.25 / 400) / 2, rel=0.1)
+    with pytest.raises(ValueError):
+        macro_interval([1.0], [])

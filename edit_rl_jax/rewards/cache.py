@@ -1,0 +1,89 @@
+"""A judge that remembers on disk: results are keyed by what was judged and by everything that decides the answer."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from edit_rl_jax.rewards.editscore.prompts import Question
+from edit_rl_jax.rewards.editscore.reward import Judgement, Triple
+from edit_rl_jax.rewards.wire import from_wire, to_wire
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What scores edits: EditScore on this machine, or a client of one elsewhere."""
+
+    def score(
+        self, items: Sequence[Triple], *, questions: Sequence[Question] = ..., progress: bool = ...
+    ) -> list[Judgement]: ...
+
+
+def content_id(*pieces: Any) -> str:
+    """SHA-256 of bytes, texts, arrays and JSON values, each with its kind and length, so that no two lists agree."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        if isinstance(piece, np.ndarray):
+            kind, data = f"{piece.dtype}{piece.shape}", np.ascontiguousarray(piece).tobytes()
+        elif isinstance(piece, bytes):
+            kind, data = "bytes", piece
+        else:
+            kind, data = "json", json.dumps(piece, sort_keys=True).encode()
+        digest.update(f"{kind} {len(data)}:".encode() + data)
+    return digest.hexdigest()
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is appended to; a last one that was cut by a kill is cut off the file."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return data[:end].decode().splitlines()
+
+
+def append_lines(path: Path, objects: Sequence[Any]) -> None:
+    """Appends JSON lines and waits until the disk has them."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in objects))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Cached:
+    """A judge behind a cache in a JSONL file.
+
+    Args:
+      settings: everything beside the content that decides an answer (`judges.from_arguments` gives it).
+      file: read on start, appended to after each call.
+
+    Attributes:
+      hits, asked: items of the calls so far that were found, and that the judge was asked for.
+    """
+
+    def __init__(self, judge: Judge, settings: Mapping[str, Any], file: str | Path):
+        self.judge, self.settings, self.file = judge, dict(settings), Path(file)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.known = {e["id"]: e["judgement"] for e in map(json.loads, whole_lines(self.file))}
+        self.hits = self.asked = 0
+
+    def score(
+        self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
+    ) -> list[Judgement]:
+        """As the judge's. What could not be scored is not remembered, so it is tried again."""
+        ids = [content_id(self.settings, list(questions), *item) for item in items]
+        new = {i: item for i, item in zip(ids, items) if i not in self.known}
+        judged = (
+            dict(zip(new, self.judge.score(list(new.values()), questions=questions, progress=progress))) if new else {}
+        )
+        good = {i: to_wire(j) for i, j in judged.items() if j.valid}
+        append_lines(self.file, [{"id": i, "judgement": j} for i, j in good.items()])
+        self.known |= good
+        self.asked, self.hits = self.asked + len(new), self.hits + len(ids) - len(new)
+        return [judged[i] if i in judged else from_wire(self.known[i]) for i in ids]

@@ -1,0 +1,84 @@
+"""A judge from the command line: the flags that all scripts share, and the settings that name its answers."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from edit_rl_jax.generation.sampler import Sampling, greedy
+from edit_rl_jax.qwen2_5_vl import peft, weights
+from edit_rl_jax.rewards.cache import Judge
+from edit_rl_jax.rewards.editscore import reward
+from edit_rl_jax.sharding import MESH_AXES, make_mesh
+
+FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", reward.METADATA)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The flags of a judge: which model, how it generates, on what."""
+    parser.add_argument("--model", required=required, metavar="DIR", help="model or adapter folder, or hub id")
+    parser.add_argument("--base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
+    parser.add_argument("--prompts", metavar="NAME", help="prompt texts; default: those stored with the model")
+    how = parser.add_argument_group("generation")
+    how.add_argument("--passes", type=int, default=1, help="answers a question, averaged; 1 is greedy unless sampled")
+    how.add_argument("--temperature", type=float, help="default 0 (greedy) for one pass, 0.7 for more")
+    how.add_argument("--top-k", type=int, default=20)
+    how.add_argument("--top-p", type=float, default=0.9)
+    how.add_argument("--max-new-tokens", type=int, default=512)
+    how.add_argument("--rows", type=int, default=32, help="prompts a batch")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
+
+
+def mesh_shape(text: str) -> dict[str, int]:
+    """ "fsdp=4,tensor=2" as a mapping; -1 takes the devices that are left. Raises ValueError."""
+    shape = {k: int(v) for k, _, v in (part.partition("=") for part in text.split(","))}
+    if not set(shape) <= set(MESH_AXES):
+        raise ValueError(f"axes are {MESH_AXES}")
+    return shape
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """How answers are drawn: greedily for a single pass, unless a temperature is given."""
+    temperature = (0.7 if args.passes > 1 else 0.0) if args.temperature is None else args.temperature
+    if temperature == 0:
+        return greedy(args.max_new_tokens)
+    return Sampling(temperature, args.top_k, args.top_p, args.max_new_tokens)
+
+
+def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
+    """The judge, and the settings that decide its answers, as JSON (how many prompts a batch, and on which devices, is
+    not among them: it changes rounding only). Raises what `EditScore.load` raises."""
+    options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
+    mesh = make_mesh(args.mesh) if args.mesh else None
+    judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options)
+    settings = {
+        "weights_sha256": fingerprint(args.model, args.base),
+        "prompts": judge.prompts.name,
+        "prompts_sha256": judge.prompts.sha256,
+        "images": dataclasses.asdict(judge.images),
+        "sampling": dataclasses.asdict(options["sampling"]),
+        "passes": args.passes,
+        "seed": args.seed,
+    }
+    return judge, json.loads(json.dumps(settings))
+
+
+def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
+    """SHA-256 over the files of a model folder that decide its answers, and over its base's if it is an adapter."""
+    folder = weights.local_folder(model)
+    digest = hashlib.sha256()
+    for path in sorted({p for pattern in FILES for p in folder.glob(pattern)}):
+        blob = path.resolve().name  # the hub's cache names large files by their SHA-256
+        if path.is_symlink() and len(blob) == 64:
+            sha256 = blob
+        else:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {sha256}\n".encode())
+    if (folder / peft.CONFIG).exists():
+        home = reward._base_folder(folder, base, peft.read_adapter(folder))
+        digest.update(fingerprint(home).encode())
+    return digest.hexdigest()
