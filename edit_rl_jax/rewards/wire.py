@@ -18,7 +18,7 @@ def from_wire(stored: dict[str, Any]) -> Judgement:
     try:
         fields = {k: v for k, v in stored.items() if k != "valid"}
         judgement = _typed(Judgement, fields)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"not a judgement: {error}") from None
     if stored.get("valid") is not judgement.valid:
         raise ValueError("not a judgement: valid and problem disagree")

@@ -1,0 +1,143 @@
+"""A file of edits scored into a file of results, resumably: what is written is final, in the input's order, once."""
+
+import fcntl
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from edit_rl_jax.data import readers
+from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.rewards.cache import Judge, append_lines, whole_lines
+from edit_rl_jax.rewards.editscore.reward import Judgement, Triple
+
+WANTED = ("source", "edited", "instruction")
+
+
+class ResumeError(ValueError):
+    """The output holds something else than the beginning of this run."""
+
+
+def entries(path: Path) -> Iterator[tuple[dict[str, Any], Triple | str]]:
+    """For each edit of a file its output line without scores, and the triple or the reason why there is none.
+
+    JSONL: objects with `source` and `edited` (paths, from the file's folder) and `instruction`. Parquet: as
+    `readers.read`, images as bytes or paths. A line that is no such object raises ValueError, named; a missing image is
+    a reason.
+    """
+    if path.suffix == ".parquet":
+        for where, record in readers.read(path):
+            if isinstance(record, RecordError):
+                yield {"key": where}, str(record)
+            else:
+                line = {"key": record.key, "instruction": record.instruction, "task": record.task}
+                yield line, (record.source, record.edited, record.instruction)
+        return
+    with path.open() as file:
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                line = _line(f"{path}:{number}", text)
+                yield line, read_triple(line, path.parent)
+
+
+def read_triple(line: Mapping[str, str], folder: Path) -> Triple | str:
+    """The triple that a line names, or why an image cannot be read."""
+    try:
+        images = [(folder / line[k]).read_bytes() for k in ("source", "edited")]
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return (*images, line["instruction"])
+
+
+def _line(where: str, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        missing = [k for k in WANTED if not isinstance(line.get(k), str)]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{where}: not a JSON object: {error}") from None
+    if missing:
+        raise ValueError(f"{where}: no text under {', '.join(missing)}")
+    return line
+
+
+def count(path: Path) -> int:
+    """How many edits a file holds. Raises ValueError, naming the line, where a JSONL line is malformed."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.ParquetFile(path).metadata.num_rows
+    with path.open() as file:
+        return sum(bool(text.strip() and _line(f"{path}:{n}", text)) for n, text in enumerate(file, 1))
+
+
+def judge_entries(judge: Judge, found: list[tuple[dict[str, Any], Triple | str]]) -> list[Judgement]:
+    """Judges entries in order; one without images is a judgement that is not valid."""
+    judged = iter(judge.score([t for _, t in found if not isinstance(t, str)], progress=False))
+    return [Judgement(problem=t) if isinstance(t, str) else next(judged) for _, t in found]
+
+
+def score_file(
+    judge: Judge,
+    source: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    *,
+    chunk: int = 128,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> tuple[int, int, float | None]:
+    """Scores what `output` does not hold yet; returns (edits, those without a score, mean overall of the others).
+
+    A line of the output is the input's line with `scores`. The settings stand beside it in `<output>.settings.json`;
+    an output of other settings or of another input raises ResumeError, unless `overwrite` removes it. Raises
+    BlockingIOError where another process writes the same output.
+    """
+    beside = output.with_name(output.name + ".settings.json")
+    total = count(source)
+    with output.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if overwrite:
+            held.truncate(0)
+            beside.unlink(missing_ok=True)
+        done = whole_lines(output)
+        if done:
+            _check_settings(beside, settings)
+        beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
+        rest = entries(source)
+        overall: list[float | None] = []
+        for number, (text, (line, _)) in enumerate(zip(done, rest), 1):  # zip takes from `done` first: none is lost
+            old = json.loads(text)
+            if {**old, "scores": 0} != {**line, "scores": 0} or not isinstance(old.get("scores"), dict):
+                raise ResumeError(f"{output}:{number} is not the result of entry {number} of {source}")
+            overall.append(old["scores"]["overall"])
+        if len(done) > total:
+            raise ResumeError(f"{output} has {len(done)} lines, {source} {total} edits")
+        with tqdm(
+            desc="scoring", unit="edit", total=total, initial=len(done), disable=None if progress else True
+        ) as bar:
+            said = time.monotonic()
+            while part := list(itertools.islice(rest, chunk)):
+                new = [{**line, "scores": j.to_json()} for (line, _), j in zip(part, judge_entries(judge, part))]
+                append_lines(output, new)
+                overall += [n["scores"]["overall"] for n in new]
+                bar.update(len(part))
+                if progress and bar.disable and time.monotonic() - said > 30:
+                    said = time.monotonic()
+                    print(f"{len(overall)} of {total} edits scored", file=sys.stderr, flush=True)
+    valid = [x for x in overall if x is not None]
+    return total, total - len(valid), sum(valid) / len(valid) if valid else None
+
+
+def _check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
+    old = json.loads(beside.read_text()) if beside.exists() else {}
+    changed = [
+        f"  {k}: {old.get(k)!r} -> {settings.get(k)!r}" for k in {**old, **settings} if old.get(k) != settings.get(k)
+    ]
+    if changed:
+        lines = "\n".join(changed)
+        raise ResumeError(f"the output was begun under other settings; take another file, or --overwrite:\n{lines}")

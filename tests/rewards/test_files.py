@@ -1,0 +1,158 @@
+"""Scoring a file: killed at any moment and started again, it writes what one run writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.rewards import files
+from edit_rl_jax.rewards.editscore.parsing import parse
+from edit_rl_jax.rewards.editscore.reward import Judgement, judge
+from edit_rl_jax.rewards.wire import from_wire, to_wire
+
+ROOT = Path(__file__).resolve().parents[2]
+PNG = encode_png(np.zeros((28, 28, 3), np.uint8))
+
+
+class Reader:
+    """Scores an edit by the number in its instruction."""
+
+    def __init__(self, wait=0.0, fail_at=None):
+        self.wait, self.fail_at, self.calls = wait, fail_at, 0
+
+    def score(self, items, *, questions=("sc", "pq"), progress=True):
+        return [self.one(instruction) for _, _, instruction in items]
+
+    def one(self, instruction):
+        self.calls += 1
+        time.sleep(self.wait)
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        n = int(instruction.split()[-1])
+        return judge([parse(f'{{"reasoning": "r", "score": [{n % 26}, 9]}}')], [parse("[25, 4]")])
+
+
+def write_input(folder, n=23):
+    (folder / "a.png").write_bytes(PNG)
+    lines = [{"source": "a.png", "edited": "a.png", "instruction": f"take {i}", "id": i} for i in range(n)]
+    lines[5]["edited"] = "absent.png"
+    text = "".join(json.dumps(x) + "\n" for x in lines)
+    (folder / "in.jsonl").write_text(text.replace("\n", "\n\n", 1))  # an empty line says nothing
+    return folder / "in.jsonl"
+
+
+def run(source, output, reader=None, **options):
+    return files.score_file(reader or Reader(), source, output, {"seed": 0}, chunk=4, progress=False, **options)
+
+
+def test_interrupted_runs_write_what_one_run_writes(tmp_path):
+    source = write_input(tmp_path)
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    assert run(source, whole) == (
+        23,
+        1,
+        pytest.approx(np.mean([6 if n > 8 else 2 * n**0.5 for n in range(23) if n != 5])),
+    )
+    lines = [json.loads(x) for x in whole.read_text().splitlines()]
+    assert [x["id"] for x in lines] == list(range(23)) and not lines[5]["scores"]["valid"]
+    assert "absent.png" in lines[5]["scores"]["problem"] and lines[7]["scores"]["prompt_following"] == 7
+    for fail_at in (3, 7, 10):
+        with pytest.raises(KeyboardInterrupt):
+            run(source, parts, Reader(fail_at=fail_at))
+        with parts.open("a") as file:
+            file.write('{"source": "a.png", "edi')  # cut while writing
+    counting = Reader()
+    assert run(source, parts, counting)[:2] == (23, 1)
+    assert parts.read_text() == whole.read_text() and counting.calls < 16
+    again = Reader()
+    assert run(source, parts, again)[0] == 23 and again.calls == 0
+
+
+def test_another_run_is_refused(tmp_path):
+    source, output = write_input(tmp_path), tmp_path / "out.jsonl"
+    run(source, output)
+    before = output.read_text()
+    with pytest.raises(files.ResumeError, match="seed: 0 -> 1"):
+        files.score_file(Reader(), source, output, {"seed": 1}, progress=False)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(source.read_text().replace("take 3", "take 4"))
+    with pytest.raises(files.ResumeError, match="out.jsonl:4 is not the result of entry 4"):
+        run(changed, output)
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(source.read_text().splitlines(True)[:5]))
+    with pytest.raises(files.ResumeError, match="23 lines"):
+        run(short, output)
+    assert output.read_text() == before
+    assert run(short, output, overwrite=True)[0] == 4 and len(output.read_text().splitlines()) == 4
+    with output.open("a") as held:
+        files.fcntl.flock(held, files.fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            run(short, output)
+
+
+KILLED = """
+import sys; sys.path.insert(0, "tests/rewards")
+from pathlib import Path
+from test_files import Reader, run
+print("ready", flush=True)
+run(Path(sys.argv[1]), Path(sys.argv[2]), Reader(wait=0.02))
+"""
+
+
+def test_killed_processes_lose_and_double_nothing(tmp_path):
+    source, output = write_input(tmp_path, 60), tmp_path / "out.jsonl"
+    command, env = [sys.executable, "-c", KILLED, str(source), str(output)], os.environ | {"PYTHONPATH": str(ROOT)}
+    for last in (False, True):
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        if not last:
+            time.sleep(0.3)
+            os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(60) == (0 if last else -signal.SIGKILL)
+        process.stdout.close()
+    run(source, tmp_path / "whole.jsonl")
+    assert output.read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_parquet_with_its_images(tmp_path):
+    table = {"source": [PNG] * 3, "edited": [PNG] * 3, "instruction": ["n 1", "n 2", "n 3"], "key": ["a", "b", "c"]}
+    pa.parquet.write_table(pa.table(table), tmp_path / "in.parquet")
+    assert run(tmp_path / "in.parquet", tmp_path / "out.jsonl") == (3, 0, pytest.approx(2 * (1 + 2**0.5 + 3**0.5) / 3))
+    assert [json.loads(x)["key"] for x in (tmp_path / "out.jsonl").read_text().splitlines()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "text, said", [("{", "in.jsonl:2"), ("[]", "in.jsonl:2"), ('{"source": "a"}', "edited, instruction")]
+)
+def test_malformed_lines_stop_at_once_and_are_named(tmp_path, text, said):
+    good = '{"source": "a", "edited": "b", "instruction": "c"}\n'
+    (tmp_path / "in.jsonl").write_text(good + text + "\n")
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_judgements_cross_the_wire_whole():
+    good = judge([parse('{"reasoning": "ü", "score": [20, 3]}'), parse("none")], [parse("[1, 2]"), parse("[0, 25]")])
+    for judgement in (good, Judgement(problem="no image"), judge([parse("[1, 3]")], [])):
+        stored = json.loads(json.dumps(to_wire(judgement), allow_nan=False))
+        assert from_wire(stored) == judgement
+    stored = to_wire(good)
+    for wrong in (
+        {},
+        {"valid": True, "problem": "x"},
+        {**stored, "sc": [1]},
+        {**stored, "more": 1},
+        {**stored, "overall": "3"},
+    ):
+        with pytest.raises(ValueError, match="not a judgement"):
+            from_wire(wrong)
