@@ -14,7 +14,8 @@ from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.random import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Sampler, sample
 from edit_rl_jax.flow.schedules import Schedule
-from tests.flow import reference, toy
+from tests.editors.upstream import upstream
+from tests.flow import toy
 
 DUAL = gd.Guidance(text=4.0, image=2.0, start=0.0, stop=0.6)
 WEIGHTS = toy.weights()
@@ -47,7 +48,7 @@ def torch_sample(scheduler, noise, mask, conditions, steps, to_model=lambda t: t
 def test_euler_with_dual_guidance_on_a_range_equals_the_reference():
     noise, mask, conditions = toy.problem()
     cells = [1024, 4096, 2500]
-    scheduler = reference.scheduler("flow_match_euler_discrete").FlowMatchEulerDiscreteScheduler()
+    scheduler = upstream("schedulers.scheduling_flow_match_euler_discrete").FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(20, num_tokens=cells)
     golden = torch_sample(scheduler, noise, mask, conditions, 20, lambda s, i: s._timesteps[:, i])
     ours = run(Sampler(20, guidance=DUAL), noise, mask, conditions, Schedule(20).times(cells)).final
@@ -58,7 +59,7 @@ def test_euler_with_dual_guidance_on_a_range_equals_the_reference():
 @pytest.mark.parametrize("count", [5, 20])
 def test_dpm_solver_equals_the_reference_and_diffusers(count):
     noise, mask, conditions = toy.problem(seed=1)
-    module = reference.scheduler("dpmsolver_multistep")
+    module = upstream("schedulers.scheduling_dpmsolver_multistep")
     released = module.DPMSolverMultistepScheduler(prediction_type="flow_prediction", solver_order=2)
     released.set_timesteps(count, num_tokens=4096)
     from diffusers import DPMSolverMultistepScheduler

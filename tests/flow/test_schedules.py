@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.flow.schedules import Schedule, shift_times
-from tests.flow import reference
+from tests.editors.upstream import upstream
 
 RL_TABLE = """0 .0170 .0352 .0547 .0758 .0986 .1233 .1502 .1795 .2116
               .2471 .2862 .3298 .3786 .4336 .4961 .5676 .6503 .7470 .8618 1"""
@@ -39,9 +39,9 @@ def test_dynamic_shift_factors():
 
 def test_rows_of_a_batch_equal_the_reference_and_each_alone():
     cells = [32 * 32, 64 * 64, 40 * 90]
-    torch_side = reference.scheduler("flow_match_euler_maruyama_discrete").FlowMatchEulerMaruyamaDiscreteScheduler(
-        time_shift_base_res=168
-    )
+    torch_side = upstream(
+        "schedulers.scheduling_flow_match_euler_maruyama_discrete"
+    ).FlowMatchEulerMaruyamaDiscreteScheduler(time_shift_base_res=168)
     torch_side.set_timesteps(20, num_tokens=cells)
     schedule = Schedule(20, base_res=168)
     np.testing.assert_allclose(schedule.times(cells), torch_side._timesteps.numpy(), atol=2e-7)

@@ -11,7 +11,7 @@ import torch
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.random import Purpose, item_keys, normal, window_start
 from edit_rl_jax.flow.schedules import Schedule
-from tests.flow import reference
+from tests.editors.upstream import upstream
 
 FLOW, DANCE, CPS = steps.Noise("flow_sde", 0.7), steps.Noise("dance", 0.3), steps.Noise("cps", 0.8)
 SD3 = np.float32([1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0])  # noise levels
@@ -63,7 +63,7 @@ def test_marginal_noise_of_each_kind_on_the_sd3_schedule():
 
 
 def test_step_and_log_probability_equal_the_reference():
-    module = reference.scheduler("flow_match_euler_maruyama_discrete")
+    module = upstream("schedulers.scheduling_flow_match_euler_maruyama_discrete")
     rng = np.random.default_rng(0)
     cells, mask = [1024, 4096, 2500], np.arange(6)[None] < np.array([6, 4, 1])[:, None]
     torch_side = module.FlowMatchEulerMaruyamaDiscreteScheduler(sigma_coef=0.7, time_shift_base_res=168)
