@@ -29,8 +29,8 @@ class Editor(Protocol):
         """Text features of padded token rows (segments: 1 = text, 0 = padding); differentiable by the text tower."""
         ...
 
-    def encode_images(self, pixels: Float[Array, "B H W 3"], key: Array | None = None) -> Float[Array, "B N C"]:
-        """Latents of images in [-1, 1], without padding: the mean of the posterior, or with a key a sample of it."""
+    def encode_images(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
+        """Latents of images in [-1, 1], without padding: the posterior's mean, or with a PRNG key an image a sample."""
         ...
 
     def velocity(

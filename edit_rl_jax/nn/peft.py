@@ -24,6 +24,7 @@ from edit_rl_jax.nn.checkpoint_files import WeightsError, listing, read_header
 from edit_rl_jax.nn.weights import Naming
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
+TENSOR = r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight"
 # fields of adapter_config.json that do not change what a finished adapter computes
 _HARMLESS = set(
     "auto_mapping base_model_name_or_path corda_config eva_config ensure_weight_tying inference_mode init_lora_weights "
@@ -64,12 +65,17 @@ def read_adapter(folder: str | Path, naming: Naming) -> Adapter:
     config = json.loads(path.read_text())
     if config.get("peft_type") != "LORA" or not config.get("target_modules"):
         raise WeightsError(f"{path}: peft_type {config.get('peft_type')!r}, target_modules must be LORA and not empty")
+    check_plain(config, path)
+    return Adapter(int(config["r"]), float(config["lora_alpha"]), config, naming)
+
+
+def check_plain(config: dict[str, Any], path: Path) -> None:
+    """Raises WeightsError if an adapter's config has an option that is not plain LoRA."""
     bad = {k for k, v in config.items() if k not in _HARMLESS and v not in _NEUTRAL}
     if str(config.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
         bad.add("init_lora_weights")  # these initialisers also rewrite the base's weights
     if bad:
         raise WeightsError(f"{path}: unsupported options: {listing(f'{k}={config[k]!r}' for k in bad)}")
-    return Adapter(int(config["r"]), float(config["lora_alpha"]), config, naming)
 
 
 def make_adapter(state, naming: Naming, rank: int, alpha: float, base: str | None = None, **config: Any) -> Adapter:
@@ -95,9 +101,7 @@ def _layers(path: Sequence[str], shape: Sequence[int], naming: Naming) -> list[s
 def load(folder: Path, abstract, naming: Naming, shardings=None):
     """Reads a PEFT adapter folder into the LoRA leaves of a state: see `fill`."""
     adapter = read_adapter(folder, naming)
-    return fill(
-        folder / FILE, r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", abstract, adapter, shardings
-    )
+    return fill(folder / FILE, TENSOR, abstract, adapter, shardings)
 
 
 def fill(file: Path, pattern: str, abstract, adapter: Adapter, shardings=None):

@@ -191,8 +191,8 @@ def save(
 ) -> Path:
     """Writes config.json and safetensors, sharded above `max_shard_bytes`; the inverse of `load`.
 
-    state: all base weights, on any mesh; every process must call, the first one writes. config: of config.json; "dtype"
-    is added. dtype: of the files, default each weight's own. unflat: shape [in, ...] of one filter of `naming.flat`.
+    state: all base weights, on any mesh; every process must call, the first one writes. config: of config.json.
+    dtype: of the files, default each weight's own. unflat: shape [in, ...] of one filter of `naming.flat`.
     Raises WeightsError if the state holds LoRA leaves (`peft.merge` first, or `peft.save` the adapter).
     """
     folder, lead = Path(folder), jax.process_index() == 0
@@ -236,8 +236,6 @@ def save(
     if lead:
         if n > 1:
             index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": place}, indent=2) + "\n")
-        kinds = {np.dtype(dtype or v.dtype).name for v in variables}
-        config = {**config, "dtype": kinds.pop() if len(kinds) == 1 else "float32"}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
 

@@ -28,6 +28,7 @@ class Qwen25VL(nnx.Module):
       dtype: of activations and frozen weights.
       remat: "nothing_saveable", "dots", "everything_saveable" or "none".
       attention: implementation (see nn/attention.py), None = by platform.
+      text_only: neither vision tower nor head: for `hidden` of rows without images.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class Qwen25VL(nnx.Module):
         dtype=jnp.float32,
         remat: str = "nothing_saveable",
         attention: str | None = None,
+        text_only: bool = False,
     ):
         if trainable not in ("lora", "full"):
             raise ValueError(f"trainable {trainable!r} is not 'lora' or 'full'")
         dtype, full = jnp.dtype(dtype), trainable == "full"
         init = lambda adapted: Init(dtype, full, lora if adapted else None)
-        self.visual = VisionTower(
+        tower = lambda: VisionTower(
             cfg.vision,
             rngs=rngs,
             init=init(lora is not None and lora.vision),
@@ -53,10 +55,11 @@ class Qwen25VL(nnx.Module):
             remat=remat,
             attention=attention,
         )
+        self.visual = None if text_only else tower()
         self.language_model = TextModel(cfg.text, rngs=rngs, init=init(True), remat=remat)
         head = lambda: Linear(*size, ("embed", "vocab"), rngs=rngs, init=init(False))
         size = (cfg.text.hidden_size, cfg.text.vocab_size)
-        self.lm_head = None if cfg.tie_word_embeddings else head()
+        self.lm_head = None if cfg.tie_word_embeddings or text_only else head()
         self.cfg, self.dtype, self.attention = cfg, dtype, attention
 
     def embed(

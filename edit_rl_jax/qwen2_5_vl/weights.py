@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from edit_rl_jax.nn import weights as generic
 from edit_rl_jax.nn.checkpoint_files import INDEX, SINGLE, WeightsError
 from edit_rl_jax.nn.weights import LORA, Naming, flatten, host_value, placements
@@ -89,7 +92,9 @@ def save(
     p = cfg.vision
     filters = (p.in_channels, p.temporal_patch_size, p.patch_size, p.patch_size)
     options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "unflat": filters}
-    folder = generic.save(state, cfg.to_hf(), folder, NAMING, **options)
-    if generic.jax.process_index() == 0:
+    kinds = {np.dtype(dtype or v.dtype).name for v in flatten(state)[1]}
+    config = {**cfg.to_hf(), "dtype": kinds.pop() if len(kinds) == 1 else "float32"}
+    folder = generic.save(state, config, folder, NAMING, **options)
+    if jax.process_index() == 0:
         generic.copy_files(files_from, folder, SIDE_FILES)
     return folder

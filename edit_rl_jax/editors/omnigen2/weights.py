@@ -1,10 +1,29 @@
-"""OmniGen2's released folder (`mllm`, `processor`, `transformer`, `vae`, `scheduler`) and its LoRA files."""
+"""OmniGen2's released folder (`mllm`, `processor`, `transformer`, `vae`, `scheduler`) and LoRA files, in and out."""
 
+from __future__ import annotations
+
+import json
+import re
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
+import safetensors.numpy
+from flax import nnx
+
+from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
+from edit_rl_jax.editors.omnigen2.editor import Configs
+from edit_rl_jax.editors.vae import autoencoder
+from edit_rl_jax.nn import peft, weights
+from edit_rl_jax.nn.checkpoint_files import WeightsError, read_file
 from edit_rl_jax.nn.weights import Naming
+from edit_rl_jax.qwen2_5_vl import weights as qwen
+from edit_rl_jax.qwen2_5_vl.config import Config
 
 STACKED = ("noise_refiner", "ref_image_refiner", "context_refiner", "layers")
+LORA_FILE, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # diffusers' names
 
 
 def name(path: Sequence[str]) -> str:
@@ -17,3 +36,146 @@ def name(path: Sequence[str]) -> str:
 
 
 TRANSFORMER = Naming(name, stacked=STACKED, stem="diffusion_pytorch_model")
+PARTS = ("mllm", "transformer", "vae")
+_CLASSES = {
+    "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "processor": ["transformers", "Qwen2_5_VLProcessor"],
+    "scheduler": ["scheduling_flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler"],
+    "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "dynamic_time_shift": True,
+    "time_shift_base_res": 320,
+}
+
+
+def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is, or the snapshot of a hub id: weights, configs and tokenizer files, no code."""
+    return weights.local_folder(path_or_hub_id, revision, ("*.json", "*.safetensors", "*.txt", "*.jinja"))
+
+
+def configs(folder: Path) -> Configs:
+    """The configurations of a released folder."""
+    read = {"mllm": Config, "transformer": OmniGen2Config, "vae": autoencoder.VAEConfig}
+    return Configs(**{part: cls.from_hf(folder / part) for part, cls in read.items()})
+
+
+def _naming(part: str, state) -> Naming:
+    if part == "mllm":
+        return qwen.NAMING if "visual" in state else qwen.TEXT_NAMING
+    return TRANSFORMER if part == "transformer" else autoencoder.NAMING
+
+
+def _has_base(state) -> bool:
+    return any(path[-1] not in weights.LORA for path in weights.flatten(state)[0])
+
+
+def load(folder: Path, abstract, shardings=None):
+    """Loads every base weight of an `OmniGen2` from its folder.
+
+    abstract: state of the editor, or the Trainable or Frozen part of one: of each of its three networks it must hold
+    all base weights or none. LoRA leaves come back as they are. shardings and errors: as in `nn.weights.load`.
+    """
+    out = {}
+    for part, state in abstract.items():
+        if not _has_base(state):
+            out[part] = state
+            continue
+        places = None if shardings is None else shardings[part]
+        out[part] = weights.load(folder / part, state, _naming(part, state), places)
+    return nnx.State(out)
+
+
+def save(state, cfg: Configs, folder: str | Path, *, files_from: str | Path | None = None, dtype: Any = None) -> Path:
+    """Writes a folder in the released layout; every process must call, the first one writes.
+
+    state: base weights of the networks to write (`peft.merge` adapters first). files_from: a released folder from which
+    what `state` does not hold is copied; a language model without its vision tower must come from there.
+    """
+    folder, lead = Path(folder), jax.process_index() == 0
+    source = None if files_from is None else Path(files_from)
+    text_only = "mllm" in state and "visual" not in state["mllm"]
+    if text_only and source is not None:
+        state = nnx.State({k: v for k, v in state.items() if k != "mllm"})
+    for part, network in state.items():
+        if part == "mllm":
+            qwen.save(network, cfg.mllm, folder / part, dtype=dtype)
+        else:
+            weights.save(network, getattr(cfg, part).to_hf(), folder / part, _naming(part, network), dtype=dtype)
+    if not lead:
+        return folder
+    for part in _CLASSES:
+        if source is not None and part not in state and (source / part).is_dir():
+            shutil.copytree(source / part, folder / part, dirs_exist_ok=True)
+    index = folder / "model_index.json"
+    if source is not None and (source / index.name).exists():
+        shutil.copyfile(source / index.name, index)
+    else:
+        index.write_text(json.dumps({"_class_name": "OmniGen2Pipeline", **_CLASSES}, indent=2) + "\n")
+    if not (folder / "scheduler").is_dir():
+        (folder / "scheduler").mkdir(parents=True)
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
+    return folder
+
+
+def read_lora(path: str | Path, alpha: float | None = None) -> peft.Adapter:
+    """The description of a LoRA of the transformer: a PEFT folder, a diffusers file, or a folder with one.
+
+    alpha: needed where the file does not say. Files exported by the reference do not: they were trained with alpha 64
+    and are run there at alpha = rank, so the scale is 2 or 1 and the user must choose. Raises WeightsError for a file
+    without alpha, one that contradicts `alpha`, or options that are not plain LoRA.
+    """
+    path = Path(path)
+    if (path / peft.CONFIG).exists():
+        adapter = peft.read_adapter(path, TRANSFORMER)
+        return _with_alpha(path, adapter, adapter.alpha, alpha)
+    file = path / LORA_FILE if path.is_dir() else path
+    tensors, metadata = read_file(file)
+    modules = {m[1]: t.shape[0] for t in tensors.values() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", t.name))}
+    if not modules:
+        raise WeightsError(f"{file}: no tensor named *.lora_A.weight")
+    stored = json.loads(metadata.get(METADATA, "{}"))
+    stored = {k.removeprefix("transformer."): v for k, v in stored.items()}
+    if len(set(modules.values())) > 1:
+        raise WeightsError(f"{file}: ranks {sorted(set(modules.values()))} differ")
+    rank = next(iter(modules.values()))
+    targets = sorted(m.removeprefix("transformer.") for m in modules)
+    config = {"peft_type": "LORA", "target_modules": targets, "bias": "none", **stored, "r": rank}
+    peft.check_plain(config, file)
+    adapter = peft.Adapter(rank, 0.0, config | {"target_modules": targets}, TRANSFORMER)
+    return _with_alpha(file, adapter, stored.get("lora_alpha"), alpha)
+
+
+def _with_alpha(path: Path, adapter: peft.Adapter, stored: float | None, given: float | None) -> peft.Adapter:
+    if stored is None and given is None:
+        raise WeightsError(f"{path}: does not say its alpha (rank {adapter.rank}): give it")
+    if stored is not None and given is not None and float(stored) != float(given):
+        raise WeightsError(f"{path}: alpha is {stored} in the file, not {given}")
+    alpha = float(given if stored is None else stored)
+    return peft.Adapter(adapter.rank, alpha, adapter.config | {"lora_alpha": alpha}, adapter.naming)
+
+
+def load_lora(path: str | Path, abstract, adapter: peft.Adapter, shardings=None):
+    """Reads a LoRA into the LoRA leaves of a state of the transformer: see `nn.peft.fill`. adapter: of `read_lora`."""
+    path = Path(path)
+    if (path / peft.CONFIG).exists():
+        return peft.fill(path / peft.FILE, peft.TENSOR, abstract, adapter, shardings)
+    file = path / LORA_FILE if path.is_dir() else path
+    return peft.fill(file, r"(?:transformer\.)?(.+)\.lora_([AB])\.weight", abstract, adapter, shardings)
+
+
+def save_lora(state, rank: int, alpha: float, folder: str | Path, base: str | None = None) -> Path:
+    """Writes the LoRA leaves of a state of the transformer for `diffusers` (`pytorch_lora_weights.safetensors`, alpha
+    in its metadata) and for `peft` (an adapter folder), together. Every process must call."""
+    adapter = peft.make_adapter(state, TRANSFORMER, rank, alpha, base)
+    folder = peft.save(state, adapter, folder)
+    named = peft.tensors(state, adapter, prefix="transformer.")
+    modules = sorted({n.removeprefix("transformer.").rsplit(".lora_", 1)[0] for n in named})
+    stored = {"r": rank, "lora_alpha": alpha, "target_modules": modules}
+    text = json.dumps({f"transformer.{k}": v for k, v in stored.items()}, sort_keys=True)
+    if jax.process_index() == 0:
+        safetensors.numpy.save_file(named, folder / LORA_FILE, metadata={"format": "pt", METADATA: text})
+    return folder

@@ -1,0 +1,237 @@
+"""The autoencoder of FLUX.1 (diffusers' AutoencoderKL), channels last; attribute names are its checkpoint's.
+
+Images are [-1, 1]. Latents are fp32, shifted and scaled: (z - shift_factor) * scaling_factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import nnx
+from jaxtyping import Array, Float
+
+from edit_rl_jax.nn.attention import attention
+from edit_rl_jax.nn.conv import Conv
+from edit_rl_jax.nn.linear import Linear
+from edit_rl_jax.nn.norms import GroupNorm
+from edit_rl_jax.nn.params import Init
+from edit_rl_jax.nn.weights import Naming
+
+EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Sizes; defaults are FLUX.1's. Hashable, static under jit."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 16
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.3611
+    shift_factor: float = 0.1159
+    sample_size: int = 1024
+    use_quant_conv: bool = False
+    use_post_quant_conv: bool = False
+    mid_block_add_attention: bool = True
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_hf(cls, source: Any) -> VAEConfig:
+        """From a dict, a config.json, or a folder that has one. ValueError on what this model does not implement."""
+        if not isinstance(source, Mapping):
+            path = epath.Path(source)
+            source = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+        blocks = {*source.get("down_block_types", ()), *source.get("up_block_types", ())}
+        wrong = {k: source[k] for k in ("act_fn", "latents_mean", "latents_std") if source.get(k) not in (None, "silu")}
+        if wrong or not blocks <= {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
+            raise ValueError(f"not implemented: {wrong or sorted(blocks)}")
+        # where diffusers' defaults are not FLUX.1's
+        given = {"use_quant_conv": True, "use_post_quant_conv": True, "scaling_factor": 0.18215, **source}
+        given["shift_factor"] = given.get("shift_factor") or 0.0
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json that diffusers reads."""
+        n = len(self.block_out_channels)
+        kinds = {"down_block_types": ["DownEncoderBlock2D"] * n, "up_block_types": ["UpDecoderBlock2D"] * n}
+        return {"_class_name": "AutoencoderKL", "act_fn": "silu", **kinds, **dataclasses.asdict(self)}
+
+
+class Resnet(nnx.Module):
+    """Two norm-SiLU-convolutions beside a shortcut."""
+
+    def __init__(self, d_in: int, d_out: int, groups: int, *, rngs: nnx.Rngs, init: Init):
+        self.norm1 = GroupNorm(d_in, groups, eps=EPS, rngs=rngs, init=init)
+        self.conv1 = Conv(d_in, d_out, 3, rngs=rngs, init=init)
+        self.norm2 = GroupNorm(d_out, groups, eps=EPS, rngs=rngs, init=init)
+        self.conv2 = Conv(d_out, d_out, 3, rngs=rngs, init=init)
+        self.conv_shortcut = Conv(d_in, d_out, 1, rngs=rngs, init=init) if d_in != d_out else None
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class ImageAttention(nnx.Module):
+    """One head over all pixels, with a shortcut; queries in blocks, so that large images fit."""
+
+    BLOCK = 4096
+
+    def __init__(self, dim: int, groups: int, *, rngs: nnx.Rngs, init: Init):
+        self.group_norm = GroupNorm(dim, groups, eps=EPS, rngs=rngs, init=init)
+        make = lambda: Linear(dim, dim, (None, None), rngs=rngs, init=init, bias=True)
+        self.to_q, self.to_k, self.to_v, self.to_out = make(), make(), make(), nnx.List([make()])
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        B, H, W, C = x.shape
+        h = self.group_norm(x).reshape(B, H * W, C)
+        q, k, v = (p(h)[:, :, None] for p in (self.to_q, self.to_k, self.to_v))
+        run = lambda q: attention(q, k, v, impl="xla")
+        blocks = -(-H * W // self.BLOCK)
+        if blocks > 1:
+            pad = -H * W % blocks
+            q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(B, blocks, -1, 1, C)
+            out = jax.lax.map(run, q.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1, 1, C)[:, : H * W]
+        else:
+            out = run(q)
+        return x + self.to_out[0](out[:, :, 0]).reshape(x.shape)
+
+
+class Mid(nnx.Module):
+    """Resnet, attention, resnet."""
+
+    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, init: Init):
+        D, G = cfg.block_out_channels[-1], cfg.norm_num_groups
+        self.resnets = nnx.List([Resnet(D, D, G, rngs=rngs, init=init) for _ in range(2)])
+        attend = [ImageAttention(D, G, rngs=rngs, init=init)] if cfg.mid_block_add_attention else []
+        self.attentions = nnx.List(attend)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        x = self.resnets[0](x)
+        for attend in self.attentions:
+            x = attend(x)
+        return self.resnets[1](x)
+
+
+class Resample(nnx.Module):
+    """Halves (stride 2, padded at the end) or doubles (nearest) the image around a convolution."""
+
+    def __init__(self, dim: int, up: bool, *, rngs: nnx.Rngs, init: Init):
+        options = {} if up else {"stride": 2, "padding": ((0, 1), (0, 1))}
+        self.conv = Conv(dim, dim, 3, rngs=rngs, init=init, **options)
+        self.up = up
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2) if self.up else x)
+
+
+class Level(nnx.Module):
+    """The resnets of one resolution, and the way to the next."""
+
+    def __init__(self, dims: Sequence[int], groups: int, resample: bool, up: bool, *, rngs: nnx.Rngs, init: Init):
+        pairs = zip(dims, dims[1:])
+        self.resnets = nnx.List([Resnet(a, b, groups, rngs=rngs, init=init) for a, b in pairs])
+        last = nnx.List([Resample(dims[-1], up, rngs=rngs, init=init)] if resample else [])
+        self.upsamplers, self.downsamplers = (last, nnx.List([])) if up else (nnx.List([]), last)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        for part in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = part(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Images to mean and log-variance, before the quantising convolution."""
+
+    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, init: Init):
+        dims, G, n = cfg.block_out_channels, cfg.norm_num_groups, cfg.layers_per_block
+        self.conv_in = Conv(cfg.in_channels, dims[0], 3, rngs=rngs, init=init)
+        level = lambda i, a, b: Level([a] + [b] * n, G, i + 1 < len(dims), False, rngs=rngs, init=init)
+        self.down_blocks = nnx.List([level(i, a, b) for i, (a, b) in enumerate(zip((dims[0], *dims), dims))])
+        self.mid_block = Mid(cfg, rngs=rngs, init=init)
+        self.conv_norm_out = GroupNorm(dims[-1], G, eps=EPS, rngs=rngs, init=init)
+        self.conv_out = Conv(dims[-1], 2 * cfg.latent_channels, 3, rngs=rngs, init=init)
+
+    def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents to images."""
+
+    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, init: Init):
+        dims, G, n = cfg.block_out_channels[::-1], cfg.norm_num_groups, cfg.layers_per_block + 1
+        self.conv_in = Conv(cfg.latent_channels, dims[0], 3, rngs=rngs, init=init)
+        self.mid_block = Mid(cfg, rngs=rngs, init=init)
+        level = lambda i, a, b: Level([a] + [b] * n, G, i + 1 < len(dims), True, rngs=rngs, init=init)
+        self.up_blocks = nnx.List([level(i, a, b) for i, (a, b) in enumerate(zip((dims[0], *dims), dims))])
+        self.conv_norm_out = GroupNorm(dims[-1], G, eps=EPS, rngs=rngs, init=init)
+        self.conv_out = Conv(dims[-1], cfg.out_channels, 3, rngs=rngs, init=init)
+
+    def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nnx.Module):
+    """AutoencoderKL. trainable: "none" (all Frozen in `dtype`) or "full" (Trainable fp32); dtype: of activations."""
+
+    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, trainable: str = "none", dtype=jnp.float32):
+        if trainable not in ("none", "full"):
+            raise ValueError(f"trainable {trainable!r} is not 'none' or 'full'")
+        init, L = Init(jnp.dtype(dtype), trainable == "full"), cfg.latent_channels
+        self.encoder, self.decoder = Encoder(cfg, rngs=rngs, init=init), Decoder(cfg, rngs=rngs, init=init)
+        self.quant_conv = Conv(2 * L, 2 * L, 1, rngs=rngs, init=init) if cfg.use_quant_conv else None
+        self.post_quant_conv = Conv(L, L, 1, rngs=rngs, init=init) if cfg.use_post_quant_conv else None
+        self.cfg, self.dtype = cfg, init.dtype
+
+    def moments(self, pixels: Float[Array, "B H W c"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
+        """Mean and log-variance (clamped to [-30, 20]) of the posterior, fp32, not shifted or scaled. H and W must be
+        multiples of `cfg.downscale`."""
+        if any(n % self.cfg.downscale for n in pixels.shape[1:3]):
+            raise ValueError(f"image {pixels.shape[1:3]} is not a multiple of {self.cfg.downscale} on both sides")
+        h = self.encoder(pixels.astype(self.dtype))
+        h = h if self.quant_conv is None else self.quant_conv(h)
+        mean, log_variance = jnp.split(h.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def encode(self, pixels: Float[Array, "B H W c"], keys: Array | None = None) -> Float[Array, "B h w C"]:
+        """Latents: the posterior's mean, or with one PRNG key an image a sample of it."""
+        mean, log_variance = self.moments(pixels)
+        if keys is not None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+            mean = mean + jnp.exp(0.5 * log_variance) * noise
+        return (mean - self.cfg.shift_factor) * self.cfg.scaling_factor
+
+    def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
+        """Pixels in fp32, about [-1, 1], not clipped."""
+        z = (latents / self.cfg.scaling_factor + self.cfg.shift_factor).astype(self.dtype)
+        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        return self.decoder(z).astype(jnp.float32)
+
+
+def _name(path: Sequence[str]) -> str:
+    return ".".join([*path[:-1], "bias" if path[-1] == "bias" else "weight"])
+
+
+NAMING = Naming(_name, stem="diffusion_pytorch_model")
