@@ -29,7 +29,7 @@ from edit_rl_jax.sharding import make_mesh
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench"])
-    judges.add_arguments(parser, required=False)
+    judges.add_arguments(parser)
     parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
     world = parser.add_argument_group("editworld")
@@ -45,8 +45,10 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.benchmark == "editreward_bench" and not args.data:
         parser.error("editreward_bench needs --data")
-    if (args.model is None) == (args.predictions is None) or args.predictions and args.benchmark == "editworld":
-        parser.error("give --model, or --predictions for editreward_bench")
+    if args.benchmark == "editworld" and not args.model:
+        parser.error("editworld needs --model")
+    if judges.given(args) + (args.predictions is not None) != 1:
+        parser.error("give one of --model, --server, --endpoint, --predictions")
     args.rows = args.rows or (128 if args.benchmark == "editworld" else 32)
     args.max_new_tokens = args.max_new_tokens or (128 if args.benchmark == "editworld" else 512)
     return args
@@ -74,9 +76,12 @@ def main(argv=None) -> int:
         print(summary(figures))
     else:
         judge, about = None, None
-        if args.model:
+        if not args.predictions:
             judge, settings = judges.from_arguments(args)
-            judge, about = Cached(judge, settings, f"{args.output}/cache.jsonl"), {"model": args.model, **settings}
+            judge, about = (
+                Cached(judge, settings, f"{args.output}/cache.jsonl"),
+                {"model": args.model or args.server or args.endpoint, **settings},
+            )
         options = dict(revision=args.revision, judge=judge, about=about, predictions=args.predictions)
         print(editreward_bench.summary(editreward_bench.run(args.output, args.data, **options)))
     print(f"{args.output}/eval.json, {args.output}/report.html")

@@ -31,6 +31,8 @@ def parse(argv=None):
     many.add_argument("--chunk", type=int, default=128, help="edits that are scored and written together")
     many.add_argument("--overwrite", action="store_true", help="begin anew where the output exists")
     args = parser.parse_args(argv)
+    if judges.given(args) != 1:
+        parser.error("give one of --model, --server, --endpoint")
     triple = (args.source, args.edited, args.instruction)
     if (args.input is None) == all(t is None for t in triple):
         parser.error("give either --source, --edited and --instruction, or --input")

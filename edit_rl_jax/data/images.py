@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edit_rl_jax.data.records import RecordError
 
@@ -51,7 +51,8 @@ def _open(data: bytes | str | os.PathLike, where: str, max_pixels: int) -> tuple
     except Image.DecompressionBombError as e:
         raise ImageError(where, "image too large", str(e)) from None
     except Exception as e:  # PIL raises many kinds on malformed headers
-        raise ImageError(where, "unreadable image", f"{e}; allowed: {', '.join(FORMATS)}") from None
+        why = "" if isinstance(e, UnidentifiedImageError) else f"{e}; "  # its text would be an address in memory
+        raise ImageError(where, "unreadable image", f"{why}allowed: {', '.join(FORMATS)}") from None
     w, h = image.size
     if w * h > max_pixels:
         raise ImageError(

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore import reward
+from edit_rl_jax.rewards.serving.client import RewardClient, VLMJudge
 from edit_rl_jax.sharding import MESH_AXES, make_mesh
 
 FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", reward.METADATA)
+TOKEN, KEY = "EDIT_RL_TOKEN", "OPENAI_API_KEY"  # environment variables: secrets are no flags, which all users can list
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a judge: which model, how it generates, on what."""
-    parser.add_argument("--model", required=required, metavar="DIR", help="model or adapter folder, or hub id")
+    parser.add_argument("--model", metavar="DIR", help="model or adapter folder, or hub id")
+    parser.add_argument("--server", metavar="URL", help=f"or a reward server (serve_reward.py); its token: ${TOKEN}")
+    parser.add_argument("--endpoint", metavar="URL", help=f"or an OpenAI-compatible end point, .../v1; its key: ${KEY}")
+    parser.add_argument("--endpoint-model", metavar="NAME", help="the model that the end point should use")
     parser.add_argument("--base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
     parser.add_argument("--prompts", metavar="NAME", help="prompt texts; default: those stored with the model")
     how = parser.add_argument_group("generation")
@@ -48,9 +54,26 @@ def sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(temperature, args.top_k, args.top_p, args.max_new_tokens)
 
 
+def given(args: argparse.Namespace) -> int:
+    """How many judges the flags name."""
+    return sum(x is not None for x in (args.model, args.server, args.endpoint))
+
+
 def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
     """The judge, and the settings that decide its answers, as JSON (how many prompts a batch, and on which devices, is
-    not among them: it changes rounding only). Raises what `EditScore.load` raises."""
+    not among them: it changes rounding only). Raises ValueError unless
+    the flags name one judge, and what `EditScore.load` raises."""
+    if given(args) != 1 or (args.endpoint is None) != (args.endpoint_model is None):
+        raise ValueError("one judge is wanted: --model, --server, or --endpoint with --endpoint-model")
+    if args.server:
+        client = RewardClient(args.server, os.environ.get(TOKEN, ""))
+        return client, {"server": client.settings()}
+    if args.endpoint:
+        drawn = sampling(args)
+        options = dict(passes=args.passes, temperature=drawn.temperature, top_p=drawn.top_p, seed=args.seed)
+        options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
+        vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
+        return vlm, vlm.settings()
     options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
     mesh = make_mesh(args.mesh) if args.mesh else None
     judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options)
