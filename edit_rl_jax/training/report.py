@@ -48,18 +48,33 @@ class Sample:
     right: bool | None = None  # whether the pair that it stands for was ordered rightly
 
 
-def write_report(workdir: str | os.PathLike, samples: Iterable[Sample] = ()) -> epath.Path:
-    """Writes `workdir/report.html` and returns its path. `workdir` is local or remote (`etils.epath`)."""
+Curve = tuple[str, Mapping[str, str], Sequence[Mapping[str, Any]]]  # title, {series: its name}, points with `step`
+
+
+def write_report(
+    workdir: str | os.PathLike,
+    samples: Iterable[Sample] = (),
+    *,
+    curves: Iterable[Curve] = (),
+    pictures: Mapping[str, bytes] | None = None,
+) -> epath.Path:
+    """Writes `workdir/report.html` and returns its path. `workdir` is local or remote (`etils.epath`).
+
+    curves: more figures than the run's own metrics. pictures: encoded images by title.
+    """
     folder = epath.Path(workdir)
     config, figures = _read(folder / "config.json"), _read(folder / "eval.json")
     rows, samples = metrics.read(str(folder / "metrics.jsonl")), list(samples)
     name = str(_inner(config, "name") or folder.name)
-    curves = "".join(_panel(*panel, rows) for panel in PANELS)
+    own = "".join(_panel(*panel, rows) for panel in PANELS)
+    more = "".join(_panel(title, names, False, points) for title, names, points in curves)
     body = [
         f"<header><h1>{_text(name)}</h1><p>{_text(_origin(config, rows))}</p></header>",
         _figures(figures),
         *(_table(key, value) for key, value in figures.items() if isinstance(value, dict) and value),
-        f'<section><h2>Training</h2><div class="panels">{curves}</div></section>' if curves else "",
+        f'<section><h2>Curves</h2><div class="panels">{more}</div></section>' if more else "",
+        f'<section><h2>Training</h2><div class="panels">{own}</div></section>' if own else "",
+        *(f"<section><h2>{_text(t)}</h2>{_image(data, t)}</section>" for t, data in (pictures or {}).items()),
         _samples("Judged edits", [s for s in samples if s.right is not False]),
         _samples("Where it is wrong", [s for s in samples if s.right is False]),
     ]

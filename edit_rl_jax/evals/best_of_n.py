@@ -1,0 +1,221 @@
+"""Best of N: of several edits of one input keep the one that a judge likes best, and what that gains as N grows.
+
+The curve over N is the mean over all subsets of N of the M stored candidates, in closed form, so it is unbiased and
+needs no draws: with the rewards in ascending order, candidate i is the best of C(i-1, N-1) of the C(M, N) subsets.
+"""
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from edit_rl_jax.data.images import ImageError, decode_image, resize
+from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.rewards.cache import Judge
+from edit_rl_jax.rewards.editscore.reward import Judgement
+from edit_rl_jax.training.report import write_report
+
+CHUNK = 256  # edits in memory at once
+
+
+def weights(rewards: Sequence[float | None], n: int) -> np.ndarray:
+    """Probability [M] that each candidate is the pick of a random subset of n; ties are shared.
+
+    A candidate without reward is never picked; a subset of only those picks nothing, so the sum may be under 1.
+    Raises ValueError unless 1 <= n <= M.
+    """
+    m = len(rewards)
+    if not 1 <= n <= m:
+        raise ValueError(f"the best of {n} among {m} candidates")
+    order = sorted(range(m), key=lambda i: -math.inf if rewards[i] is None else rewards[i])
+    out = np.zeros(m)
+    for rank, i in enumerate(order):
+        out[i] = 0.0 if rewards[i] is None else math.comb(rank, n - 1) / math.comb(m, n)
+    for value in {r for r in rewards if r is not None}:
+        tied = [i for i, r in enumerate(rewards) if r == value]
+        out[tied] = out[tied].mean()
+    return out
+
+
+def expected(rewards: Sequence[float | None], values: Sequence[float], n: int) -> float | None:
+    """Mean value of the pick over the subsets of n that pick something; None where there is none."""
+    w = weights(rewards, n)
+    known = [i for i, r in enumerate(rewards) if r is not None and w[i] > 0]
+    return float(sum(w[i] * values[i] for i in known) / w[known].sum()) if known else None
+
+
+def read(file: str | Path) -> list[dict[str, Any]]:
+    """Inputs with their candidates: JSON lines with `source`, `instruction` and `candidates` (paths, from the file's
+    folder), and if known `truth` (a number for each candidate). Raises ValueError, naming the line."""
+    lines = []
+    for number, text in enumerate(Path(file).read_text().splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            paths = [line["source"], line["instruction"], *line["candidates"]]
+            truth = line.get("truth")
+            good = len(paths) > 2 and all(isinstance(p, str) for p in paths)
+            good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            good = False
+        if not good:
+            wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
+            raise ValueError(f"{file}:{number}: wanted is an object with {wanted}")
+        lines.append(line)
+    return lines
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""  # no image: a judgement that is not valid
+
+
+def score(
+    judge: Judge, inputs: Sequence[Mapping[str, Any]], folder: Path, progress: bool = True
+) -> list[list[Judgement]]:
+    """Judges every candidate; those of one input go to the judge together."""
+    out: list[list[Judgement]] = []
+    with tqdm(
+        total=sum(len(x["candidates"]) for x in inputs), desc="scoring", disable=None if progress else True
+    ) as bar:
+        start = 0
+        while start < len(inputs):
+            stop = start + 1
+            while stop < len(inputs) and sum(len(x["candidates"]) for x in inputs[start : stop + 1]) <= CHUNK:
+                stop += 1
+            part = inputs[start:stop]
+            sources = [_bytes(folder / x["source"]) for x in part]
+            items = [(s, _bytes(folder / c), x["instruction"]) for s, x in zip(sources, part) for c in x["candidates"]]
+            judged = iter(judge.score(items, progress=False))
+            out += [[next(judged) for _ in x["candidates"]] for x in part]
+            bar.update(len(items))
+            start = stop
+    return out
+
+
+def run(
+    candidates: str | Path,
+    output: str | Path,
+    judge: Judge,
+    about: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Picks the best candidates; writes picks.jsonl, eval.json, montage.png and report.html, and returns eval.json's
+    content. Where two are equally good the earlier one is kept."""
+    file, home = Path(candidates), Path(output)
+    home.mkdir(parents=True, exist_ok=True)
+    inputs = read(file)
+    judged = score(judge, inputs, file.parent, progress)
+    rewards = [[j.overall if j.valid else None for j in js] for js in judged]
+    picks: list[int | None] = []
+    with (home / "picks.jsonl").open("w") as out:
+        for line, found, js in zip(inputs, rewards, judged):
+            best = max((r for r in found if r is not None), default=None)
+            picks.append(None if best is None else found.index(best))
+            pick = {"pick": None if best is None else line["candidates"][picks[-1]], "index": picks[-1], "reward": best}
+            problems = sorted({j.problem for j in js if not j.valid})
+            out.write(json.dumps({**line, **pick, "rewards": found, "problems": problems}, ensure_ascii=False) + "\n")
+    figures = curves(inputs, rewards)
+    figures = {"benchmark": "best_of_n", "candidates_file": str(candidates), **figures, "judge": dict(about or {})}
+    (home / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+    picture = montage(inputs, rewards, picks, file.parent)
+    pictures = {}
+    if picture:
+        (home / "montage.png").write_bytes(picture)
+        pictures = {"The source, the edit that was kept, the edit that was liked least": picture}
+    points = [{"step": int(n), **row} for n, row in figures["by_n"].items()]
+    names = {"reward": "the judge's score", "truth": "truth", "best_truth": "best truth"}
+    write_report(home, curves=[("Best of N", names, points)], pictures=pictures)
+    return figures
+
+
+def curves(inputs: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """Figures over N = 1, 2, 4, ... and the least number of candidates, means over the inputs with any reward.
+
+    `reward` of the pick, and where the truth is known `truth` of the pick and `best_truth`, the truth of the best.
+    """
+    kept = [(x, r) for x, r in zip(inputs, rewards) if any(v is not None for v in r)]
+    flat = [v for r in rewards for v in r]
+    most = min((len(r) for _, r in kept), default=0)
+    ns = sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | ({most} if most else set()))
+    told = bool(kept) and all(x.get("truth") is not None for x, _ in kept)
+    by_n = {}
+    for n in ns:
+        columns = {"reward": [expected(r, [v or 0.0 for v in r], n) for _, r in kept]}
+        if told:
+            columns["truth"] = [expected(r, x["truth"], n) for x, r in kept]
+            columns["best_truth"] = [expected(x["truth"], x["truth"], n) for x, _ in kept]
+        row = {}
+        for name, values in columns.items():
+            row |= {name: float(np.mean(values)), f"{name}_ci95": list(interval(values))}
+        by_n[str(n)] = row
+    return {
+        "n_inputs": len(inputs),
+        "n_candidates": len(flat),
+        "candidates_without_score": sum(v is None for v in flat),
+        "inputs_without_pick": len(inputs) - len(kept),
+        "by_n": by_n,
+        "intervals": "95%, bootstrap over inputs",
+    }
+
+
+def montage(
+    inputs: Sequence[Mapping[str, Any]],
+    rewards: Sequence[Sequence[float | None]],
+    picks: Sequence[int | None],
+    folder: Path,
+    most: int = 12,
+    side: int = 160,
+) -> bytes | None:
+    """A PNG with a row an input: source, kept and least liked candidate, each with its reward. None without picks."""
+    rows = []
+    for line, found, pick in zip(inputs, rewards, picks):
+        valued = [i for i, r in enumerate(found) if r is not None]
+        if pick is None or len(valued) < 2 or len(rows) == most:
+            continue
+        worst = min(valued, key=lambda i: found[i])
+        names = [(line["source"], "source"), *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst))]
+        try:
+            rows.append([(_thumbnail(decode_image(folder / path), side), text) for path, text in names])
+        except ImageError:
+            continue
+    if not rows:
+        return None
+    label, gap = 14, 6
+    page = Image.new("RGB", (3 * (side + gap), len(rows) * (side + label + gap)), "white")
+    draw = ImageDraw.Draw(page)
+    for y, row in enumerate(rows):
+        for x, (picture, text) in enumerate(row):
+            at = (x * (side + gap), y * (side + label + gap))
+            page.paste(Image.fromarray(picture), at)
+            draw.text((at[0], at[1] + picture.shape[0] + 1), text, fill="black")
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(image.shape[:2])
+    return resize(image, *(max(1, round(s * scale)) for s in image.shape[:2]))
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """The curve in a few lines."""
+    lines = [
+        f"{figures['n_inputs']} inputs, {figures['n_candidates']} candidates, "
+        f"{figures['candidates_without_score']} without a score, {figures['inputs_without_pick']} inputs without a pick"
+    ]
+    for n, row in figures["by_n"].items():
+        cells = [
+            f"{k} {v:.3f} ({row[k + '_ci95'][0]:.3f} to {row[k + '_ci95'][1]:.3f})"
+            for k, v in row.items()
+            if k[-4:] != "ci95"
+        ]
+        lines.append(f"best of {n}: " + ", ".join(cells))
+    return "\n".join(lines)
