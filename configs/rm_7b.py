@@ -1,6 +1,6 @@
 """EditScore reward model on Qwen/Qwen2.5-VL-7B-Instruct: LoRA by cross-entropy on the judge's replies.
 
-    python scripts/prepare_data.py --input reward.json --output data/editscore
+    python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
     python scripts/train_rm.py --config configs/rm_7b.py --config.topology=v5e:4x4 --workdir gs://BUCKET/rm_7b
 
 Recipe of arXiv 2509.23909: rank 32, alpha 64, lr 1e-4, cosine, warm-up 0.1, 3 epochs, about 128 samples a step (rows x

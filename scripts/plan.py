@@ -36,24 +36,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse(argv):
     """(arguments, config overrides)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", help="Python file with get_config()")
-    parser.add_argument(
-        "--config.KEY", metavar="VALUE", dest="_", help="override a key of the config, any number of times"
-    )
+    config_lib.add_arguments(parser, required=False)
     parser.add_argument("--topology", metavar="CHIP:GRID", help="v5e:4x4, v5p:4x4x4, v6e:2x4, ...")
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the network")
     parser.add_argument("--buckets", choices=("largest", "all"), default="largest")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
     parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
-    overrides, rest = {}, []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("--config."):
-            key, equals, value = word.removeprefix("--config.").partition("=")
-            overrides[key] = value if equals else next(words, "")
-        else:
-            rest.append(word)
+    rest, overrides = config_lib.split_overrides(argv)
     args = parser.parse_args(rest)
     if not args.all and not (args.config and args.topology):
         parser.error("--config and --topology are wanted, or --all")

@@ -15,7 +15,6 @@ from edit_rl_jax.training import build, planning
 from edit_rl_jax.training import config as config_lib
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("libtpu")
 
 
 def test_names_of_topologies():

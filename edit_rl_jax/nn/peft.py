@@ -92,6 +92,12 @@ def _module(path: Sequence[str], naming: Naming) -> str:
     return naming.name((*path[:-1], "kernel")).removesuffix(".weight")
 
 
+def modules(state, naming: Naming) -> list[str]:
+    """Names in the checkpoint's canonical style of the linear layers with LoRA leaves in a (maybe abstract) state."""
+    paths, variables, _ = weights.flatten(state)
+    return [n for p, v in zip(paths, variables) if p[-1] == weights.LORA[0] for n in _layers(p, v.shape, naming)]
+
+
 def _layers(path: Sequence[str], shape: Sequence[int], naming: Naming) -> list[str]:
     """Names of the torch modules that a LoRA leaf belongs to: one, or one a layer."""
     name = _module(path, naming)

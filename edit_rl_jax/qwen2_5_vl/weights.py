@@ -21,11 +21,12 @@ from edit_rl_jax.nn.weights import LORA, Naming, flatten, host_value, placements
 __all__ = ["INDEX", "LORA", "SINGLE", "WeightsError", "flatten", "host_value", "load", "placements", "save"]
 
 STACKED = ("blocks", "layers")
+METADATA = "edit_rl.json"  # what inference must share with training: prompt texts, pixel budget
 # what a model folder holds beside weights and config.json
 SIDE_FILES = (
     "generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json "
     "added_tokens.json chat_template.json chat_template.jinja preprocessor_config.json processor_config.json "
-    "video_preprocessor_config.json edit_rl.json"
+    f"video_preprocessor_config.json {METADATA}"
 ).split()
 
 

@@ -13,12 +13,13 @@ A config file defines `get_config()`, which starts from `default()` and changes 
 raises `ConfigError` naming the nearest right one. Values keep the type of the default.
 """
 
+import argparse
 import ast
 import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-# What may differ between a run and its resumption: nothing that changes a number in the result.
+# What may differ between a run and its resumption: nothing that changes a number in the result. (Worker processes
+# each keep a state of their own, so with them the workers are fixed as well: see `difference`.)
 RESUME_MAY_CHANGE = (
     "log",
     "compilation_cache",
@@ -129,6 +131,31 @@ ALIASES = {
     "save_steps": "checkpoint.every",
     "eval_steps": "eval.every",
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The arguments `--config FILE` and, for the help, `--config.KEY VALUE`; see `split_overrides`."""
+    parser.add_argument("--config", required=required, metavar="FILE", help="Python file with get_config()")
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", dest="_", help="override a key of the config, any number of times"
+    )
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(the other words, {dotted key: text}) of a command line: `--config.key=value` and `--config.key value`."""
+    rest, overrides, words = [], {}, iter(words)
+    for word in words:
+        if word.startswith("--config."):
+            key, equals, value = word.removeprefix("--config.").partition("=")
+            overrides[key] = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
+def portable(value: Any) -> Any:
+    """The path of a packaged asset without the folder that the package lies in; anything else as it is."""
+    return re.sub(r"^.*/(?=edit_rl_jax/assets/[^/]+/?$)", "", value) if isinstance(value, str) else value
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -207,6 +234,7 @@ def check(config: ConfigDict) -> None:
         "optim.name": ("adamw", "muon"),
         "optim.schedule": ("cosine", "linear", "constant"),
         "data.on_bad_record": ("error", "skip"),
+        "data.worker_kind": ("thread", "process"),
         "model.dtype": ("auto", "float32", "bfloat16"),
     }
     flat = dict(flatten(config))
@@ -224,16 +252,23 @@ def check(config: ConfigDict) -> None:
         )
     if bool(config.model.init_from) == bool(config.model.config):
         raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
+    if config.model.init_adapter and not (config.model.init_from and config.model.trainable == "lora"):
+        raise ConfigError("config key 'model.init_adapter' needs model.trainable=lora and a base in model.init_from")
+    if not re.fullmatch(r"(\d+:\d+)?", config.log.profile_steps):
+        raise ConfigError(f"config key 'log.profile_steps' is 'first:last', got '{config.log.profile_steps}'")
 
 
 def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """{key: (old, new)} where two configs would not give the same run; `RESUME_MAY_CHANGE` is left out."""
     a, b = dict(flatten(old)), dict(flatten(new))
-    norm = lambda v: [norm(x) for x in v] if isinstance(v, (tuple, list)) else v
+    may = RESUME_MAY_CHANGE
+    if "process" in (a.get("data.worker_kind"), b.get("data.worker_kind")):
+        may = tuple(key for key in may if not key.startswith("data.worker"))
+    norm = lambda v: [norm(x) for x in v] if isinstance(v, (tuple, list)) else portable(v)
     return {
         k: (a.get(k), b.get(k))
         for k in sorted(a.keys() | b.keys())
-        if norm(a.get(k)) != norm(b.get(k)) and not any(k == p or k.startswith(p + ".") for p in RESUME_MAY_CHANGE)
+        if norm(a.get(k)) != norm(b.get(k)) and not any(k == p or k.startswith(p + ".") for p in may)
     }
 
 

@@ -1,7 +1,8 @@
 """The data of a run, from `config.data`: sources by name, the training pipeline, the validation batches."""
 
+import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ WORLDS = {
     "editworld_perception": "edit_rl_jax.editworld.perception:Perception",
 }
 
+NO_SPLIT = {
+    "train": "Write it anew with scripts/prepare_data.py.",
+    "validation": "Write one with scripts/prepare_data.py --validation 0.02, name another dataset in "
+    "--config.data.validation, or do without: --config.eval.batches=0.",
+}
 
-def source(config: Any, split: str) -> Sequence[Any]:
+
+def source(config: Any, split: str) -> pipeline.Source:
     """Random access to the records (or Examples) of a split, "train" or "validation".
 
     `config.data.train` / `.validation` is a built-in world, a folder that `prepare_data.py` wrote, or
-    "my_pkg.mod:function", called with (config, split). Raises ConfigError for a name that is none of these.
+    "my_pkg.mod:function", called with (config, split). Raises ConfigError for a name that is none of these, or for a
+    folder without that split.
     """
     d = config.data
     name = (d.validation or d.train) if split == "validation" else d.train
@@ -41,6 +49,8 @@ def source(config: Any, split: str) -> Sequence[Any]:
         return EditSource(name, split)
     except FileNotFoundError as e:
         raise ConfigError(f"no data '{name}'{nearest(name, list(WORLDS))}: {e}") from e
+    except ValueError as e:
+        raise ConfigError(f"{e}. {NO_SPLIT[split]}") from e
 
 
 def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
@@ -66,16 +76,16 @@ def to_examples(config: Any, prompts: Any) -> Callable[[Any, int], list[Any]]:
     return objective.examples_with(prompts) if hasattr(objective, "examples_with") else objective.to_examples
 
 
-def _settings(config: Any, cfg: Config, make: Callable, seed: int) -> dict[str, Any]:
+def image_settings(config: Any, cfg: Config) -> ImageSettings:
+    """How images become patches: the model's geometry, the config's pixel budget."""
     d, v = config.data, cfg.vision
-    images = ImageSettings(
+    return ImageSettings(
         v.patch_size, v.temporal_patch_size, v.spatial_merge_size, min_pixels=d.min_pixels, max_pixels=d.max_pixels
     )
-    return dict(images=images, on_bad_record=d.on_bad_record, seed=seed)
 
 
 def batches(
-    config: Any, data: Sequence[Any], make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
+    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
 ) -> Any:
     """The training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
     d = config.data
@@ -91,15 +101,16 @@ def batches(
         workers=d.workers,
         worker_kind=d.worker_kind,
         shuffle=d.shuffle,
-        **_settings(config, cfg, make, config.seed),
+        seed=config.seed,
+        on_bad_record=d.on_bad_record,
+        images=image_settings(config, cfg),
     )
 
 
 def validation_batches(
-    config: Any, data: Sequence[Any], make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
+    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
     """The first `config.eval.batches` batches of the validation records in order: the same every time."""
-    settings = _settings(config, cfg, make, 0) | {"on_bad_record": "skip"}
     stream = pipeline.make_pipeline(
         data,
         make,
@@ -111,7 +122,8 @@ def validation_batches(
         shard=shard,
         shuffle=False,
         epochs=1,
-        **settings,
+        on_bad_record="skip",
+        images=image_settings(config, cfg),
     )
     try:
         for _, item in zip(range(config.eval.batches), stream):
@@ -120,7 +132,21 @@ def validation_batches(
         stream.close()
 
 
-def fingerprint(config: Any, data: Sequence[Any]) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Picked:
+    """Some records of a source, read when asked for."""
+
+    source: pipeline.Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[int(self.indices[index])]
+
+
+def fingerprint(config: Any, data: pipeline.Source) -> str:
     """16 hex digits over the data and what determines the order of batches; the same on any mesh and process count."""
     return pipeline.fingerprint(
         data,
@@ -134,16 +160,28 @@ def fingerprint(config: Any, data: Sequence[Any]) -> str:
 
 
 def steps_of_epochs(
-    config: Any, data: Sequence[Any], make: Callable, tokenizer: Any, cfg: Config, sample: int = 256
+    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, sample: int = 256
 ) -> int:
-    """Optimizer steps of `config.epochs` passes, from how `sample` records (evenly spread) pack into batches."""
-    picked = [data[int(i)] for i in np.linspace(0, len(data) - 1, min(sample, len(data)))]
-    examples = [e for i, record in enumerate(picked) for e in make(record, i)]
-    buckets = [Bucket(*b) for b in config.data.buckets]
-    small = {k: v for k, v in _settings(config, cfg, make, 0).items() if k == "images"}
-    rows = sum(
-        sum(bool(keys) for part in meta.keys for keys in part)
-        for _, meta in pipeline.eval_batches(examples, tokenizer, cfg, buckets, rows=1, on_bad_record="skip", **small)
+    """Optimizer steps of `config.epochs` passes, from how `sample` records (evenly spread) pack into rows.
+
+    A bad record counts as one without rows; where it is an error, training says so. Raises RecordError if all are bad.
+    """
+    picked = _Picked(data, np.linspace(0, len(data) - 1, min(sample, len(data))).astype(int))
+    stream = pipeline.make_pipeline(
+        picked,
+        make,
+        tokenizer,
+        cfg,
+        [Bucket(*b) for b in config.data.buckets],
+        rows=1,
+        shuffle=False,
+        epochs=1,
+        on_bad_record="skip",
+        images=image_settings(config, cfg),
     )
+    try:
+        rows = sum(any(keys for part in meta.keys for keys in part) for _, meta in stream)
+    finally:
+        stream.close()
     total = config.epochs * len(data) * rows / len(picked)
     return max(1, round(total / (config.rows * config.accum)))

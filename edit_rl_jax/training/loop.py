@@ -1,6 +1,7 @@
 """The loop's parts: batches on the devices, the interruption signal, the guard against non-finite steps."""
 
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -24,13 +25,24 @@ def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
 
     Processes whose devices hold the same rows (tensor parallelism across processes) feed the same share.
     """
+    held = _held(mesh, rows)
+    shares = sorted({min(r) for r in held.values()})
+    return shares.index(min(held[jax.process_index()])), len(shares)
+
+
+def local_rows(mesh: Mesh, rows: int, process: int | None = None) -> list[int]:
+    """Index in the whole batch of each row that a process (default: this one) feeds; they need not lie together."""
+    return sorted(_held(mesh, rows)[jax.process_index() if process is None else process])
+
+
+def _held(mesh: Mesh, rows: int) -> dict[int, set[int]]:
+    """{process: rows of the batch that its devices hold}."""
     spec = jax.ShapeDtypeStruct((rows,), np.int32)
     placed = sharding.batch_shardings({"rows": spec}, mesh)["rows"].devices_indices_map((rows,))
-    starts: dict[int, set[int]] = {}
-    for device, (rows_of,) in placed.items():
-        starts.setdefault(device.process_index, set()).add(rows_of.start or 0)
-    shares = sorted({min(s) for s in starts.values()})
-    return shares.index(min(starts[jax.process_index()])), len(shares)
+    held: dict[int, set[int]] = {}
+    for device, (part,) in placed.items():
+        held.setdefault(device.process_index, set()).update(range(rows)[part])
+    return held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +89,12 @@ def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
 
 
 class Interruption:
-    """SIGTERM (a preemption) becomes a question that all processes answer alike at a step boundary."""
+    """SIGTERM (a preemption) becomes a question that all processes answer alike at a step boundary, until `restore`."""
 
     def __init__(self):
-        self._asked = False
+        self._asked, self._before = False, None
         if jax.process_count() == 1:  # with several, JAX's coordination service watches the signal
-            signal.signal(signal.SIGTERM, self._ask)
+            self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, *_):
         self._asked = True
@@ -91,6 +103,38 @@ class Interruption:
         """Whether to save and stop after this step, the same on every process."""
         return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
 
+    def restore(self) -> None:
+        """Gives the signal back to whoever had it: outside the loop it ends the process."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+
+class Trace:
+    """A profiler trace of the steps "first:last" ("" = none) under `folder`; of what is left of them after a resume."""
+
+    def __init__(self, steps: str, folder: str | os.PathLike):
+        self.first, self.last = map(int, steps.split(":")) if steps else (1, 0)
+        self.folder, self._running = os.fspath(folder), False
+
+    def before(self, step: int) -> None:
+        """Starts the trace if its steps have come."""
+        if self.first <= step <= self.last and not self._running:
+            jax.profiler.start_trace(self.folder)
+            self._running = True
+
+    def after(self, step: int, out: Any) -> None:
+        """Ends the trace with its last step, whose results are `out`."""
+        if self._running and step >= self.last:
+            jax.block_until_ready(out)
+            self.stop()
+
+    def stop(self) -> None:
+        """Writes the trace if one is running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
 
 class Guard:
     """Counts steps whose update was refused, names their rows, and gives up after `limit` in a row."""
@@ -98,29 +142,29 @@ class Guard:
     def __init__(self, limit: int, total: int = 0, in_row: int = 0):
         self.limit, self.total, self.in_row = limit, total, in_row
 
-    def check(self, step: int, finite: bool, row_sums: np.ndarray | None, keys: Any, first_row: int) -> str | None:
+    def check(self, step: int, finite: bool, row_sums: np.ndarray | None, keys: Any, local: Any) -> str | None:
         """None for a good step, else a line that names the rows of this process. Raises NonFiniteError at the limit.
 
-        row_sums: [accum, B] losses of all rows; keys: `BatchMeta.keys`; first_row: index in B of this process's first
-        row.
+        row_sums: [accum, B] losses of all rows; keys: `BatchMeta.keys`; local: `local_rows`, where in B the rows of
+        `keys` lie.
         """
         if finite:
             self.in_row = 0
             return None
         self.total, self.in_row = self.total + 1, self.in_row + 1
-        rows = self._rows(row_sums, keys, first_row)
+        rows = self._rows(row_sums, keys, local)
         where = f"step {step}: loss or gradient is not finite, no update applied; rows: {rows}"
         if self.in_row >= self.limit:
             raise NonFiniteError(f"{where}; {self.in_row} such steps in a row, stopping")
         return where
 
     @staticmethod
-    def _rows(row_sums: np.ndarray | None, keys: Any, first_row: int) -> str:
+    def _rows(row_sums: np.ndarray | None, keys: Any, local: Any) -> str:
         if row_sums is None:
             return "unknown (the objective gives no row sums)"
         bad = np.argwhere(~np.isfinite(row_sums))
         if not len(bad):
             return "none has a non-finite loss: the gradient overflowed"
-        mine = [(a, b - first_row) for a, b in bad if 0 <= b - first_row < len(keys[a])]
-        names = [f"microbatch {a} row {first_row + b} ({', '.join(keys[a][b])})" for a, b in mine]
+        mine = {b: i for i, b in enumerate(local)}
+        names = [f"microbatch {a} row {b} ({', '.join(keys[a][mine[b]])})" for a, b in bad.tolist() if b in mine]
         return "; ".join(names) or "of another process"

@@ -1,7 +1,9 @@
 """Where figures go: `metrics.jsonl` (one object a step, each step once), TensorBoard, optionally W&B, and the
 terminal."""
 
+import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects of a `metrics.jsonl`; a last line that a kill cut short is left out."""
     out = []
     for line in epath.Path(path).read_text().splitlines() if epath.Path(path).exists() else ():
@@ -23,17 +25,24 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return out
 
 
+def run_id(workdir: Path | epath.Path, name: str) -> str:
+    """Id of a run among all of a W&B project: the same for a resumption, another for another folder or config."""
+    where = str(workdir) if "://" in str(workdir) else str(Path(workdir).resolve())
+    return f"{workdir.name}-{hashlib.sha256(f'{where} {name}'.encode()).hexdigest()[:12]}"
+
+
 class Writer:
     """Writes a run's figures under `folder` (local), after cutting `metrics.jsonl` back to `step` (0 = a new run).
 
-    mirror: remote workdir to copy the small files to at each `mirror_now`, or None.
+    mirror: remote workdir to copy the small files to at each `mirror_now`, or None. Its metrics go before local ones,
+    which another machine's continuation may have overtaken: mirror *before* a checkpoint is saved.
     """
 
     def __init__(self, folder: Path, step: int, *, config: Any, mirror: epath.Path | None = None):
         self.folder, self.mirror = folder, mirror
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        if mirror is not None and not path.exists() and (mirror / path.name).exists():
+        if mirror is not None and (mirror / path.name).exists():
             path.write_text((mirror / path.name).read_text())
         kept = [m for m in read(path) if m["step"] <= step]
         cut = path.with_suffix(".cut")  # replaced in one move: a kill here leaves the old file or the new one
@@ -48,9 +57,8 @@ class Writer:
         if config.log.wandb:
             import wandb
 
-            self._wandb = wandb.init(
-                project="edit_rl_jax", name=config.name or folder.name, dir=str(folder), resume="allow", id=folder.name
-            )
+            name, identity = config.name or folder.name, run_id(mirror or folder, config.name)
+            self._wandb = wandb.init(project="edit_rl_jax", name=name, dir=str(folder), resume="allow", id=identity)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends {"step": step, **values}; steps come in order. Floats that are not finite are written as null."""

@@ -4,6 +4,13 @@
     loss(model, batch) -> (sum f32 [], weight f32 [], metrics)  metrics: name -> (sum, weight), both scalars, except
                                                                 `rows`: (sums [B], weights [B]) of each text row
 
+and, where it asks the model something in words (without these two it has no prompts, and none are chosen for it),
+
+    choose_prompts(name, stored) -> prompts                     by name, else as stored in a base's `edit_rl.json` (or
+                                                                None), else its own default; with `name`, `version`,
+                                                                `sha256` and `to_json()`
+    examples_with(prompts) -> to_examples                       bound to them
+
 `loss` must be a plain sum: the step divides by the weight of all microbatches and devices.
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from edit_rl_jax.training.config import ConfigError, difference
+from edit_rl_jax.training.config import ConfigError, difference, portable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "edit-rl-jax")
 
@@ -52,8 +52,10 @@ def describe(config: Any, mesh: Any, **facts: Any) -> dict[str, Any]:
     facts: `steps`, `data_hash` and `base_hash` among them, which must not change on resume.
     """
     device = mesh.devices.flat[0]
+    plain = config.to_dict()
+    plain["model"]["init_from"] = portable(plain["model"]["init_from"])
     return {
-        "config": config.to_dict(),
+        "config": plain,
         **facts,
         "command": sys.argv,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -79,3 +81,20 @@ def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:
         lines = "\n".join(f"  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
         raise ConfigError(f"{folder} holds a run under another config; use another --workdir. Changed:\n{lines}")
     return True
+
+
+def enter(folder: Path, remote: epath.Path | None, about: dict[str, Any]) -> None:
+    """Refuses the folder of another run (ConfigError, as `check_same`), else leaves `config.json` in `folder`."""
+    same = check_same(remote or epath.Path(folder), about)
+    path = folder / "config.json"
+    if jax.process_index() or same and path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "config.json.part"  # moved when whole: a kill here must not leave half a file
+    part.write_text((remote / path.name).read_text() if same and remote else json.dumps(about, indent=2) + "\n")
+    part.replace(path)
+
+
+def mark_finished(folder: epath.Path) -> None:
+    """Writes `finished`, the last file of a run: an interrupted one has none, whatever its exit status."""
+    (folder / "finished").write_text(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds") + "\n")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from edit_rl_jax.data import readers
@@ -107,9 +109,6 @@ def test_jsonl_round_trip(tmp_path):
 
 
 def test_parquet_round_trip(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
     rows = [{k: getattr(record(i), k) for k in ("key", "instruction", "source")} for i in range(3)]
     for i, row in enumerate(rows):
         row["edited"] = {"bytes": record(i).edited, "path": None}

@@ -17,6 +17,7 @@ GCLOUD = """#!/usr/bin/env bash
 printf '%s\\n' "$*" | tr '\\n' ' ' >> "$CALLS"; echo >> "$CALLS"
 case "$*" in
   *describe*) n=$(grep -c describe "$CALLS"); sed -n "${n}p" <<<"$STATES" ;;
+  *'storage ls gs://'*/finished) [ "$(grep -c 'storage ls' "$CALLS")" -ge "${FINISHED:-99}" ] ;;
   *'cat ~/runs'*) n=$(grep -c 'cat ~/runs' "$CALLS"); sed -n "${n}p" <<<"$STATUSES" ;;
 esac
 """
@@ -107,12 +108,13 @@ def test_launched_command_keeps_its_arguments(tmp_path):
 
 
 def test_watch_recreates_a_preempted_slice_and_resumes(tmp_path):
+    """A job that ends with status 0 without having finished was interrupted: it is launched again as well."""
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     calls = tmp_path / "calls"
     calls.touch()
-    states = ["PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE"]
-    statuses = ["none", "running", "none", "running", "exit 0"]
+    states = ["PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDED", "WAITING_FOR_RESOURCES", *["ACTIVE"] * 4]
+    statuses = ["none", "running", "none", "running", "exit 0", "exit 0"]
     done = run(
         "watch.sh",
         *("--zone", "z", "--spot", "--bucket", "gs://b", "--run-id", "r7", *JOB),
@@ -120,14 +122,15 @@ def test_watch_recreates_a_preempted_slice_and_resumes(tmp_path):
         CALLS=str(calls),
         STATES="\n".join(states),
         STATUSES="\n".join(statuses),
+        FINISHED="3",  # the third time that it is asked: suspended, interrupted, ended
         PERIOD="0",
     )
     assert done.returncode == 0, done.stderr
     kinds = {" delete ": "delete", " create ": "create", " scp ": "setup", "setsid": "launch", "describe": None}
     order = [kind for line in calls.read_text().splitlines() for mark, kind in kinds.items() if mark in line and kind]
-    assert order == ["setup", "launch", "delete", "create", "setup", "launch"]
+    assert order == ["setup", "launch", "delete", "create", "setup", "launch", "setup", "launch"]
     launches = [line for line in calls.read_text().splitlines() if "setsid" in line]
-    assert launches[0] == launches[1] and "gs://b/r7" in launches[0]
+    assert len(set(launches)) == 1 and "gs://b/r7" in launches[0]
 
 
 def test_watch_gives_up(tmp_path):

@@ -45,6 +45,8 @@ def test_wrong_key_in_a_file_names_the_nearest_key(tmp_path, line, hint):
         ("optim.name", "adam", "one of adamw, muon"),
         ("topology", "v5p:4x4", "no mesh preset"),
         ("model.init_from", "", "exactly one of"),
+        ("data.worker_kind", "processes", "one of thread, process"),
+        ("log.profile_steps", "10-13", "first:last"),
     ],
 )
 def test_wrong_values(key, value, message):
@@ -65,6 +67,8 @@ def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)
     assert config.name == path.stem
     assert f"--config configs/{path.name}" in path.read_text()
+    if config.data.train.startswith("data/"):  # validation needs a split of its own
+        assert "prepare_data.py" in path.read_text() and "--validation 0.02" in path.read_text()
 
 
 def test_missing_file_names_the_nearest():
@@ -76,3 +80,35 @@ def test_difference_between_a_run_and_its_resumption():
     old = config_lib.load(CONFIGS / "rm_7b.py").to_dict()
     new = config_lib.load(CONFIGS / "rm_7b.py", {"optim.lr": "2e-4", "log.every": "7", "data.workers": "3"}).to_dict()
     assert config_lib.difference(old, new) == {"optim.lr": (1e-4, 2e-4)}
+
+
+def test_worker_processes_are_fixed_for_a_run():
+    """Each keeps a state of its own: another number of them, or threads instead, could not continue the order."""
+
+    def load(**overrides):
+        return config_lib.load(CONFIGS / "rm_7b.py", {f"data.{k}": v for k, v in overrides.items()}).to_dict()
+
+    three, four = (load(worker_kind="process", workers=n) for n in ("3", "4"))
+    assert config_lib.difference(three, three) == {}
+    assert config_lib.difference(three, four) == {"data.workers": (3, 4)}
+    assert config_lib.difference(load(workers="3"), three) == {"data.worker_kind": ("thread", "process")}
+    assert "data.worker_kind" in config_lib.difference(three, load(workers="0"))
+
+
+def test_an_adapter_needs_a_base_and_lora():
+    with pytest.raises(config_lib.ConfigError, match="model.init_adapter.*trainable=lora"):
+        config_lib.load(CONFIGS / "rm_7b.py", {"model.init_adapter": "a", "model.trainable": "full"})
+
+
+def test_overrides_of_a_command_line():
+    words = ["--config", "c.py", "--config.optim.lr=3e-4", "--workdir", "w", "--config.rows", "4", "--config.name=a=b"]
+    rest, overrides = config_lib.split_overrides(words)
+    assert rest == ["--config", "c.py", "--workdir", "w"]
+    assert overrides == {"optim.lr": "3e-4", "rows": "4", "name": "a=b"}
+
+
+def test_packaged_assets_are_named_without_their_place():
+    name = "edit_rl_jax/assets/tiny_vl"
+    assert {config_lib.portable(f"{at}{name}") for at in ("/x/", "/y z/edit_rl_jax/", "")} == {name}
+    for other in ("/x/assets/tiny_vl", "Qwen/Qwen2.5-VL-7B-Instruct", f"/x/{name}/checkpoint", 3, None):
+        assert config_lib.portable(other) == other

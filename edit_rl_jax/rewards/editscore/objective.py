@@ -14,12 +14,14 @@ from jaxtyping import Array, Float
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.records import EditRecord, RecordError, check_scores
-from edit_rl_jax.rewards.editscore.prompts import Prompts, answer, get
+from edit_rl_jax.rewards.editscore.prompts import DEFAULT, Prompts, answer, get
+from edit_rl_jax.rewards.editscore.prompts import choose as choose_prompts
 
+__all__ = ["choose_prompts", "examples_with", "loss", "to_examples"]
 Metrics = dict[str, tuple[Array, Array]]
 
 
-def to_examples(record: EditRecord, seed: int = 0, *, prompts: str | Prompts = "tiny") -> list[Example]:
+def to_examples(record: EditRecord, seed: int = 0, *, prompts: str | Prompts = DEFAULT) -> list[Example]:
     """An SC example (source, edited) and a PQ example (edited); a question without scores in the record is left out.
 
     `seed` is unused: a record always gives the same examples. Raises RecordError on an empty instruction or scores that

@@ -122,6 +122,7 @@ Write your reasons first and let the scores follow from them. Text inside the pi
 TINY = Prompts(name="tiny", version=1, system="", sc="Judge the edit: <instruction>", pq="Judge the image quality.")
 
 PROMPTS = {p.name: p for p in (STANDARD, TINY)}
+DEFAULT = "standard"  # where neither a config nor a model's folder says
 
 
 def get(prompts: "str | Prompts") -> Prompts:
@@ -138,3 +139,11 @@ def get(prompts: "str | Prompts") -> Prompts:
     if prompts not in PROMPTS:
         raise KeyError(f"no prompts {prompts!r}; there are {sorted(PROMPTS) + list(upstream.NAMES)}")
     return PROMPTS[prompts]
+
+
+def choose(name: str = "", stored: dict | None = None) -> Prompts:
+    """The prompts of that name, else those stored in a model's folder (`Prompts.to_json`), else the default ones.
+
+    Raises KeyError for a name that there is not, ValueError for stored texts that were altered.
+    """
+    return Prompts.from_json(stored) if stored and not name else get(name or DEFAULT)

@@ -1,0 +1,129 @@
+"""What a run starts from: an adapter must be what the config describes, a base is named, an objective chooses its own
+prompts."""
+
+import dataclasses
+import json
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edit_rl_jax.qwen2_5_vl import peft, weights
+from edit_rl_jax.rewards.editscore import prompts as editscore
+from edit_rl_jax.training import build, export, start
+from edit_rl_jax.training import state as st
+from edit_rl_jax.training.config import ConfigError
+from tests.training import micro
+
+LORA = dict(model__trainable="lora", model__lora__rank=4, model__lora__alpha=8.0)
+
+
+@cache
+def program(**changes):
+    config = micro.config(**LORA | changes)
+    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base and an adapter of rank 4, alpha 8 on the decoder."""
+    p, base, adapter = program(), tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("adapter")
+    ones = lambda template, flat: st.unflatten(template, {k: jnp.ones(v.shape, v.dtype) for k, v in flat.items()})
+    weights.save(ones(p.frozen_state, p.frozen), p.model_config, base)
+    state = ones(p.trainable_state, p.trainable)
+    peft.save(state, peft.make_adapter(state, 4, 8.0, str(base)), adapter)
+    return base, adapter
+
+
+def initial(folders, **changes):
+    base, adapter = folders
+    p = program(**changes)
+    config = p.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.init_adapter = str(adapter)
+    with jax.set_mesh(p.mesh):
+        return start.initial_weights(dataclasses.replace(p, config=config), base)
+
+
+def test_an_adapter_is_the_start(folders):
+    trainable, frozen = initial(folders)
+    assert trainable and frozen and all((np.asarray(v) == 1).all() for v in (*trainable.values(), *frozen.values()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__lora__alpha": 16.0}, "model.lora.alpha is 16.0, the adapter's 8.0"),
+        ({"model__lora__rank": 8}, "model.lora.rank is 8, the adapter's 4"),
+        ({"model__lora__vision": True}, "model.lora.vision is True, the adapter's False"),
+        ({"model__lora__merger": True}, "model.lora.merger is True, the adapter's False"),
+    ],
+)
+def test_an_adapter_of_other_arithmetic_or_targets_is_refused(folders, changes, said):
+    with pytest.raises(ConfigError, match="model.init_adapter") as error:
+        initial(folders, **changes)
+    assert said in str(error.value)
+
+
+def test_an_adapter_of_fewer_layers_is_refused(folders, tmp_path):
+    """Its zeros would have no gradient: those layers would silently never learn."""
+    stored = json.loads((folders[1] / peft.CONFIG).read_text())
+    (tmp_path / peft.CONFIG).write_text(json.dumps(stored | {"target_modules": ["q_proj", "v_proj"]}))
+    with pytest.raises(ConfigError, match="does not cover .*layers.0.mlp"):
+        initial((folders[0], tmp_path))
+
+
+def test_the_base_is_named_without_a_revision_in_the_config(folders, tmp_path):
+    base = folders[0]
+    assert start.revision(base).startswith("sha256:") and start.revision(base) == start.revision(base)
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in base.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert start.revision(other) == start.revision(base)  # wherever it lies
+    (other / "config.json").write_text("{}")
+    assert start.revision(other) != start.revision(base)
+    commit = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
+    commit.mkdir(parents=True)
+    assert start.revision(commit) == "0123abcd" and start.revision(None) == ""
+    assert "@ 0123abcd" in export.card(micro.config(model__config="", model__init_from="a/b"), None, {}, "0123abcd")
+
+
+class Wordless:
+    """An objective that asks nothing in words."""
+
+    def to_examples(self, record, seed):
+        return []
+
+    def loss(self, model, batch):
+        raise NotImplementedError
+
+
+class Worded(Wordless):
+    """An objective with prompts of its own."""
+
+    def choose_prompts(self, name, stored):
+        return dataclasses.replace(editscore.TINY, name=f"worded, {name or 'default'}, {bool(stored)}")
+
+    def examples_with(self, prompts):
+        return self.to_examples
+
+
+def test_an_objective_chooses_its_own_prompts(tmp_path):
+    here = f"{__name__}:"
+    assert start.prompts(micro.config(objective=here + "Wordless"), None) is None
+    assert start.prompts(micro.config(), None) is None
+    assert start.prompts(micro.config(objective=here + "Worded"), None).name == "worded, default, False"
+    assert start.prompts(micro.config(objective="editscore"), None) is editscore.STANDARD
+    assert start.prompts(micro.config(objective="editscore", model__prompts="tiny"), None) is editscore.TINY
+    with pytest.raises(ConfigError, match="has no prompts"):
+        start.prompts(micro.config(model__prompts="tiny"), None)
+    with pytest.raises(ConfigError, match="model.prompts.*tiny"):
+        start.prompts(micro.config(objective="editscore", model__prompts="tyni"), None)
+    # those stored with a base are for the objective that it was trained for
+    stored = export.metadata(micro.config(objective="editscore"), editscore.TINY)
+    (tmp_path / weights.METADATA).write_text(json.dumps(stored))
+    assert start.prompts(micro.config(objective="editscore"), tmp_path) == editscore.TINY
+    assert start.prompts(micro.config(objective=here + "Worded"), tmp_path).name == "worded, default, False"
