@@ -35,6 +35,7 @@ def run(
     model: model or adapter folder, or hub id; `base` of an adapter, where it is not where the adapter says.
     untrained: model to compare with, asked the same questions (the base before training).
     rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 120).
+    mesh: to lay the models out on; default: one device.
     """
     settings = dict(sampling=sampling or greedy(max_new_tokens), passes=passes, rows=rows, seed=seed, mesh=mesh)
     reward = EditScore.load(model, base=base, prompts=prompts, **settings)
