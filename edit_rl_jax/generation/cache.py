@@ -1,7 +1,15 @@
-"""The KV cache: [shared prefix | own]. A prompt's keys and values are held once, however many answers it gets.
+"""Keys and values: where they are kept, and attention that leaves them where they are.
 
-Heads stand before tokens, so that both products of attention are plain batched matrix products without transposing the
-cache. L layers, P prompts, K samples a prompt, T prompt tokens, N new tokens, Hkv key-value heads of size d.
+Four stores, each [L, rows, Hkv, tokens, d] (L layers, Hkv key-value heads of size d; heads stand before tokens, so that
+both products of attention are plain batched matrix products):
+
+    contexts  C rows   prefixes that several prompts share, whole from the first token; a cache across calls
+    tiles     G rows   the shared prefixes of the answers being written, each for up to Q of them
+    own       P rows   what a prompt has after its shared prefix, for its K answers
+    answers   B rows   what an answer has written
+
+Queries travel to the keys, never keys to the queries: the B queries of a step are put in the order [G, Q] for the tiles
+and [P, K] for the prompts, and the parts of one softmax are merged by log-sum-exp.
 """
 
 import dataclasses
@@ -13,80 +21,75 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edit_rl_jax.sharding import shard
 
-HEADS = (None, "batch", "kv_heads")
+AXES = (None, "batch", "kv_heads", None, None)
+KV = tuple[Float[Array, "..."], Float[Array, "..."]]  # (keys, values), each ([L,] rows, Hkv, tokens, d)
+Part = tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]  # maximum, sum of weights, weighted values
+_MASKED = -1e30
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-    """What prefill leaves of P prompts.
+class Stores:
+    """The four stores, (k, v) each, in the model's activation dtype; rotary is applied to the keys."""
 
-    Attributes:
-      k, v: [L, P, Hkv, T, d], rotary applied, in the model's activation dtype.
-      mask: [P, T], False on padding. A prompt without tokens is a row to ignore.
-      next_position: [P], the M-RoPE position of the first answer token (all three axes).
-      logits: [P, V] fp32, for the first answer token.
+    contexts: KV
+    tiles: KV
+    own: KV
+    answers: KV
+
+
+def empty(layers: int, rows: int, heads: int, tokens: int, dim: int, dtype) -> KV:
+    """A store of zeros."""
+    one = lambda: shard(jnp.zeros((layers, rows, heads, tokens, dim), dtype), *AXES)
+    return one(), one()
+
+
+def to_heads(x: Float[Array, "R T H d"]) -> Float[Array, "R H T d"]:
+    return jnp.swapaxes(x, 1, 2)
+
+
+def attend_part(
+    q: Float[Array, "R Hkv Q d"], kv: KV, mask: Bool[Array, "R q T"]
+) -> tuple[Float[Array, "R Hkv Q"], Float[Array, "R Hkv Q"], Float[Array, "R Hkv Q d"]]:
+    """One part of a softmax, fp32: (maximum, sum of weights, weighted values). `mask`: what a query may see.
+
+    Q is a multiple of q: grouped queries, the group outermost.
     """
-
-    k: Float[Array, "L P Hkv T d"]
-    v: Float[Array, "L P Hkv T d"]
-    mask: Bool[Array, "P T"]
-    next_position: Int[Array, " P"]
-    logits: Float[Array, "P V"]
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Own:
-    """Keys and values of the answers' own tokens, [L, P, Hkv, K, N, d]."""
-
-    k: Float[Array, "L P Hkv K N d"]
-    v: Float[Array, "L P Hkv K N d"]
-
-    @classmethod
-    def empty(cls, prefix: Prefix, samples: int, tokens: int) -> "Own":
-        L, P, H, _, d = prefix.k.shape
-        zeros = lambda x: shard(jnp.zeros((L, P, H, samples, tokens, d), x.dtype), *HEADS, None, None, None)
-        return cls(zeros(prefix.k), zeros(prefix.v))
-
-    def write(self, k: Array, v: Array, step: Array) -> "Own":
-        """With the keys and values [L, P, Hkv, K, d] of token `step` of every answer."""
-        put = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new[..., None, :], step, axis=4)
-        return Own(put(self.k, k), put(self.v, v))
+    k, v = kv
+    R, H, Q, d = q.shape
+    scores = jnp.einsum("rhqd,rhtd->rhqt", q, k, preferred_element_type=jnp.float32) * d**-0.5
+    split = scores.reshape(R, H, -1, mask.shape[1], mask.shape[2])
+    scores = jnp.where(mask[:, None, None], split, _MASKED).reshape(scores.shape)
+    top = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - top[..., None])
+    values = jnp.einsum("rhqt,rhtd->rhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return top, jnp.sum(weights, axis=-1), values
 
 
-def to_heads(x: Float[Array, "P T H d"]) -> Float[Array, "P H T d"]:
-    return shard(jnp.swapaxes(x, 1, 2), "batch", "kv_heads", None, None)
+def merge_parts(parts: list[Part]) -> Float[Array, "*q d"]:
+    """The whole softmax's output of its parts; a part that saw nothing weighs exp(-1e30) = 0."""
+    top = jnp.max(jnp.stack([m for m, _, _ in parts]), axis=0)
+    scale = [jnp.exp(m - top) for m, _, _ in parts]
+    total = sum(w * s for w, (_, s, _) in zip(scale, parts))
+    return sum(w[..., None] * o for w, (_, _, o) in zip(scale, parts)) / total[..., None]
 
 
-def decode_attention(
-    q: Float[Array, "B 1 H d"],
-    k: Float[Array, "B 1 Hkv d"],
-    v: Float[Array, "B 1 Hkv d"],
-    prefix: tuple[Array, Array],
-    own: tuple[Array, Array],
-    mask: Bool[Array, "P T"],
-    step: Array,
-) -> tuple[Float[Array, "B 1 H d"], tuple[Array, Array]]:
-    """One new token of each of B = P * K answers against its prompt's prefix, its `step` earlier tokens, and itself.
+def route(at: Int[Array, " B"], rows: int, places: int) -> Int[Array, "R Q"]:
+    """Which of the B answers stands at each of `places` places of each row; 0 where none does.
 
-    `prefix` k, v [P, Hkv, T, d]; `own` k, v [P, Hkv, K, N, d]. The prefix is multiplied with all K queries of its
-    prompt at once and never copied. One softmax (fp32) over the joined scores is the
-    two-part softmax merged by log-sum-exp.
-    Returns the output and the token's (k, v) as [P, Hkv, K, d].
+    `at`: row * places + place of each answer, rows * places where an answer has none.
     """
-    (pk, pv), (ok, ov) = prefix, own
-    P, Hkv, T, d = pk.shape
-    K, N = ok.shape[2:4]
-    q = jnp.swapaxes(q.reshape(P, K, Hkv, -1, d), 1, 2)  # [P, Hkv, K, G, d]
-    k, v = (jnp.swapaxes(x.reshape(P, K, Hkv, d), 1, 2) for x in (k, v))
-    product = lambda spec, a, b: jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-    scores = [
-        jnp.where(mask[:, None, None, None, :], product("phkgd,phtd->phkgt", q, pk), -1e30),
-        jnp.where((jnp.arange(N) < step)[None, None, None, None, :], product("phkgd,phknd->phkgn", q, ok), -1e30),
-        product("phkgd,phkd->phkg", q, k)[..., None],
-    ]
-    p = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * d**-0.5, axis=-1).astype(v.dtype)
-    out = product("phkgt,phtd->phkgd", p[..., :T], pv) + product("phkgn,phknd->phkgd", p[..., T:-1], ov)
-    out = out + p[..., -1:].astype(jnp.float32) * v[..., None, :].astype(jnp.float32)
-    return jnp.swapaxes(out.astype(v.dtype), 1, 2).reshape(P * K, 1, -1, d), (k, v)
+    table = jnp.zeros(rows * places, jnp.int32)
+    return table.at[at].set(jnp.arange(at.shape[0], dtype=jnp.int32), mode="drop").reshape(rows, places)
+
+
+def routed_part(
+    q: Float[Array, "B Hkv G d"], kv: KV, lengths: Int[Array, " R"], at: Int[Array, " B"], table: Int[Array, "R Q"]
+) -> tuple[Float[Array, "B Hkv G"], Float[Array, "B Hkv G"], Float[Array, "B Hkv G d"]]:
+    """`attend_part` of B answers against rows of a store that several of them share (`at`, `table`: see `route`)."""
+    (R, Q), (B, H, G, d), T = table.shape, q.shape, kv[0].shape[2]
+    moved = jnp.swapaxes(q[table], 1, 2).reshape(R, H, Q * G, d)
+    mask = (jnp.arange(T)[None] < lengths[:, None])[:, None]
+    back = lambda x: jnp.swapaxes(x.reshape(R, H, Q, G, *x.shape[3:]), 1, 2).reshape(R * Q, H, G, *x.shape[3:])
+    here = jnp.minimum(at, R * Q - 1)
+    return tuple(back(x)[here] for x in attend_part(moved, kv, mask))

@@ -35,17 +35,22 @@ def greedy(max_new_tokens: int, stop_tokens: tuple[int, ...] = ()) -> Sampling:
     return Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
 
 
-def item_keys(seed: Array | int, purpose: Array | int, items: Int[Array, " P"], passes: int) -> Key[Array, "P K"]:
-    """One key for each (item, pass): fold_in of run seed, purpose, item, pass, whatever else is in the batch."""
-    base = jax.random.fold_in(jax.random.key(seed), purpose)
-    one = lambda item, k: jax.random.fold_in(jax.random.fold_in(base, item), k)
-    return jax.vmap(lambda item: jax.vmap(lambda k: one(item, k))(jnp.arange(passes)))(items)
+def answer_keys(
+    seed: Array | int, purpose: Int[Array, " B"], item: Int[Array, " B"], number: Int[Array, " B"]
+) -> Key[Array, " B"]:
+    """One key an answer: fold_in of run seed, purpose, item and the answer's number, whatever else is in the batch."""
+
+    def one(purpose, item, number):
+        base = jax.random.fold_in(jax.random.key(seed), purpose)
+        return jax.random.fold_in(jax.random.fold_in(base, item), number)
+
+    return jax.vmap(one)(purpose, item, number)
 
 
 def sample(
-    logits: Float[Array, "*batch V"], keys: Key[Array, "*batch"], step: Array | int, sampling: Sampling
-) -> Int[Array, "*batch"]:
-    """The token of position `step` of each answer, int32; filters in the order temperature, top-k, top-p."""
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], step: Int[Array, " B"], sampling: Sampling
+) -> Int[Array, " B"]:
+    """Token number `step` of each answer, int32; filters in the order temperature, top-k, top-p."""
     logits = logits.astype(jnp.float32)
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -58,9 +63,8 @@ def sample(
         p = jax.nn.softmax(best, axis=-1)
         before = jnp.cumsum(p, axis=-1) - p
         best = jnp.where(before < sampling.top_p, best, -jnp.inf)
-    flat = best.reshape(-1, best.shape[-1])
-    draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
-    choice = jax.vmap(draw)(keys.reshape(-1), flat).reshape(keys.shape)
+    draw = lambda key, step, row: jax.random.categorical(jax.random.fold_in(key, step), row)
+    choice = jax.vmap(draw)(keys, step, best)
     if ids is not None:
-        choice = jnp.take_along_axis(ids, choice[..., None], axis=-1)[..., 0]
+        choice = jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0]
     return choice.astype(jnp.int32)
