@@ -14,7 +14,6 @@ and [P, K] for the prompts, and the parts of one softmax are merged by log-sum-e
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int
@@ -87,7 +86,7 @@ def routed_part(
     q: Float[Array, "B Hkv G d"], kv: KV, lengths: Int[Array, " R"], at: Int[Array, " B"], table: Int[Array, "R Q"]
 ) -> tuple[Float[Array, "B Hkv G"], Float[Array, "B Hkv G"], Float[Array, "B Hkv G d"]]:
     """`attend_part` of B answers against rows of a store that several of them share (`at`, `table`: see `route`)."""
-    (R, Q), (B, H, G, d), T = table.shape, q.shape, kv[0].shape[2]
+    (R, Q), (_, H, G, d), T = table.shape, q.shape, kv[0].shape[2]
     moved = jnp.swapaxes(q[table], 1, 2).reshape(R, H, Q * G, d)
     mask = (jnp.arange(T)[None] < lengths[:, None])[:, None]
     back = lambda x: jnp.swapaxes(x.reshape(R, H, Q, G, *x.shape[3:]), 1, 2).reshape(R * Q, H, G, *x.shape[3:])

@@ -79,15 +79,17 @@ class Engine:
     Args:
       model: an NNX module with the `Decoder` interface.
       sampling: settings, static.
-      slots: answers side by side (fewer for a small call: the next power of two; on a mesh always all of them).
+      slots: answers side by side (fewer for a small call: 2, 8, 32, ...; on a mesh always all of them).
       seed: run seed of all random numbers.
       mesh: where `model` is sharded; rows lie over its (data, fsdp) axes, which `slots` must divide.
       automaton: constrains every answer (see `automaton.py`).
       prefill_tokens, vision_slots: about how many tokens and patches one prefill and one encoding take: shorter pieces
         go several at once, always in the same number for one length.
-      feature_tokens: merged image tokens kept (a ring). contexts: shared prefixes kept, across calls.
+      feature_tokens: merged image tokens kept (a ring). contexts: shared prefixes kept, across calls (default: as many
+        as tiles, and 4 more).
       refill: ended answers that make the loop stop to refill, default 1 in 16.
       chunk: most steps between two looks of the host.
+      unit: lengths are rounded up to an eighth of the next power of two, and to this: few lengths, few programs.
       compiler_options: of `jax.jit`.
     """
 
@@ -103,15 +105,17 @@ class Engine:
         prefill_tokens: int = 512,
         vision_slots: int = 1024,
         feature_tokens: int = 8192,
-        contexts: int = 8,
+        contexts: int | None = None,
         refill: int | None = None,
         chunk: int = 256,
+        unit: int = 32,
         compiler_options: Mapping | None = None,
     ):
-        self._graphdef, self.state = nnx.split(model)
+        self._graphdef, state = nnx.split(model)
+        self.state = _committed(state)
         self.sampling, self.slots, self.seed, self.mesh = sampling, slots, seed, mesh
         self.prefill_tokens, self.vision_slots, self.chunk = prefill_tokens, vision_slots, chunk
-        self.contexts, self.refill = contexts, refill
+        self.contexts, self.refill, self.unit = contexts, refill, unit
         self.rows = 1 if mesh is None else int(np.prod([mesh.shape.get(a, 1) for a in ("data", "fsdp")]))
         self.counters = Counters()
         self._ring = FeatureRing(-(-feature_tokens // self.rows) * self.rows)
@@ -177,7 +181,7 @@ class Engine:
         """
         if not prompts:
             return
-        shape = shape or Shape.of(list(prompts), answers, self.slots, self.rows)
+        shape = shape or Shape.of(list(prompts), answers, self.slots, self.rows, self.unit)
         bad = next((i for i, p in enumerate(prompts) if not shape.fits(p)), None)
         if bad is not None or answers != shape.answers:
             raise ValueError(f"prompt {bad} or {answers} answers do not fit {shape}")
@@ -197,7 +201,9 @@ class Engine:
                     self._prepare(wave, loader)
                     if not schedule.slots.active.any():
                         if queue and not failed and not wave.leaves:
-                            raise RuntimeError(f"no room for one prompt in {shape}, {self.contexts} contexts")
+                            raise RuntimeError(
+                                f"no room for one prompt in {shape} with {self._ring.rows} feature tokens"
+                            )
                         continue
                     stop = until if queue or any(j.waiting for j in schedule.resident) else np.int32(shape.slots)
                     ended = self._decode(schedule, written, seed, stop)
@@ -216,7 +222,7 @@ class Engine:
         cfg = jax.eval_shape(self._probe, self.state)
         (L, _, H, _, d), dtype, width = cfg[0].shape, cfg[0].dtype, cfg[1].shape[-1]
         make = lambda rows, tokens: cache.empty(L, rows, H, tokens, d, dtype)
-        contexts = -(-self.contexts // self.rows) * self.rows
+        contexts = -(-(self.contexts or shape.tiles + 4) // self.rows) * self.rows
 
         def stores():
             parts = {
@@ -229,9 +235,9 @@ class Engine:
 
         self._stores = None  # the old ones must be gone before the new ones come
         with self._on_mesh():
-            self._stores = jax.jit(stores)()
+            self._stores = _committed(jax.jit(stores)())
             if self._features is None:
-                self._features = jax.jit(lambda: jnp.zeros((self._ring.rows, width), dtype))()
+                self._features = _committed(jax.jit(lambda: jnp.zeros((self._ring.rows, width), dtype))())
         self._shape, self._schedule = shape, Schedule(shape, contexts, self._ring)
         return self._schedule
 
@@ -291,7 +297,7 @@ class Engine:
     def _extend(self, kind: str, pieces: list[tuple[Prompt, Any, int, int]]) -> None:
         groups: dict[tuple[int, bool], list] = {}
         for prompt, piece, parent, row in pieces:
-            length = rung(piece.stop - piece.start, 32)
+            length = min(rung(piece.stop - piece.start, self.unit), self._shape.own if kind == "leaf" else 1 << 30)
             groups.setdefault((length, parent >= 0), []).append((prompt, piece, parent, row))
         nowhere = 1 << 30
         for (T, follows), group in groups.items():
@@ -361,6 +367,11 @@ class Engine:
         job.answers[order] = Answer(tokens, stopped)
         schedule.release(b)
         return job if len(job.answers) == len(job.numbers) else None
+
+
+def _committed(tree: Any) -> Any:
+    """The same arrays, bound to where they are: jit compiles anew when an argument that was free comes bound."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)
 
 
 class _Loader:

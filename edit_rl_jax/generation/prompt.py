@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -115,25 +116,22 @@ class Shape:
     queries: int
 
     @classmethod
-    def of(cls, prompts: "list[Prompt]", answers: int, slots: int, multiple: int = 1) -> "Shape":
-        """The smallest shape that suits a call; row counts are multiples of `multiple` (a mesh's data axes)."""
+    def of(cls, prompts: "list[Prompt]", answers: int, slots: int, multiple: int = 1, unit: int = 32) -> "Shape":
+        """A shape that suits a call; row counts are multiples of `multiple` (a mesh's data axes), lengths of `unit`."""
         pieces = [p.pieces() for p in prompts]
         up = lambda n: -(-n // multiple) * multiple
-        B = up(min(slots, power(len(prompts) * answers)) if multiple == 1 else slots)
+        B = slots if multiple > 1 else min(slots, 2 ** (2 * math.ceil(math.log(len(prompts) * answers, 4)) + 1))
         P = up(B if answers == 1 else -(-7 * B // (4 * answers)))  # an answer that ends early leaves its prompt behind
-        groups: dict[bytes, int] = {}
-        for chain in pieces:
-            key = chain[-2].key if len(chain) > 1 else b""
-            groups[key] = groups.get(key, 0) + answers
-        Q = max(min(power(-(-sum(groups.values()) // len(groups))), B), min(answers, B))
-        tiles = min(sum(-(-n // Q) for n in groups.values()), -(-B // Q) + -(-B // answers) + 1)
+        groups = len({chain[-2].key if len(chain) > 1 else b"" for chain in pieces})
+        each = max(answers, power(-(-len(prompts) * answers // groups)))  # answers to the edits of one source
+        Q = min(max(each, 8), B)
         return cls(
-            shared=rung(max(chain[-1].start for chain in pieces) or 1, 32),
-            own=rung(max(chain[-1].stop - chain[-1].start for chain in pieces), 32),
+            shared=rung(max(chain[-1].start for chain in pieces) or 1, unit),
+            own=rung(max(chain[-1].stop - chain[-1].start for chain in pieces), unit),
             slots=B,
             prompts=P,
             answers=answers,
-            tiles=up(rung(tiles)),
+            tiles=up(-(-B // Q) + -(-B // each) + 1),
             queries=Q,
         )
 

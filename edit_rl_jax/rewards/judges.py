@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--top-k", type=int, default=20)
     how.add_argument("--top-p", type=float, default=0.9)
     how.add_argument("--max-new-tokens", type=int, default=512)
-    how.add_argument("--rows", type=int, default=32, help="prompts a batch")
+    how.add_argument("--rows", type=int, default=32, help="answers written side by side")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
 
@@ -102,6 +102,6 @@ def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.name} {sha256}\n".encode())
     if (folder / peft.CONFIG).exists():
-        home = reward._base_folder(folder, base, peft.read_adapter(folder))
+        home = reward.base_folder(folder, base, peft.read_adapter(folder))
         digest.update(fingerprint(home).encode())
     return digest.hexdigest()

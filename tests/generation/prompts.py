@@ -10,10 +10,10 @@ from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.positions import rope_index, vision_slots
 
 
-def picture(cfg: Config, key: bytes, grid, patches: np.ndarray) -> Picture:
-    """One image of `patches` [N, 1176]."""
+def picture(cfg: Config, key: bytes, grid, patches: np.ndarray, slots: int = 0) -> Picture:
+    """One image of `patches` [N, 1176], at least so many slots."""
     n = int(np.prod(grid)) // 4
-    slots = vision_slots(grid, cfg.vision)
+    slots = max(slots, vision_slots(grid, cfg.vision))
 
     def load():
         pads = np.full(n, cfg.image_token_id, np.int32)
@@ -25,12 +25,12 @@ def picture(cfg: Config, key: bytes, grid, patches: np.ndarray) -> Picture:
     return Picture(key, n, slots, load)
 
 
-def prompt(cfg: Config, tokens, grids=(), patches=(), cuts: bool = True, keys=None, **names) -> Prompt:
+def prompt(cfg: Config, tokens, grids=(), patches=(), cuts: bool = True, keys=None, slots: int = 0, **names) -> Prompt:
     """`tokens` with pads for images of these grids; `patches` one array an image. `cuts`: at the images' sides."""
     tokens = np.asarray(tokens, np.int32)
     places = np.flatnonzero((tokens == cfg.image_token_id) & (np.roll(tokens, 1) != cfg.image_token_id))
     keys = keys or [p.tobytes() for p in patches]
-    pictures = tuple((int(a), picture(cfg, k, g, p)) for a, k, g, p in zip(places, keys, grids, patches))
+    pictures = tuple((int(a), picture(cfg, k, g, p, slots)) for a, k, g, p in zip(places, keys, grids, patches))
     where = sorted({c for a, p in pictures for c in (a, a + p.tokens)} - {len(tokens) - 1}) if cuts else ()
     return Prompt(tokens, rope_index(tokens, grids, cfg.image_token_id)[0], pictures, tuple(where), **names)
 

@@ -10,13 +10,11 @@ from flax import nnx
 from edit_rl_jax.data.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.data.tokenizer import Encoded
 from edit_rl_jax.generation.engine import Engine
-from edit_rl_jax.generation.prompt import Prompt, Shape
 from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.qwen2_5_vl import weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.qwen2_5_vl.positions import rope_index
-from edit_rl_jax.sharding import make_mesh, shardings
 from tests.generation import prompts as make
 from tests.parity import tiny
 

@@ -19,7 +19,7 @@ from flax import nnx
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 from transformers.vision_utils import get_vision_window_index
 
-from edit_rl_jax.generation.decoder import Generator
+from edit_rl_jax.generation.engine import Engine
 from edit_rl_jax.generation.sampler import greedy
 from edit_rl_jax.nn import attention as attention_lib
 from edit_rl_jax.nn import rotary
@@ -27,6 +27,7 @@ from edit_rl_jax.nn.params import Frozen, Trainable
 from edit_rl_jax.qwen2_5_vl import peft, positions, weights
 from edit_rl_jax.qwen2_5_vl.model import Config, LoRAConfig, Qwen25VL
 from edit_rl_jax.rewards.editscore.objective import loss
+from tests.generation import prompts
 from tests.parity import tiny
 
 LAYER, NETWORK = 1e-5, 1e-4
@@ -361,12 +362,12 @@ def torch_greedy(name: str) -> np.ndarray:
 def rung_generation(name: str) -> dict[str, float]:
     """64 greedy tokens: 0 or infinite."""
     model = ours(name)
-    rows = [[(tiny.ONE, 0)], [(tiny.TWO, 9)]]
-    generator = Generator(model, greedy(64))
-    generator._run = jit(generator._run.__wrapped__)
-    got = generator(batch(model.cfg, rows), range(2)).tokens[:, 0]
-    same = (np.asarray(got) == torch_greedy(name)).all(1)
-    return {f"{len(row[0][0].grids)} images": 0.0 if s else np.inf for row, s in zip(rows, same)}
+    samples = [tiny.ONE, tiny.TWO]
+    engine = Engine(model, greedy(64), slots=2, unit=96, vision_slots=0, compiler_options=FAST)
+    asked = [prompts.of_sample(model.cfg, s, cuts=False, slots=192) for s in samples]
+    got = {a.index: a.answers[0].tokens for a in engine.generate(asked)}
+    same = [np.array_equal(got[i], theirs) for i, theirs in enumerate(torch_greedy(name))]
+    return {f"{len(sample.grids)} images": 0.0 if s else np.inf for sample, s in zip(samples, same)}
 
 
 RUNGS = {

@@ -12,19 +12,21 @@ from flax import nnx
 from transformers import PreTrainedTokenizerFast
 
 from edit_rl_jax.data.images import ImageSettings, encode_png
-from edit_rl_jax.data.packing import empty_batch, write_row
+from edit_rl_jax.data.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.data.tokenizer import encode_example
 from edit_rl_jax.evals import pairs as pairs_lib
+from edit_rl_jax.generation.prompt import Shape
 from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
+from edit_rl_jax.qwen2_5_vl.positions import vision_slots
 from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
-from edit_rl_jax.rewards.editscore.reward import EditScore, judge, prompt_bucket
+from edit_rl_jax.rewards.editscore.reward import EditScore, judge
 from scripts import score
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -44,6 +46,8 @@ RECORDS = [
         [("make it red", (20, 25), (16, 9)), ("remove the cube", (4, 16), (25, 25))]
     )
 ]
+SHAPE = Shape(shared=64, own=64, slots=4, prompts=4, answers=1, tiles=4, queries=4)
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiling is most of the time
 TRIPLES = [(r.source, r.edited, r.instruction) for r in RECORDS]
 
 
@@ -71,8 +75,9 @@ def trained(tmp_path_factory):
     make = lambda **options: Qwen25VL(cfg, rngs=nnx.Rngs(0), **options)
     images = ImageSettings()
     samples = [encode_example(e, tokenizer, cfg, images) for r in RECORDS for e in to_examples(r, prompts=TINY)]
-    bucket = prompt_bucket(max(len(s.tokens) for s in samples), samples[0].grids, cfg.vision)
-    batch = empty_batch(bucket.__class__(bucket.tokens, 1, bucket.row_patches, 64), len(samples), cfg.vision.patch_dim)
+    slots = 2 * vision_slots(samples[0].grids[0], cfg.vision)
+    bucket = Bucket(max(len(s.tokens) for s in samples), 1, slots, 64)
+    batch = empty_batch(bucket, len(samples), cfg.vision.patch_dim)
     for r, s in enumerate(samples):
         write_row(batch, r, [s], cfg)
     batch = jax.tree.map(jax.numpy.asarray, batch)
@@ -113,7 +118,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward(trained):
-    return EditScore.load(trained[1], sampling=greedy(64), rows=4)
+    return EditScore.load(trained[1], sampling=greedy(64), rows=4, shape=SHAPE, unit=64, compiler_options=FAST)
 
 
 def test_the_memorised_scores_come_back(reward):
@@ -137,11 +142,13 @@ def test_failures_are_values_and_spare_their_neighbours(reward):
 
 
 def test_one_question_only_and_equal_prompts_asked_once(reward):
-    before = reward.generator.programs
+    reward.score(TRIPLES, questions=("sc",), progress=False)
+    before, images = reward.engine.compilations, reward.engine.counters.images
     sc = reward.score(TRIPLES * 3, questions=("sc",), progress=False)
     assert [j.sc for j in sc] == [r.sc for r in RECORDS] * 3
     assert all(j.pq is None and j.overall is None and j.valid for j in sc)
-    assert reward.generator.programs == before
+    assert reward.engine.compilations == before
+    assert reward.engine.counters.images == images  # still in the feature store
 
 
 def test_pairs_are_evaluated_end_to_end(reward):

@@ -1,0 +1,70 @@
+"""Images that are born on the device (an editor's output) as patches, without leaving it.
+
+The same as `data.images` does on the host: rounded to 8 bits, resized as PIL's antialiased bicubic does (two passes,
+each rounded to 8 bits), normalised, cut into patches. The weights of the resizing are constants of the sizes.
+"""
+
+import functools
+import itertools
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from edit_rl_jax.data.images import ImageSettings
+
+_numbers = itertools.count()
+_keys: dict[int, tuple[weakref.ref, bytes]] = {}
+
+
+@functools.lru_cache(maxsize=64)
+def bicubic_weights(before: int, after: int) -> Float32[np.ndarray, "after before"]:
+    """PIL's resampling along one axis as a matrix: cubic of a = -0.5, stretched by the scale where it shrinks."""
+    scale = before / after
+    stretch = max(scale, 1.0)
+    centre = (np.arange(after) + 0.5) * scale
+    first = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), before)
+    at = np.arange(before)[None]
+    x = np.abs((at + 0.5 - centre[:, None]) / stretch)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    w = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * ((at >= first[:, None]) & (at < last[:, None]))
+    return (w / w.sum(1, keepdims=True)).astype(np.float32)
+
+
+def resize_on_device(images: Float[Array, "B H W 3"], height: int, width: int) -> Float[Array, "B h w 3"]:
+    """8-bit levels (as fp32) resized like `data.images.resize`; exact but for ties of the rounding."""
+
+    def along(x, axis, size):
+        if x.shape[axis] == size:
+            return x
+        w = jnp.asarray(bicubic_weights(x.shape[axis], size))
+        y = jnp.moveaxis(jnp.tensordot(x, w, axes=((axis,), (1,)), precision="highest"), -1, axis)
+        return jnp.clip(jnp.floor(y + 0.5), 0, 255)
+
+    return along(along(images, 2, width), 1, height)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def device_patches(images: Float[Array, "B H W 3"], settings: ImageSettings) -> Float[Array, "B N D"]:
+    """`data.images.patchify` of a batch of images with values in [0, 1] on the device; N = h * w of `settings.grid`."""
+    _, gh, gw = settings.grid(*images.shape[1:3])
+    p, m, B = settings.patch_size, settings.merge_size, images.shape[0]
+    levels = jnp.round(jnp.clip(images.astype(jnp.float32), 0, 1) * 255)
+    x = resize_on_device(levels, gh * p, gw * p)
+    mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (settings.mean, settings.std))
+    x = ((x / 255 - mean) / std).reshape(B, gh // m, m, p, gw // m, m, p, 3)
+    x = x.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(B, gh * gw, 3, 1, p * p)
+    return jnp.tile(x, (1, 1, 1, settings.temporal_patch_size, 1)).reshape(B, gh * gw, -1)
+
+
+def device_picture_key(image: jax.Array) -> bytes:
+    """Names an array on the device by its identity: to compare contents it would have to come to the host."""
+    known = _keys.get(id(image))
+    if known is None or known[0]() is not image:
+        for key in [k for k, (kept, _) in _keys.items() if kept() is None]:
+            del _keys[key]
+        known = _keys[id(image)] = (weakref.ref(image), f"device {next(_numbers)}".encode())
+    return known[1]
