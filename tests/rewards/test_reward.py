@@ -56,7 +56,7 @@ def byte_tokenizer():
     t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     t.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    texts = [str(e.answer) for r in RECORDS for e in to_examples(r)] * 3
+    texts = [str(e.answer) for r in RECORDS for e in to_examples(r, prompts=TINY)] * 3
     t.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
     t.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(tokenizer_object=t)
