@@ -27,8 +27,9 @@ def content_id(*pieces: Any) -> str:
     """SHA-256 of bytes, texts, arrays and JSON values, each with its kind and length, so that no two lists agree."""
     digest = hashlib.sha256()
     for piece in pieces:
-        if isinstance(piece, np.ndarray):
-            kind, data = f"{piece.dtype}{piece.shape}", np.ascontiguousarray(piece).tobytes()
+        if hasattr(piece, "__array__"):
+            array = np.ascontiguousarray(piece)
+            kind, data = f"{array.dtype}{array.shape}", array.tobytes()
         elif isinstance(piece, bytes):
             kind, data = "bytes", piece
         else:

@@ -120,9 +120,14 @@ def _retry_after(value: str | None) -> float:
         return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
 
 
-def encoded(image: Image) -> bytes:
-    """An image as bytes that can be sent: as it is, or an array as PNG."""
-    return encode_png(image) if isinstance(image, np.ndarray) else image
+def encoded(image: Any) -> bytes:
+    """An image as bytes that can be sent: as it is, or an array (uint8, or float on [0, 1]) as PNG."""
+    if isinstance(image, bytes):
+        return image
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    return encode_png(array)
 
 
 def _each(judge_one: Callable[[Any], Any], items: Sequence[Any], at_once: int, progress: bool) -> list:
