@@ -173,7 +173,7 @@ def montage(
     most: int = 12,
     side: int = 160,
 ) -> bytes | None:
-    """A PNG with a row an input: source, kept and least liked candidate, each with its reward. None without picks."""
+    """A PNG with a row an input: instruction, source, kept and least liked candidate with their rewards, or None."""
     rows = []
     for line, found, pick in zip(inputs, rewards, picks):
         valued = [i for i, r in enumerate(found) if r is not None]
@@ -182,17 +182,20 @@ def montage(
         worst = min(valued, key=lambda i: found[i])
         names = [(line["source"], "source"), *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst))]
         try:
-            rows.append([(_thumbnail(decode_image(folder / path), side), text) for path, text in names])
+            pictures = [(_thumbnail(decode_image(folder / path), side), text) for path, text in names]
+            rows.append((line["instruction"].splitlines()[0][:80], pictures))
         except ImageError:
             continue
     if not rows:
         return None
     label, gap = 14, 6
-    page = Image.new("RGB", (3 * (side + gap), len(rows) * (side + label + gap)), "white")
+    height = side + 2 * label + gap
+    page = Image.new("RGB", (3 * (side + gap), len(rows) * height), "white")
     draw = ImageDraw.Draw(page)
-    for y, row in enumerate(rows):
-        for x, (picture, text) in enumerate(row):
-            at = (x * (side + gap), y * (side + label + gap))
+    for y, (instruction, pictures) in enumerate(rows):
+        draw.text((0, y * height), instruction, fill="black")
+        for x, (picture, text) in enumerate(pictures):
+            at = (x * (side + gap), y * height + label)
             page.paste(Image.fromarray(picture), at)
             draw.text((at[0], at[1] + picture.shape[0] + 1), text, fill="black")
     buffer = io.BytesIO()

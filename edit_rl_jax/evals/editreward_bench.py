@@ -211,12 +211,16 @@ def figures(
     names = {name for p in pairs for name in getattr(p, by)}
     contents = {(k, e) for p in pairs for k, e in zip(p.keys, p.edits)}
     present = {p.task for p in pairs}
+    tasks = [t for t in TASKS if t in present] + sorted(present - set(TASKS))
     table = lambda label, rows: {f"{label}": rows["accuracy"], f"{label}_ci95": rows["ci95"]}
     by_task: dict[str, dict] = {}
+    counts: dict[str, dict] = {}
     for d, o in out.items():
         for task, row in o.by(o.tasks).items():
-            by_task.setdefault(task, {})
-            by_task[task] |= {**table(d, row), **{f"{d}_{k}": row[k] for k in ("n", "ties", "invalid")}}
+            by_task.setdefault(task, {}).update(table(d, row))
+            count = counts.setdefault(task, {**dict.fromkeys(DIMENSIONS, 0), "ties": 0, "invalid": 0})
+            count[d] = row["n"]
+            count |= {k: count[k] + row[k] for k in ("ties", "invalid")}
     spread = {}
     for d in DIMENSIONS:
         asked = {name for p in pairs if p.dimension == d for name in getattr(p, by)}
@@ -236,10 +240,11 @@ def figures(
         "mean_over_tasks": macro,
         "pooled": pooled,
         "by_group": {
-            g: {k: v for d in DIMENSIONS for k, v in table(d, _macro(out[d], tasks)).items()}
-            for g, tasks in GROUPS.items()
+            g: {k: v for d in DIMENSIONS for k, v in table(d, _macro(out[d], members)).items()}
+            for g, members in GROUPS.items()
         },
-        "by_task": {t: by_task[t] for t in (*TASKS, *sorted(present - set(TASKS))) if t in by_task},
+        "by_task": {t: by_task[t] for t in tasks},
+        "pairs_by_task": {t: counts[t] for t in tasks},
         "scores": spread,
         "missing_tasks": [t for t in TASKS if t not in present],
         "unknown_tasks": sorted(present - set(TASKS)),

@@ -139,7 +139,8 @@ def _figures(figures: Mapping[str, Any]) -> str:
             continue
         interval = figures.get(f"{key}_ci95")
         under = f"<small>95%: {_interval(interval)}</small>" if interval else ""
-        tiles.append(f'<div class="tile"><span>{_label(key)}</span><b>{_number(value)}</b>{under}</div>')
+        kind = ' class="text"' if isinstance(value, str) else ""
+        tiles.append(f'<div class="tile"><span>{_label(key)}</span><b{kind}>{_number(value)}</b>{under}</div>')
     return f'<section><h2>Final figures</h2><div class="tiles">{"".join(tiles)}</div></section>' if tiles else ""
 
 
@@ -265,15 +266,18 @@ small{color:var(--soft);font-size:12px}
 .tile,figure,article,section>table{background:var(--card);border:1px solid var(--line);border-radius:8px}
 .tile{padding:12px 14px;display:flex;flex-direction:column}.tile span{color:var(--soft);font-size:13px}
 .tile b{font-size:24px;font-weight:600;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.tile b.text{font-size:13px;font-weight:400}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(400px,1fr));gap:12px}
 figure{margin:0;padding:12px}figcaption{font-weight:600;font-size:13px;display:flex;justify-content:space-between}
 svg{width:100%;display:block;margin-top:6px}svg text{font-size:11px;fill:var(--soft)}svg line{stroke:var(--line)}
 polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}polyline.s0{stroke:var(--a)}polyline.s1{stroke:var(--b)}
+polyline.s2{stroke:var(--soft)}circle.s2{fill:var(--soft)}
 circle.s0{fill:var(--a)}circle.s1{fill:var(--b)}
 .legend{white-space:nowrap;font-weight:400;color:var(--soft);display:flex;gap:14px}
 .legend b{color:var(--ink);font-weight:600}
 .legend span:before{content:"";display:inline-block;width:10px;height:3px;margin-right:5px;vertical-align:middle}
 .legend .s0:before{background:var(--a)}.legend .s1:before{background:var(--b)}
+.legend .s2:before{background:var(--soft)}
 table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums}
 section>table{width:100%;padding:6px 14px}
 th,td{text-align:left;padding:5px 14px 5px 0;font-weight:400}section>table tr+tr>*{border-top:1px solid var(--line)}

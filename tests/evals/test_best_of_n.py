@@ -96,7 +96,7 @@ def test_picks_curve_and_montage(tmp_path):
     assert (figures["n_inputs"], figures["candidates_without_score"], figures["inputs_without_pick"]) == (3, 5, 1)
     assert json.loads((tmp_path / "out/eval.json").read_text()) == figures
     page = decode_image((tmp_path / "out/montage.png").read_bytes())
-    row = 160 + 14 + 6
+    row = 160 + 2 * 14 + 6
     assert page.shape[:2] == (2 * row, 3 * 166)  # the input without a pick is left out
     centres = [[page[y * row + 50, x * 166 + 80, 0] for x in range(3)] for y in range(2)]
     assert centres == [[0, 9, 1], [0, 20, 5]]  # source, kept, least liked

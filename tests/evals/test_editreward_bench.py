@@ -112,7 +112,9 @@ def check(figures):
     groups = {g: row["overall"] for g, row in figures["by_group"].items()}
     assert groups == {"subject": 0.5, "appearance": 0.0, "scene": None, "advanced": pytest.approx(2 / 3)}
     assert figures["by_group"]["scene"]["prompt_following"] == 0.0
-    assert figures["by_task"]["compose"]["overall_n"] == 3 and figures["by_task"]["subject-add"]["overall_ties"] == 1
+    assert figures["by_task"]["compose"]["overall"] == pytest.approx(2 / 3) and len(figures["by_task"]) == 4
+    wanted = {"prompt_following": 0, "consistency": 1, "overall": 3, "ties": 1, "invalid": 1}
+    assert figures["pairs_by_task"]["compose"] == wanted
     assert len(figures["missing_tasks"]) == 9 and figures["unknown_tasks"] == []
     spread = figures["scores"]["overall"]
     values = [20.0, 20.0, 10.0, 0.0]
