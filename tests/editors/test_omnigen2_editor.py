@@ -1,0 +1,236 @@
+"""OmniGen2 as an Editor: the released folder in and out, its text path against transformers, LoRA files."""
+
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from flax import nnx
+
+from edit_rl_jax.editors.base import Editor, stacked
+from edit_rl_jax.editors.omnigen2 import weights as omnigen2
+from edit_rl_jax.editors.omnigen2.editor import OmniGen2, pack, unpack
+from edit_rl_jax.editors.omnigen2.prompts import chat, tokenize
+from edit_rl_jax.editors.vae.autoencoder import VAEConfig
+from edit_rl_jax.nn import peft, weights
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from tests.editors import tiny
+from tests.parity import tiny as qwen
+from tests.parity.ladder import NETWORK, error, jit
+
+MLLM = "tied_gqa"
+NAME = "text_of_the_language_model"
+tiny.CONFIGS[NAME] = tiny._config(48, 2, 1, 1, 1, (8, 8, 8), qwen.torch_model(MLLM).config.text_config.hidden_size)
+VAE = VAEConfig(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_size=16)
+LORA = LoRAConfig(rank=3, alpha=6.0)
+
+
+@functools.cache
+def released() -> Path:
+    """A tiny folder in the released layout, written by transformers and diffusers."""
+    folder = Path(tempfile.mkdtemp(prefix="omnigen2_"))
+    qwen.torch_model(MLLM).save_pretrained(folder / "mllm")
+    tiny.torch_model(NAME).save_pretrained(folder / "transformer", max_shard_size="100KB")
+    vae = diffusers.AutoencoderKL(**{k: v for k, v in VAE.to_hf().items() if k != "_class_name"})
+    qwen.randomise(vae, seed=3)
+    vae.save_pretrained(folder / "vae")
+    for part, file in (("processor", "tokenizer.json"), ("scheduler", "scheduler_config.json")):
+        (folder / part).mkdir()
+        (folder / part / file).write_text(json.dumps({"kept": part}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "OmniGen2Pipeline"}))
+    return folder
+
+
+@functools.cache
+def abstract(**options):
+    return nnx.eval_shape(lambda: OmniGen2(omnigen2.configs(released()), rngs=nnx.Rngs(0), **options))
+
+
+@functools.cache
+def editor() -> OmniGen2:
+    graphdef, state = nnx.split(abstract())
+    return nnx.merge(graphdef, omnigen2.load(released(), state))
+
+
+def same(a: Path, b: Path) -> None:
+    """Two folders of safetensors hold the same tensors, in however many files."""
+    files = [[safetensors.torch.load_file(f) for f in folder.glob("*.safetensors")] for folder in (a, b)]
+    x, y = ({k: v for file in read for k, v in file.items()} for read in files)
+    assert x and x.keys() == y.keys()
+    assert all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_the_folder_comes_back_as_it_was(tmp_path):
+    ours = editor()
+    assert isinstance(ours, Editor)
+    omnigen2.save(nnx.state(ours), ours.cfg, tmp_path, files_from=released())
+    for part in ("transformer", "vae", "mllm"):
+        same(tmp_path / part, released() / part)
+        assert (tmp_path / part / "config.json").exists()
+    for file in ("processor/tokenizer.json", "scheduler/scheduler_config.json", "model_index.json"):
+        assert (tmp_path / file).read_text() == (released() / file).read_text()
+    assert omnigen2.configs(tmp_path) == ours.cfg
+    again, info = type(tiny.torch_model(NAME)).from_pretrained(tmp_path / "transformer", output_loading_info=True)
+    assert not any(info.values()), info
+
+
+def test_parts_load_apart_and_the_vision_tower_may_stay():
+    """Trainable transformer and frozen rest, each from the folder, are the whole; the tower loads too."""
+    graphdef, trainable, frozen = nnx.split(abstract(trainable="full"), Trainable, Frozen)
+    assert set(trainable) == {"transformer"}
+    parts = [omnigen2.load(released(), s) for s in (trainable, frozen)]
+    whole = nnx.state(nnx.merge(graphdef, *parts))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(whole), jax.tree.leaves(nnx.state(editor())))
+    full = nnx.state(abstract(vision=True))
+    count = lambda s: len(weights.flatten(s)[0])
+    assert count(omnigen2.load(released(), full)) > count(whole)
+
+
+@pytest.mark.parametrize("part, lost", [("vae", "decoder.conv_in.bias"), ("mllm", "language_model.norm.weight")])
+def test_a_missing_tensor_is_named(tmp_path, part, lost):
+    shutil.copytree(released(), tmp_path / "a")
+    (path,) = (tmp_path / "a" / part).glob("*.safetensors")
+    ends = lost.removeprefix("language_")
+    tensors = {k: v for k, v in safetensors.torch.load_file(path).items() if not k.endswith((lost, ends))}
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(WeightsError, match=f"missing: .*{lost}"):
+        omnigen2.load(tmp_path / "a", nnx.State({part: nnx.state(abstract())[part]}))
+
+
+def test_text_features_are_transformers_last_hidden_states():
+    ours, theirs = editor(), qwen.torch_model(MLLM)
+    rng = np.random.default_rng(0)
+    lengths = [11, 1, 7]
+    tokens, segments = np.zeros((2, 3, 16), np.int32)
+    for b, n in enumerate(lengths):
+        tokens[b, :n], segments[b, :n] = rng.integers(3, 280, n), 1
+    got = jit(lambda m, *a: m.encode_text(*a))(ours, jnp.asarray(tokens), jnp.asarray(segments))
+    longest = max(lengths)
+    ids, mask = (torch.tensor(x[:, :longest]).long() for x in (tokens, segments))
+    with torch.no_grad():
+        want = theirs(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+    for b, n in enumerate(lengths):
+        assert error(got[b, :n], want[b, :n]) < NETWORK
+
+
+def test_latents_are_packed_as_the_transformer_reads_them():
+    image = np.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3).astype(np.float32)
+    packed = pack(jnp.asarray(image), 2)
+    theirs = tiny.inputs(NAME, tiny.ROWS[:1])
+    np.testing.assert_array_equal(packed[1], theirs.tokens(image[1].transpose(2, 0, 1)))
+    padded = jnp.pad(packed, ((0, 0), (0, 5), (0, 0)))
+    np.testing.assert_array_equal(unpack(padded, 2, 6, 4), image)
+
+
+def test_images_there_and_back():
+    ours = editor()
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32))
+
+    @jit
+    def run(m, x):
+        latents = m.encode_images(x)
+        return latents, m.decode(jnp.pad(latents, ((0, 0), (0, 3), (0, 0))), 8, 12), m.vae.decode(m.vae.encode(x))
+
+    latents, got, want = run(ours, x)
+    assert latents.shape == (2, 6, 16) and latents.dtype == jnp.float32
+    assert error(got, want) < NETWORK
+
+
+def test_branches_of_guidance_are_one_batch():
+    """Three conditions stacked give what each gives alone."""
+    ours, cfg = editor(), tiny.inputs(NAME)
+    noise, t, full = cfg.jax()
+    rows = tiny.ROWS[::-1]
+    other = tiny.inputs(NAME, rows, seed=1).jax()[2] | {"noise_segments": full["noise_segments"]}
+    velocity = jit(lambda m, x, t, c: m.velocity(x, t, c))
+    both = velocity(ours, jnp.concatenate([noise, noise]), jnp.concatenate([t, t]), stacked([full, other]))
+    for half, c in zip(jnp.split(both, 2), (full, other)):
+        assert error(velocity(ours, noise, t, c), half) < 1e-5
+
+
+class Words:
+    """A tokenizer of one id a character."""
+
+    def encode(self, text, add_special_tokens):
+        assert not add_special_tokens
+        return [ord(c) for c in text]
+
+
+def test_the_chat_is_qwens_template(shared):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared / "data/qwen2_5_tokenizer")
+    for system, text in (("You are a helpful assistant.", ""), ("A b.", "Make the <b>cup</b> red\nnow")):
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        assert chat(text, system) == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+
+
+def test_long_text_is_cut_on_the_right_and_counted():
+    tokens, segments, wanted = tokenize(Words(), ["abc", "abcdefgh"], 5)
+    assert wanted == [3, 8] and segments.sum(1).tolist() == [3, 5]
+    assert bytes(tokens[1].tolist()) == b"abcde" and tokens[0, 3:].tolist() == [0, 0]
+
+
+@functools.cache
+def adapter():
+    """Random LoRA leaves of the transformer, A and B both non-zero, for a padded and a plain model."""
+    state = nnx.split(abstract(lora=LORA), Trainable, Frozen)[1]["transformer"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape) * 0.3, jnp.float32), state)
+
+
+def adapted_torch(file: Path):
+    """The reference with the LoRA that diffusers reads from a file."""
+    import copy
+
+    model = copy.deepcopy(tiny.torch_model(NAME))
+    model.load_lora_adapter(str(file.parent), weight_name=file.name, prefix="transformer")
+    return model
+
+
+def test_diffusers_and_peft_compute_our_velocity_from_our_adapter(tmp_path):
+    omnigen2.save_lora(adapter(), LORA.rank, LORA.alpha, tmp_path)
+    found = omnigen2.read_lora(tmp_path / omnigen2.LORA_FILE)
+    assert (found.rank, found.alpha, found.scale) == (3, 6.0, 2.0)
+    inputs = tiny.inputs(NAME)
+    theirs = adapted_torch(tmp_path / omnigen2.LORA_FILE)
+    with torch.no_grad():
+        want, plain = theirs(**inputs.torch()), tiny.torch_model(NAME)(**inputs.torch())
+    for source in (tmp_path, tmp_path / omnigen2.LORA_FILE):  # the PEFT folder, then diffusers' file; padded and not
+        padding = {"tensor_parallel": 2, "hidden_multiple": 32} if source == tmp_path else {}
+        graphdef, trainable, frozen = nnx.split(abstract(lora=LORA, **padding), Trainable, Frozen)
+        trainable = nnx.State({"transformer": omnigen2.load_lora(source, trainable["transformer"], found)})
+        model = nnx.merge(graphdef, trainable, omnigen2.load(released(), frozen))
+        got = jit(lambda m, *a: m.velocity(*a))(model, *inputs.jax())
+        for row, x, y, p in zip(range(4), got, want, plain):
+            y, p = inputs.tokens(y.numpy()), inputs.tokens(p.numpy())
+            assert error(x[: len(y)], y) < NETWORK, row
+            assert error(p, y) > 0.01  # the adapter matters
+    merged = peft.merge(nnx.state(model.transformer), found.scale)
+    graphdef, state = nnx.split(abstract())
+    state = nnx.state(editor())
+    state["transformer"] = merged
+    got = jit(lambda m, *a: m.velocity(*a))(nnx.merge(graphdef, state), *inputs.jax())
+    for x, y in zip(got, want):
+        y = inputs.tokens(y.numpy())
+        assert error(x[: len(y)], y) < NETWORK
+
+
+def test_a_lora_without_alpha_needs_one(tmp_path):
+    """Files of the reference's export say no alpha: trained at 64, run there at the rank."""
+    omnigen2.save_lora(adapter(), LORA.rank, LORA.alpha, tmp_path)
+    file = tmp_path / "bare.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(tmp_path / omnigen2.LORA_FILE), file)
+    with pytest.raises(WeightsError, match=r"does not say its alpha \(rank 3\)"):
+        omnigen2.read_lora(file)
+    assert omnigen2.read_lora(file, alpha=3.0).scale == 1.0
+    with pytest.raises(WeightsError, match="alpha is 6.0 in the file, not 3.0"):
+        omnigen2.read_lora(tmp_path, alpha=3.0)
