@@ -42,6 +42,32 @@ def _means(sums: dict[str, tuple[Array, Array]]) -> dict[str, Array]:
     return {k: s / jnp.maximum(w, 1e-30) for k, (s, w) in sums.items()}
 
 
+def apply_gradients(
+    tx: optax.GradientTransformation,
+    lr: Array,
+    clip: float,
+    trainable: Any,
+    opt_state: Any,
+    grads: Any,
+    loss: Array,
+    empty: Array | bool = False,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """One optimizer update: (trainable, opt_state, {grad_norm before clipping, lr, finite}).
+
+    Weights and optimizer state come back unchanged when the loss or the gradient's norm is not finite, or when the
+    batch was `empty` (nothing of it had weight).
+    """
+    norm = st.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    if clip:
+        grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-30)), grads)
+    updates, new_opt = tx.update(grads, opt_state, trainable)
+    new = jax.tree.map(lambda p, u: p + lr * u, trainable, updates)
+    keep = lambda new, old: jnp.where(finite & jnp.logical_not(empty), new, old)
+    metrics = {"grad_norm": norm, "lr": lr, "finite": finite}
+    return jax.tree.map(keep, new, trainable), jax.tree.map(keep, new_opt, opt_state), metrics
+
+
 def make_step(
     loss: Loss, tx: optax.GradientTransformation, learning_rate: Callable[[Array], Array], clip: float
 ) -> Callable[..., tuple[st.Flat, Any, dict[str, Array]]]:
@@ -61,19 +87,13 @@ def make_step(
 
         (grads, sums), rows = _accumulate(micro, batch)
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"][1], 1e-30), grads)
-        norm = st.global_norm(grads)
         means = _means(sums)
-        finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
-        if clip:
-            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-30)), grads)
-        updates, new_opt = tx.update(grads, opt_state, trainable)
         lr = learning_rate(step_number)
-        new = jax.tree.map(lambda p, u: p + lr * u, trainable, updates)
-        keep = lambda new, old: jnp.where(finite, new, old)
-        metrics = means | {"grad_norm": norm, "lr": lr, "finite": finite}
+        trainable, opt_state, metrics = apply_gradients(tx, lr, clip, trainable, opt_state, grads, means["loss"])
+        metrics = means | metrics
         if rows is not None:
             metrics["row_sums"] = rows[0]
-        return jax.tree.map(keep, new, trainable), jax.tree.map(keep, new_opt, opt_state), metrics
+        return trainable, opt_state, metrics
 
     return step
 
