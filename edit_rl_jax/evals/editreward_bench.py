@@ -217,7 +217,7 @@ def figures(
     counts: dict[str, dict] = {}
     for d, o in out.items():
         for task, row in o.by(o.tasks).items():
-            by_task.setdefault(task, {}).update(table(d, row))
+            by_task.setdefault(task, dict.fromkeys(DIMENSIONS)).update(table(d, row))
             count = counts.setdefault(task, {**dict.fromkeys(DIMENSIONS, 0), "ties": 0, "invalid": 0})
             count[d] = row["n"]
             count |= {k: count[k] + row[k] for k in ("ties", "invalid")}
