@@ -77,13 +77,13 @@ class Cached:
     def score(
         self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
     ) -> list[Judgement]:
-        """As the judge's. What could not be scored is not remembered, so it is tried again."""
+        """As the judge's. What got no answer (no image, no server) is not remembered, so it is tried again."""
         ids = [content_id(self.settings, list(questions), *item) for item in items]
         new = {i: item for i, item in zip(ids, items) if i not in self.known}
         judged = (
             dict(zip(new, self.judge.score(list(new.values()), questions=questions, progress=progress))) if new else {}
         )
-        good = {i: to_wire(j) for i, j in judged.items() if j.valid}
+        good = {i: to_wire(j) for i, j in judged.items() if j.valid or j.sc_replies or j.pq_replies}
         append_lines(self.file, [{"id": i, "judgement": j} for i, j in good.items()])
         self.known |= good
         self.asked, self.hits = self.asked + len(new), self.hits + len(ids) - len(new)

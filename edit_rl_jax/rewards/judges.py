@@ -12,6 +12,7 @@ from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore import reward
+from edit_rl_jax.rewards.editscore.aggregate import REDUCTIONS
 from edit_rl_jax.rewards.serving.client import RewardClient, VLMJudge
 from edit_rl_jax.sharding import MESH_AXES, make_mesh
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="NAME", help="prompt texts; default: those stored with the model")
     how = parser.add_argument_group("generation")
     how.add_argument("--passes", type=int, default=1, help="answers a question, averaged; 1 is greedy unless sampled")
+    how.add_argument("--reduction", choices=REDUCTIONS, default=REDUCTIONS[0], help="of the passes (see aggregate.py)")
     how.add_argument("--temperature", type=float, help="default 0 (greedy) for one pass, 0.7 for more")
     how.add_argument("--top-k", type=int, default=20)
     how.add_argument("--top-p", type=float, default=0.9)
@@ -60,9 +62,11 @@ def given(args: argparse.Namespace) -> int:
 
 
 def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
-    """The judge, and the settings that decide its answers, as JSON (how many prompts a batch, and on which devices, is
-    not among them: it changes rounding only). Raises ValueError unless
-    the flags name one judge, and what `EditScore.load` raises."""
+    """The judge, and the settings that decide its answers, as JSON.
+
+    How many answers are written side by side, and on which devices, is not among them: it changes rounding only. Raises
+    ValueError unless the flags name one judge, and what `EditScore.load` raises.
+    """
     if given(args) != 1 or (args.endpoint is None) != (args.endpoint_model is None):
         raise ValueError("one judge is wanted: --model, --server, or --endpoint with --endpoint-model")
     if args.server:
@@ -74,7 +78,9 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
         options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
         vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
         return vlm, vlm.settings()
-    options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
+    options = dict(
+        sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed, reduction=args.reduction
+    )
     mesh = make_mesh(args.mesh) if args.mesh else None
     judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options)
     settings = {
@@ -84,6 +90,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
         "images": dataclasses.asdict(judge.images),
         "sampling": dataclasses.asdict(options["sampling"]),
         "passes": args.passes,
+        "retries": judge.retries,
+        "reduction": judge.reduction,
         "seed": args.seed,
     }
     return judge, json.loads(json.dumps(settings))

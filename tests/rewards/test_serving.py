@@ -229,6 +229,11 @@ def test_a_judge_that_breaks_fails_its_batch_only(url, caplog):
     assert status == 500 and "RuntimeError" in text and "out of memory" not in text
     assert send(url, request(OK))[0] == 200 and metrics(url)["reward_failed_batches_total"] == before + 1
     assert len(tracebacks(caplog)) == 1  # the operator is told why, once
+    for _ in range(3):
+        assert send(url, None, path="/health", method="GET")[0] == 200
+        assert send(url, request((OK[0], picture(251), "x")))[0] == 500
+    assert send(url, None, path="/health", method="GET") == (503, '{"status":"failing"}')
+    assert send(url, request(OK))[0] == 200 and send(url, None, path="/health", method="GET")[0] == 200
 
 
 def test_a_full_queue_says_come_back_and_the_client_does():

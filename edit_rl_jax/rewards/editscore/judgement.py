@@ -65,14 +65,18 @@ def overall(sc: Sequence[int | float], pq: Sequence[int | float]) -> float:
     return math.sqrt(min(sc) * min(pq))
 
 
-def judge(sc: Sequence[Reply], pq: Sequence[Reply], reduction: str = "average_last") -> Judgement:
-    """The judgement of K passes; a question that was not asked has no replies."""
+def judge(
+    sc: Sequence[Reply], pq: Sequence[Reply], reduction: str = "average_last", behaviour: str = "paper"
+) -> Judgement:
+    """The judgement of K passes; a question that was not asked has no replies. See `aggregate` for the options."""
     asked = [replies for replies in (sc, pq) if replies]
     passes = [p for p in zip(*asked) if all(r.valid for r in p)]
     if not passes:
         problem = next(r.problem for replies in asked for r in replies if not r.valid)
         return Judgement(sc_replies=tuple(sc), pq_replies=tuple(pq), problem=problem)
-    found = aggregate([(p[0].scores if sc else None, p[-1].scores if pq else None) for p in passes], reduction)
+    found = aggregate(
+        [(p[0].scores if sc else None, p[-1].scores if pq else None) for p in passes], reduction, behaviour
+    )
     mean, both = found.mean, bool(sc and pq)
     return Judgement(
         sc=(mean.prompt_following, mean.consistency) if sc else None,

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Prompts:
     system: str
     sc: str
     pq: str
+    profile: ClassVar[str] = "paper"  # of `aggregate.PROFILES`
 
     @property
     def sha256(self) -> str:

@@ -149,7 +149,7 @@ class EditScore:
         return out
 
     def _judgement(self, replies: dict[Question, tuple[Reply, ...]]) -> Judgement:
-        return judge(replies.get("sc", ()), replies.get("pq", ()), self.reduction)
+        return judge(replies.get("sc", ()), replies.get("pq", ()), self.reduction, self.prompts.profile)
 
     def _replies(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Reply, ...] | str]:
         """Replies by prompt; a text instead of replies says why there are none."""

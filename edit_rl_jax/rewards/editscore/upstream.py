@@ -68,21 +68,21 @@ class UpstreamPrompts(Prompts):
     """Upstream's texts in the chat layout of its Qwen2.5-VL or Qwen3-VL adapters; images first, then the text.
 
     `qwen2_5_vl`: ChatML with a system turn and a numbered tag before each image. `qwen3_vl`: the processor's own
-    template, one user turn. `pq_sees_source` follows the profile: see `aggregate.PROFILES`.
+    template, one user turn. What PQ sees follows the profile, one of `aggregate.PROFILES`.
     """
 
     layout: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
-    pq_sees_source: bool = False
+    profile: str = "paper"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def to_json(self) -> dict:
         """A reference by name and hash: the texts are not ours to pass on."""
         return {"name": self.name, "sha256": self.sha256}
 
     def shown(self, question: Question, source: Image, edited: Image) -> tuple[Image, ...]:
-        return (source, edited) if question == "sc" or self.pq_sees_source else (edited,)
+        return (source, edited) if question == "sc" or profile(self.profile).pq_sees_source else (edited,)
 
     def build(self, question: Question, instruction: str, images: Sequence[Image]) -> Parts:
-        """As `Prompts.build`; PQ takes [source, edited] where `pq_sees_source`.
+        """As `Prompts.build`; PQ takes [source, edited] where the profile shows both.
 
         The instruction is placed as it is, as upstream does, but for control tokens, which stay plain text.
         """
@@ -106,4 +106,4 @@ def load(name: str = "upstream", folder: str | Path | None = None) -> UpstreamPr
     layout, behaviour = NAMES[name]
     found = texts(folder)
     system = "You are a helpful assistant." if layout == "qwen2_5_vl" else ""
-    return UpstreamPrompts(name, 1, system, found["sc"], found["pq"], layout, profile(behaviour).pq_sees_source)
+    return UpstreamPrompts(name, 1, system, found["sc"], found["pq"], layout=layout, profile=behaviour)

@@ -36,6 +36,7 @@ class Batcher:
         self.judge, self.most, self.wait, self.limit = judge, most, wait, limit
         self.waiting: collections.deque = collections.deque()
         self.counts: collections.Counter = collections.Counter()
+        self.failures = 0  # batches in a row that failed
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
 
@@ -66,8 +67,10 @@ class Batcher:
                 continue
             items, questions, futures = zip(*batch)
             began = time.monotonic()
+            self.failures += 1
             try:
                 judged = await loop.run_in_executor(self._thread, self._judge, list(items), questions[0])
+                self.failures = 0
             except Exception as error:
                 log.exception("the judge failed on %d items", len(items))
                 self.counts["failed_batches"] += 1

@@ -4,7 +4,7 @@
                      "questions": ["sc", "pq"]}  ->  {"judgements": [...]} in the order of the items (`rewards.wire`)
     GET /settings   what decides the answers, as caches key it
     GET /metrics    Prometheus text
-    GET /health     200 once the judge is ready; the only one without the bearer token
+    GET /health     200 while the judge works, 503 after three failed batches in a row; the only one without the token
 
 Refusals: 401 token, 400 no JSON, 422 another layout, 413 body, number of items or an image's pixels over the limit, 408
 too slow, 503 queue full (with Retry-After), 504 not judged in time. An image that cannot be read, within the limits, is
@@ -101,7 +101,8 @@ def create_app(
         return JSONResponse({"judgements": [to_wire(j) for j in judged]})
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        good = batcher.failures < 3
+        return JSONResponse({"status": "ok" if good else "failing"}, 200 if good else 503)
 
     async def about(request: Request) -> Response:
         authorise(request)
