@@ -68,7 +68,7 @@ def card(config: Any, prompts: Any, facts: dict[str, Any], revision: str = "") -
     m, base = config.model, portable(config.model.init_from)
     size = {hub_id: s for s, hub_id in sizes.HUB_IDS.items()}.get(m.init_from, "")
     licence = sizes.LICENCES[size] if size else "that of the base" if m.init_from else "Apache-2.0"
-    revision = m.revision or revision
+    revision = revision or m.revision
     origin = f"`{base}`{f' @ {revision}' if revision else ''}" if base else "none: random weights"
     kind = f"LoRA adapter, rank {m.lora.rank}, alpha {m.lora.alpha:g}" if m.trainable == "lora" else "all weights"
     asked = f"{prompts.name} version {prompts.version}, sha256 {prompts.sha256}" if prompts is not None else "none"

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,10 +32,22 @@ def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
     return [sys.executable, str(script), "--config", str(config), "--workdir", str(workdir), *words]
 
 
-def start(folder: Path, workdir: Path, log: Path, **changes: object) -> subprocess.Popen:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+def start(folder: Path, workdir: Path, log: Path, *words: object, flags: str = "", **changes: object):
+    """The process; words: further arguments; flags: XLA's."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     with open(log, "a") as out:
-        return subprocess.Popen(command(folder, workdir, **changes), env=env, stdout=out, stderr=out)
+        arguments = [*command(folder, workdir, **changes), *map(str, words)]
+        return subprocess.Popen(arguments, env=env, stdout=out, stderr=out)
+
+
+def start_two(folder: Path, workdir: Path, log: Path, **changes: object) -> list[subprocess.Popen]:
+    """The same run in two processes, a device each, compiled quickly: the first collective has half a minute."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    words = ("--coordinator", address, "--processes", 2, "--process")
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return [start(folder, workdir, log, *words, process, flags=flags, **changes) for process in (0, 1)]
 
 
 def finish(folder: Path, workdir: Path, log: Path, **changes: object) -> None:

@@ -1,9 +1,12 @@
 """Show g: interrupted and resumed equals uninterrupted, bit for bit. Three trials here, more by `resume.py` (slow)."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from tests.system import resume
@@ -19,6 +22,33 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(("kind", "seed"), [("term", 0), ("kill", 1), ("save", 2)])
 def test_interrupted_equals_uninterrupted(folder, kind, seed):
     print(resume.trial(folder, kind, seed))
+
+
+def test_sigterm_to_one_of_two_processes_stops_both(folder):
+    """They agree on the step, save it and exit with status 0. One process goes on from it: the data and, but for
+    rounding, the losses are those of the uninterrupted run."""
+    workdir, log, settings = folder / "two", folder / "two.log", {"eval.batches": 0}
+    rows = lambda at: [json.loads(line) for line in (at / "metrics.jsonl").read_text().splitlines()]
+    processes = resume.start_two(folder, workdir, log, **settings)
+    try:
+        while resume.steps_done(workdir) < 3 and all(p.poll() is None for p in processes):
+            time.sleep(0.01)
+        processes[1].send_signal(signal.SIGTERM)  # not the one that writes
+        codes = [p.wait() for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert codes == [0, 0], log.read_text()[-3000:]
+    saved = len(rows(workdir))
+    assert 3 <= saved < 40 and (workdir / "checkpoints" / str(saved)).exists() and not (workdir / "finished").exists()
+
+    resume.finish(folder, workdir, log, **settings)
+    found, wanted = rows(workdir), rows(folder / "straight")
+    assert f"resuming after step {saved}" in log.read_text() and (workdir / "finished").exists()
+    assert [r["step"] for r in found] == list(range(1, 41))
+    np.testing.assert_allclose([r["loss"] for r in found], [r["loss"] for r in wanted], rtol=1e-3)
+    after = lambda run: [(r["tokens"], r["patches"], r["epoch"]) for r in run[saved:]]
+    assert after(found) == after(wanted)
 
 
 def test_changed_config_is_refused_with_the_difference(folder):
