@@ -22,7 +22,7 @@ from tests.parity.ladder import LAYER, NETWORK, error, jit, layer
 
 WIDER = Bucket(text=20, references=64, noise=33)
 """Another padding of the same rows."""
-ours = functools.cache(tiny.ours)
+ours = functools.cache(functools.partial(tiny.ours, remat="none"))  # less to compile, the same arithmetic
 
 
 @functools.cache

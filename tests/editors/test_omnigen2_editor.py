@@ -24,6 +24,7 @@ from edit_rl_jax.editors.vae.autoencoder import VAEConfig
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.sharding import make_mesh
 from tests.editors import tiny
 from tests.parity import tiny as qwen
 from tests.parity.ladder import NETWORK, error, jit
@@ -58,8 +59,7 @@ def abstract(**options):
 
 @functools.cache
 def editor() -> OmniGen2:
-    graphdef, state = nnx.split(abstract())
-    return nnx.merge(graphdef, omnigen2.load(released(), state))
+    return omnigen2.from_folder(released())
 
 
 def same(a: Path, b: Path) -> None:
@@ -73,7 +73,7 @@ def same(a: Path, b: Path) -> None:
 def test_the_folder_comes_back_as_it_was(tmp_path):
     ours = editor()
     assert isinstance(ours, Editor)
-    omnigen2.save(nnx.state(ours), ours.cfg, tmp_path, files_from=released())
+    omnigen2.save(nnx.state(ours), ours.cfg, tmp_path, files_from=released(), parts=("transformer", "vae"))
     for part in ("transformer", "vae", "mllm"):
         same(tmp_path / part, released() / part)
         assert (tmp_path / part / "config.json").exists()
@@ -204,19 +204,17 @@ def test_diffusers_and_peft_compute_our_velocity_from_our_adapter(tmp_path):
     theirs = adapted_torch(tmp_path / omnigen2.LORA_FILE)
     with torch.no_grad():
         want, plain = theirs(**inputs.torch()), tiny.torch_model(NAME)(**inputs.torch())
-    for source in (tmp_path, tmp_path / omnigen2.LORA_FILE):  # the PEFT folder, then diffusers' file; padded and not
-        padding = {"tensor_parallel": 2, "hidden_multiple": 32} if source == tmp_path else {}
-        graphdef, trainable, frozen = nnx.split(abstract(lora=LORA, **padding), Trainable, Frozen)
-        trainable = nnx.State({"transformer": omnigen2.load_lora(source, trainable["transformer"], found)})
-        model = nnx.merge(graphdef, trainable, omnigen2.load(released(), frozen))
+    on_mesh = {"mesh": make_mesh({"fsdp": 1}), "tensor_parallel": 2, "hidden_multiple": 32}
+    # the PEFT folder into a padded model, then diffusers' file
+    for source, options in ((tmp_path, on_mesh), (tmp_path / omnigen2.LORA_FILE, {})):
+        model = omnigen2.from_folder(released(), lora=source, **options)
         got = jit(lambda m, *a: m.velocity(*a))(model, *inputs.jax())
         for row, x, y, p in zip(range(4), got, want, plain):
             y, p = inputs.tokens(y.numpy()), inputs.tokens(p.numpy())
             assert error(x[: len(y)], y) < NETWORK, row
             assert error(p, y) > 0.01  # the adapter matters
     merged = peft.merge(nnx.state(model.transformer), found.scale)
-    graphdef, state = nnx.split(abstract())
-    state = nnx.state(editor())
+    graphdef, state = nnx.split(editor())
     state["transformer"] = merged
     got = jit(lambda m, *a: m.velocity(*a))(nnx.merge(graphdef, state), *inputs.jax())
     for x, y in zip(got, want):

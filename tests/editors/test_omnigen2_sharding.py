@@ -19,8 +19,9 @@ from tests.editors.tiny import ROWS, Row
 from tests.parity.ladder import error, jit
 
 # The released 21 / 7 heads; 168 is no multiple of 16, as 2520.
-CONFIG = tiny._config(168, 21, 7, 2, 1, (4, 2, 2), 24, multiple_of=32)
+CONFIG = tiny._config(168, 21, 7, 1, 1, (4, 2, 2), 24, multiple_of=32)
 tiny.CONFIGS["mesh"] = CONFIG
+LORA = LoRAConfig(rank=4, alpha=6.0)
 CFG = OmniGen2Config(**CONFIG)
 MANY = (
     *ROWS,
@@ -34,20 +35,30 @@ BUCKET = Bucket(text=17, references=53, noise=30)
 
 def make(**padding):
     """Base and adapter both Trainable, so that every weight has a gradient to compare."""
-    return OmniGen2Transformer(CFG, rngs=nnx.Rngs(0), lora=LoRAConfig(rank=4, alpha=6.0), trainable="full", **padding)
+    return OmniGen2Transformer(CFG, rngs=nnx.Rngs(0), lora=LORA, trainable="full", remat="none", **padding)
+
+
+def abstract(**padding):
+    """(graphdef, abstract state) of a model whose weights are all Trainable."""
+    graphdef, state, rest = nnx.split(nnx.eval_shape(lambda: make(**padding)), Trainable, Frozen)
+    assert not weights.flatten(rest)[0]
+    return graphdef, state
 
 
 @functools.cache
-def plain():
-    """(graphdef, random state) without padding, biases and LoRA's B non-zero."""
-    graphdef, state, rest = nnx.split(make(), Trainable, Frozen)
-    assert not weights.flatten(rest)[0]
+def values() -> list[np.ndarray]:
+    """Random weights without padding, biases and LoRA's B non-zero, in the order of `weights.flatten`."""
     rng = np.random.default_rng(0)
-    noise = lambda v: jnp.asarray(rng.normal(size=v.shape) * (0.5 if v.ndim == 1 else v.shape[-2] ** -0.5), jnp.float32)
-    gain = {"scale": lambda v: 1 + 0.3 * noise(v)}
-    paths, leaves, tree = weights.flatten(state)
-    new = [v.replace(gain.get(p[-1], noise)(v.get_value())) for p, v in zip(paths, leaves)]
-    return graphdef, jax.tree.unflatten(tree, new)
+    noise = lambda v: rng.normal(size=v.shape) * (0.5 if v.ndim == 1 else v.shape[-2] ** -0.5)
+    paths, leaves, _ = weights.flatten(abstract()[1])
+    return [(noise(v) + (p[-1] == "scale")).astype(np.float32) for p, v in zip(paths, leaves)]
+
+
+def filled(state):
+    """An abstract state with `values`, zero where it is padded."""
+    _, leaves, tree = weights.flatten(state)
+    pad = lambda x, v: np.pad(x, [(0, m - n) for n, m in zip(x.shape, v.shape)])
+    return jax.tree.unflatten(tree, [v.replace(pad(x, v)) for x, v in zip(values(), leaves, strict=True)])
 
 
 def loss(graphdef, state, noise, t, condition):
@@ -57,8 +68,8 @@ def loss(graphdef, state, noise, t, condition):
 
 @functools.cache
 def unsharded():
-    graphdef, state = plain()
-    args = tiny.inputs("mesh", MANY).jax(BUCKET)
+    graphdef, state = abstract()
+    state, args = filled(state), tiny.inputs("mesh", MANY).jax(BUCKET)
     step = jit(lambda s, *a: jax.value_and_grad(lambda s: loss(graphdef, s, *a), has_aux=True)(s))
     (value, out), grads = step(state, *args)
     return float(value), np.asarray(out), grads
@@ -68,20 +79,13 @@ def unsharded():
 def test_sharded_and_padded_equals_plain(fsdp, tensor):
     """1e-5 of each tensor's maximum, forward and gradients; gradients into padding are exactly 0."""
     mesh = make_mesh({"fsdp": fsdp, "tensor": tensor})
-    graphdef, abstract, _ = nnx.split(
-        nnx.eval_shape(lambda: make(tensor_parallel=tensor, hidden_multiple=16)), Trainable, Frozen
-    )
-    _, state = plain()
-    pad = lambda v, a: v.replace(jnp.pad(v.get_value(), [(0, m - n) for n, m in zip(v.shape, a.shape)]))
-    is_leaf = lambda x: isinstance(x, nnx.Variable)
-    state = jax.tree.map(pad, state, abstract, is_leaf=is_leaf)
-    state = jax.tree.map(lambda v, a: a.replace(v.get_value()), state, abstract, is_leaf=is_leaf)
+    graphdef, state = abstract(tensor_parallel=tensor, hidden_multiple=16)
     args = tiny.inputs("mesh", MANY).jax(BUCKET)
-    s_sh, b_sh = shardings(abstract, mesh), batch_shardings(args, mesh)
+    s_sh, b_sh = shardings(state, mesh), batch_shardings(args, mesh)
     step = lambda s, a: jax.value_and_grad(lambda s: loss(graphdef, s, *a), has_aux=True)(s)
     with jax.set_mesh(mesh):
         run = jit(step, in_shardings=(s_sh, b_sh), out_shardings=(None, s_sh))
-        (value, out), grads = run(*jax.device_put((state, args), (s_sh, b_sh)))
+        (value, out), grads = run(*jax.device_put((filled(state), args), (s_sh, b_sh)))
     want_value, want_out, want = unsharded()
     assert abs(float(value) - want_value) <= 1e-5 * want_value
     assert error(out, want_out, least=1e-30) <= 1e-5

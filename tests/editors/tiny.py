@@ -32,7 +32,6 @@ CONFIGS = {
     "uneven_axes": _config(96, 6, 2, 2, 1, (4, 8, 4), 56, timestep_scale=1.0, norm_eps=1e-6),
     "heads_equal": _config(64, 4, 4, 3, 2, (8, 4, 4), 32, ffn_dim_multiplier=0.7, in_channels=16),
     "wide_patches": _config(80, 2, 1, 1, 2, (16, 12, 12), 64, patch_size=4, in_channels=3),
-    "one_head": _config(48, 1, 1, 2, 1, (16, 16, 16), 16, out_channels=4, norm_eps=1e-3),
 }
 BUCKET = Bucket(text=17, references=60, noise=30)
 

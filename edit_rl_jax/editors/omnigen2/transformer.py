@@ -9,6 +9,7 @@ them.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -171,6 +172,12 @@ class NormOut(nnx.Module):
         return self.linear_2(jnp.pad(x32.astype(x.dtype) * scale, ((0, 0), (0, 0), (0, self.pad))))
 
 
+@functools.cache
+def _tables(dim: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dim, 2) / dim)[None]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
 def rotary_tables(cfg: OmniGen2Config, positions: Int[Array, "B L 3"]):
     """cos and sin [B, L, head_dim / 2] in fp32, one run of columns an axis; angles in float64, as in the reference.
 
@@ -178,10 +185,10 @@ def rotary_tables(cfg: OmniGen2Config, positions: Int[Array, "B L 3"]):
     """
     cos, sin = [], []
     for axis, (dim, length) in enumerate(zip(cfg.axes_dim_rope, cfg.axes_lens)):
-        angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dim, 2) / dim)[None]
+        tables = _tables(dim, length)
         at = jnp.minimum(positions[..., axis], length - 1)
-        cos.append(jnp.asarray(np.cos(angles), jnp.float32)[at])
-        sin.append(jnp.asarray(np.sin(angles), jnp.float32)[at])
+        cos.append(jnp.asarray(tables[0])[at])
+        sin.append(jnp.asarray(tables[1])[at])
     return jnp.concatenate(cos, axis=-1), jnp.concatenate(sin, axis=-1)
 
 

@@ -12,12 +12,15 @@ from typing import Any
 import jax
 import safetensors.numpy
 from flax import nnx
+from jax.sharding import Mesh
 
+from edit_rl_jax import sharding
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.editor import Configs
+from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.checkpoint_files import WeightsError, read_file
+from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.weights import Naming
 from edit_rl_jax.qwen2_5_vl import weights as qwen
 from edit_rl_jax.qwen2_5_vl.config import Config
@@ -89,17 +92,56 @@ def load(folder: Path, abstract, shardings=None):
     return nnx.State(out)
 
 
-def save(state, cfg: Configs, folder: str | Path, *, files_from: str | Path | None = None, dtype: Any = None) -> Path:
+def from_folder(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    lora: str | Path | None = None,
+    alpha: float | None = None,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> OmniGen2:
+    """An editor with its weights, on one device or sharded over a mesh; `options` are OmniGen2's.
+
+    lora, alpha: a LoRA of the transformer and its alpha, see `read_lora`; without one the editor has no adapter. On a
+    mesh, heads and hidden size are padded to what it divides, unless `options` say otherwise.
+    """
+    folder = local_folder(path_or_hub_id, revision)
+    cfg = configs(folder)
+    adapter = None if lora is None else read_lora(lora, alpha)
+    if adapter is not None:
+        options["lora"] = LoRAConfig(rank=adapter.rank, alpha=adapter.alpha)
+    if mesh is not None:
+        sizes = {"tensor_parallel": mesh.shape.get("tensor", 1), "hidden_multiple": mesh.shape.get("fsdp", 1)}
+        options = sizes | options
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: OmniGen2(cfg, rngs=nnx.Rngs(0), **options)))
+    places = None if mesh is None else sharding.shardings(state, mesh)
+    state = load(folder, state, places)
+    if adapter is not None:
+        place = None if places is None else places["transformer"]
+        state["transformer"] = load_lora(lora, state["transformer"], adapter, place)
+    return nnx.merge(graphdef, state)
+
+
+def save(
+    state,
+    cfg: Configs,
+    folder: str | Path,
+    *,
+    files_from: str | Path | None = None,
+    parts: Sequence[str] | None = None,
+    dtype: Any = None,
+) -> Path:
     """Writes a folder in the released layout; every process must call, the first one writes.
 
-    state: base weights of the networks to write (`peft.merge` adapters first). files_from: a released folder from which
-    what `state` does not hold is copied; a language model without its vision tower must come from there.
+    state: base weights of the editor (`peft.merge` adapters first). files_from: a released folder that gives everything
+    else. parts: networks written from `state`; by default only the transformer where there is `files_from`, else all. A
+    language model without its vision tower is written without it.
     """
     folder, lead = Path(folder), jax.process_index() == 0
     source = None if files_from is None else Path(files_from)
-    text_only = "mllm" in state and "visual" not in state["mllm"]
-    if text_only and source is not None:
-        state = nnx.State({k: v for k, v in state.items() if k != "mllm"})
+    parts = parts or (PARTS if source is None else ("transformer",))
+    state = {part: state[part] for part in parts}
     for part, network in state.items():
         if part == "mllm":
             qwen.save(network, cfg.mllm, folder / part, dtype=dtype)
