@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from flax import nnx
 
+from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.base import Editor, stacked
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import OmniGen2, pack, unpack
@@ -166,11 +166,15 @@ class Words:
         return [ord(c) for c in text]
 
 
-def test_the_chat_is_qwens_template(shared):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(shared / "data/qwen2_5_tokenizer")
-    for system, text in (("You are a helpful assistant.", ""), ("A b.", "Make the <b>cup</b> red\nnow")):
-        turns = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        assert chat(text, system) == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+def test_the_chat_is_chatml_without_an_answer(shared):
+    tokenizer = load_tokenizer(shared / "data/qwen2_5_tokenizer")
+    text = chat("Make the <b>cup</b> red\nnow", "Be kind.")
+    assert text == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nMake the <b>cup</b> red\nnow<|im_end|>\n"
+    tokens, segments, (wanted,) = tokenize(tokenizer, [text], 64)
+    start, end, line = 151644, 151645, 198
+    kept = tokens[0, :wanted].tolist()
+    assert (kept.count(start), kept.count(end), kept[0], kept[-2:]) == (2, 2, start, [end, line])
+    assert tokenizer.decode(kept) == text and segments[0].sum() == wanted
 
 
 def test_long_text_is_cut_on_the_right_and_counted():

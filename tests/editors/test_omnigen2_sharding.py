@@ -49,9 +49,10 @@ def abstract(**padding):
 def values() -> list[np.ndarray]:
     """Random weights without padding, biases and LoRA's B non-zero, in the order of `weights.flatten`."""
     rng = np.random.default_rng(0)
-    noise = lambda v: rng.normal(size=v.shape) * (0.5 if v.ndim == 1 else v.shape[-2] ** -0.5)
+    spread = lambda path, v: 0.3 if path[-1] in ("scale", "bias") else v.shape[-2] ** -0.5
+    draw = lambda path, v: (path[-1] == "scale") + spread(path, v) * rng.normal(size=v.shape)
     paths, leaves, _ = weights.flatten(abstract()[1])
-    return [(noise(v) + (p[-1] == "scale")).astype(np.float32) for p, v in zip(paths, leaves)]
+    return [draw(p, v).astype(np.float32) for p, v in zip(paths, leaves)]
 
 
 def filled(state):
