@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 
-def shift_times(times: Float[np.ndarray, "*n"], m: float | Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """t / (m - m t + t): m > 1 spends more steps near the noise; 0 and 1 stay."""
+def shift_times(times, m):
+    """t / (m - m t + t) of numbers or arrays: m > 1 spends more steps near the noise; 0 and 1 stay."""
     return times / (m - m * times + times)
 
 

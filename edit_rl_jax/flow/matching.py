@@ -1,0 +1,63 @@
+"""Flow matching's training side: times, noised data, and the loss over valid tokens. All fp32."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from edit_rl_jax.flow import random
+from edit_rl_jax.flow.schedules import shift_times
+from edit_rl_jax.flow.steps import column, elements, expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """How training times are drawn; static.
+
+    Attributes:
+      kind: "lognormal" (the sigmoid of a standard normal number) or "uniform".
+      shift: "none"; "linear": m = exp(mu), mu linear in the image's tokens from 0.5 at 256 to 1.15 at 4,096, OmniGen2's
+        fine-tuning; "sqrt": m = sqrt(tokens) / 20, which is the "dynamic" schedule of sampling at base_res 320.
+    """
+
+    kind: str = "lognormal"
+    shift: str = "linear"
+
+    def __post_init__(self):
+        if self.kind not in ("lognormal", "uniform") or self.shift not in ("none", "linear", "sqrt"):
+            raise ValueError(f"impossible training times: {self}")
+
+    def factor(self, tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+        """m of `schedules.shift_times` for images of that many tokens (latent cells / 4)."""
+        tokens = tokens.astype(jnp.float32)
+        if self.shift == "linear":
+            return jnp.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+        return jnp.sqrt(tokens) / 20 if self.shift == "sqrt" else jnp.ones_like(tokens)
+
+    def draw(self, keys: Key[Array, " B"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+        """Times in (0, 1), one for each key; tokens: of each row's image."""
+        if self.kind == "lognormal":
+            t = jax.nn.sigmoid(random.normal(keys, (), 0))
+        else:
+            t = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), ()))(keys)
+        return shift_times(t, self.factor(tokens))
+
+
+def noised(
+    data: Float[Array, "B *latent"], t: Float[Array, " B"], keys: Key[Array, " B"]
+) -> tuple[Float[Array, "B *latent"], Float[Array, "B *latent"]]:
+    """(x_t = t data + (1 - t) noise, the velocity data - noise to predict), noise from the rows' keys."""
+    noise = random.normal(keys, data.shape[1:], 1)
+    return column(t, data) * data + column(1 - t, data) * noise, data - noise
+
+
+def loss(
+    velocity: Float[Array, "B *latent"], target: Float[Array, "B *latent"], mask: Bool[Array, "B *token"] | None
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """(sum of squared errors over valid elements, their number) of each row. Rows add up before they divide, so that
+    large images count by their size, as upstream."""
+    square = jnp.square(velocity.astype(jnp.float32) - target)
+    if mask is not None:
+        square = jnp.where(expand(mask, square), square, 0.0)
+    return jnp.sum(square, tuple(range(1, square.ndim))), elements(target, mask)
