@@ -15,14 +15,16 @@ import platform
 import time
 from collections import Counter
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 
 from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.packing import Bucket, Demand, plan_batches
 from edit_rl_jax.qwen2_5_vl.config import VisionConfig
+from edit_rl_jax.training import config as config_lib
 
-BUCKETS = (Bucket(4096, 2, 3072, 1280), Bucket(4096, 2, 3584, 1280))
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "rm_7b.py"
 ASPECTS = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 2.0, 0.5)
 
 
@@ -87,12 +89,12 @@ def main() -> None:
     p.add_argument("--records", type=int, default=5000, help="records in the epoch (default: %(default)s)")
     p.add_argument("--rows", type=int, default=32, help="rows of a batch, accumulation included (default: %(default)s)")
     p.add_argument("--lookahead", type=int, default=4, help="batches the packing chooses from (default: %(default)s)")
-    help = "text tokens, vision rows, patch slots a row, answers; repeat (default: those of the big configs)"
+    help = "text tokens, vision rows, patch slots a row, answers; repeat (default: those of configs/rm_7b.py)"
     p.add_argument("--bucket", type=int, nargs=4, action="append", metavar=("T", "R", "P", "A"), help=help)
     p.add_argument("--seed", type=int, default=0, help="of the mix (default: %(default)s)")
     p.add_argument("--json", metavar="FILE", help="write the figures here too")
     args = p.parse_args()
-    buckets = tuple(Bucket(*b) for b in args.bucket) if args.bucket else BUCKETS
+    buckets = tuple(Bucket(*b) for b in args.bucket or config_lib.load(CONFIG).data.buckets)
     figures = epoch(args.records, buckets, args.rows, args.lookahead, args.seed)
     figures |= {"device": f"{platform.machine()} CPU", "date": date.today().isoformat()}
     print(json.dumps(figures, indent=1))

@@ -26,7 +26,7 @@ def get_config():
     c.model.dtype = "bfloat16"
     c.data.train = "data/editscore"
     c.data.max_pixels = 512 * 512
-    c.data.buckets = ((4096, 2, 3072, 1280), (4096, 2, 3584, 1280))
+    c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
     c.data.workers = 16
     c.data.on_bad_record = "skip"
     c.optim.lr = 1e-4

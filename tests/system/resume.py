@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,6 +99,7 @@ def trial(folder: Path, kind: str, seed: int) -> str:
         assert (attempt := attempt + 1) <= 3, f"{kind}-{seed}: three runs in a row ended before they were interrupted"
         name = f"{kind}-{seed}-{attempt}"
         workdir, log = folder / name, folder / f"{name}.log"
+        shutil.rmtree(workdir, ignore_errors=True)  # of an earlier use of the folder
         for _ in range(rng.randint(1, 2)):
             if interrupt(start(folder, workdir, log), workdir, kind, rng):
                 seen.append(steps_done(workdir))
@@ -139,6 +141,7 @@ def main() -> int:
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     args.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(args.folder / "straight", ignore_errors=True)  # perhaps of another version
     prepare(args.folder)
     failed = 0
     for n in range(args.seed, args.seed + args.trials):
