@@ -12,7 +12,7 @@ from edit_rl_jax.flow import random
 from edit_rl_jax.flow.guidance import predict
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.steps import expand
-from edit_rl_jax.rl.losses import Algorithm, Policy, Rows
+from edit_rl_jax.rl.losses import Algorithm, Loss, Policy, Rows
 from edit_rl_jax.rl.rollout import Network, Prompts, Rollout, rows_of
 from edit_rl_jax.training import step as training_step
 
@@ -29,6 +29,55 @@ def _policy(field: Callable, sampler: Sampler, condition: Any) -> Policy:
         return jax.lax.cond(jnp.asarray(guided)[step], run(True), run(False), x, t)
 
     return policy
+
+
+def microbatch(
+    algorithm: Algorithm, prompts: Prompts, rollout: Rollout, advantage: Array, keep: Array, m: Array, seed, step
+) -> tuple[Rows, Any]:
+    """Microbatch m of a rollout as the loss sees it, and its condition. `step`: number of the optimizer update."""
+    take = lambda a: jax.lax.dynamic_index_in_dim(a, m, 0, keepdims=False)
+    index, condition, times, mask = rows_of(prompts, m)
+    alive, base = take(keep), jax.random.fold_in(jax.random.key(seed), int(random.Purpose.TRAINING))
+    # A row that does not train may hold anything: its numbers do not reach the gradients.
+    clean = lambda a: jnp.where(expand(alive, a), a, 0.0)
+    items, member = prompts["item"][index], take(prompts["member"])
+    rows = Rows(
+        final=clean(take(rollout.final)),
+        x=jax.vmap(clean)(take(rollout.x)),
+        mean=jax.vmap(clean)(take(rollout.mean)),
+        times=times,
+        start=rollout.start,
+        mask=mask,
+        advantage=take(advantage),
+        keep=alive,
+        keys=random.item_keys(seed, random.Purpose.TRAINING, step, items, member),
+        trained=algorithm.trained(jax.random.fold_in(jax.random.fold_in(base, step), m)),
+    )
+    return rows, condition
+
+
+def gradient(
+    algorithm: Algorithm,
+    velocity: Network,
+    reference: Callable | None,
+    trainable,
+    frozen,
+    old,
+    rows: Rows,
+    condition,
+    i,
+) -> tuple[Any, Loss]:
+    """(gradient of the sum of losses, the loss) of one microbatch at trained index i."""
+    policy = lambda weights: _policy(lambda *a: velocity(weights, frozen, *a), algorithm.sampler, condition)
+    before = policy(old) if algorithm.needs_old else None
+    fixed = _policy(lambda *a: reference(frozen, *a), algorithm.sampler, condition) if reference else None
+
+    def total(weights):
+        out = algorithm.loss(policy(weights), before, fixed, rows, i)
+        return out.total, out
+
+    grads, out = jax.grad(total, has_aux=True)(trainable)
+    return grads, out
 
 
 def make_update(
@@ -70,39 +119,13 @@ def make_update(
         step_number: Array,
         old: Any = None,
     ):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), int(random.Purpose.TRAINING)), step_number)
-
         def micro(carry, m):
-            m = chunk * microbatches + m
-            take = lambda a: jax.lax.dynamic_index_in_dim(a, m, 0, keepdims=False)
-            index, condition, times, mask = rows_of(prompts, m)
-            alive = take(keep)
-            # A row that does not train may hold anything: its numbers do not reach the gradients.
-            clean = lambda a: jnp.where(expand(alive, a), a, 0.0)
-            rows = Rows(
-                final=clean(take(rollout.final)),
-                x=jax.vmap(clean)(take(rollout.x)),
-                mean=jax.vmap(clean)(take(rollout.mean)),
-                times=times,
-                start=rollout.start,
-                mask=mask,
-                advantage=take(advantage),
-                keep=alive,
-                keys=random.item_keys(
-                    seed, random.Purpose.TRAINING, step_number, prompts["item"][index], take(prompts["member"])
-                ),
-                trained=algorithm.trained(jax.random.fold_in(key, m)),
+            rows, condition = microbatch(
+                algorithm, prompts, rollout, advantage, keep, chunk * microbatches + m, seed, step_number
             )
-            policy = lambda weights: _policy(lambda *a: velocity(weights, frozen, *a), algorithm.sampler, condition)
-            before = policy(old) if algorithm.needs_old else None
-            fixed = reference and _policy(lambda *a: reference(frozen, *a), algorithm.sampler, condition)
 
             def one(carry, i):
-                def loss(weights):
-                    out = algorithm.loss(policy(weights), before, fixed, rows, i)
-                    return out.total, out
-
-                (_, out), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+                grads, out = gradient(algorithm, velocity, reference, trainable, frozen, old, rows, condition, i)
                 carry = jax.tree.map(jnp.add, carry, (grads, out.total, out.weight))
                 return carry, (out.means, out.extremes, out.rows)
 

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.standard_promotion  # optax
 
 FLOW, CPS = steps.Noise("flow_sde", 0.7), steps.Noise("cps", 0.8)
 HALF = Guidance(4.0, 2.0, 0.0, 0.5)  # steps 0 to 3 of 6: a window may hold guided and unguided steps
-GUIDED = Sampler(6, guidance=HALF, noise=FLOW, window=3)
+GUIDED = Sampler(6, guidance=HALF, noise=FLOW, window=2)
+ALGORITHM = PolicyGradient(GUIDED, clip=(1e-4, 5e-4), kl_weight=0.04)
 LATENT = (toy.TOKENS, toy.CHANNELS)
 # The optimizer that leaves the weights and keeps the gradient as its state.
 GRADIENT = optax.GradientTransformation(
@@ -37,9 +38,9 @@ def on_device(*numbers):
 
 
 @cache
-def jitted_update(algorithm, velocity, microbatches):
+def jitted_update(algorithm, velocity):
     update = make_update(
-        algorithm, velocity, GRADIENT, lambda n: jnp.float32(1.0), clip=0.0, microbatches=microbatches,
+        algorithm, velocity, GRADIENT, lambda n: jnp.float32(1.0), clip=0.0, microbatches=2,
         reference=toy.reference,
     )  # fmt: skip
     return jax.jit(update)
@@ -50,32 +51,37 @@ def jitted_rollout(velocity, sampler):
     return jax.jit(make_rollout(velocity, sampler, LATENT))
 
 
-def run_update(algorithm, trainable, *args, chunk=0, microbatches=2, velocity=toy.velocity):
+def run_update(algorithm, trainable, *args, chunk=0, velocity=toy.velocity):
     """(gradients, metrics) of one update. args: frozen, prompts, rollout, advantage, keep."""
-    update = jitted_update(algorithm, velocity, microbatches)
+    update = jitted_update(algorithm, velocity)
     _, grads, metrics = update(trainable, GRADIENT.init(trainable), *args, *on_device(chunk, 0, 0))
     return grads, metrics
 
 
+def setting(branches=3):
+    """(trainable, frozen, prompts, advantage, keep): 4 microbatches of 8 rows, some of which do not train."""
+    rng = np.random.default_rng(1)
+    advantage, keep = jnp.float32(rng.normal(size=(4, 8))), jnp.asarray(rng.uniform(size=(4, 8)) < 0.8)
+    return *toy.weights(b_scale=1.0), toy.prompts(6, count=4, group=8, rows=8, branches=branches), advantage, keep
+
+
 @pytest.mark.parametrize(
-    "sampler, velocity",
-    [(GUIDED, toy.velocity), (Sampler(6, noise=CPS, window=3), toy.velocity_bf16)],
+    "algorithm, velocity",
+    [(ALGORITHM, toy.velocity), (PolicyGradient(Sampler(6, noise=CPS, window=2)), toy.velocity_bf16)],
     ids=["fp32 guided flow_sde", "bf16 cps"],
 )
-def test_first_log_ratio_is_exactly_zero(sampler, velocity):
+def test_first_log_ratio_is_exactly_zero(algorithm, velocity):
     """Through stored means, in two programs; also where the step decides whether it is guided."""
-    trainable, frozen = toy.weights(b_scale=1.0)
-    prompts = toy.prompts(6, branches=sampler.guidance.branches)
-    rollout = jitted_rollout(velocity, sampler)(trainable, frozen, prompts, *on_device(0, 1, -1))
-    assert 0 <= rollout.start < sampler.starts[1]
-    keep, advantage = jnp.ones((2, 4), bool), jnp.float32(np.random.default_rng(0).normal(size=(2, 4)))
-    algorithm = PolicyGradient(sampler)
-    grads, metrics = run_update(algorithm, trainable, frozen, prompts, rollout, advantage, keep, velocity=velocity)
+    trainable, frozen, prompts, advantage, keep = setting(algorithm.sampler.guidance.branches)
+    rollout = jitted_rollout(velocity, algorithm.sampler)(trainable, frozen, prompts, *on_device(0, 1, -1))
+    assert 0 <= rollout.start < algorithm.sampler.starts[1]
+    args = frozen, prompts, rollout, advantage, keep
+    grads, metrics = run_update(algorithm, trainable, *args, velocity=velocity)
     assert metrics["log_ratio_abs_max"] == 0 and metrics["ratio_changed"] == 0 and metrics["kl_old"] == 0
-    np.testing.assert_allclose(metrics["loss"], -advantage.mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["policy_loss"], -advantage[:2][keep[:2]].mean(), rtol=1e-5)
     assert all(np.abs(g).max() > 0 for g in grads.values())
     moved = jax.tree.map(lambda w: 1.01 * w, trainable)
-    _, metrics = run_update(algorithm, moved, frozen, prompts, rollout, advantage, keep, velocity=velocity)
+    _, metrics = run_update(algorithm, moved, *args, velocity=velocity)
     assert metrics["log_ratio_abs_max"] > 1e-7 and metrics["ratio_changed"] == 1
 
 
@@ -106,38 +112,31 @@ def eager(trainable, frozen, prompts, rollout, m, advantage, keep, *numbers):
 
 
 def test_gradients_equal_an_eager_unscanned_version():
-    trainable, frozen = toy.weights(b_scale=1.0)
-    prompts = toy.prompts(6, branches=3)
-    rollout = jitted_rollout(toy.velocity, GUIDED)(trainable, frozen, prompts, *on_device(0, 1, 2))
-    advantage = jnp.float32(np.random.default_rng(1).normal(size=(2, 4)))
-    keep = jnp.asarray([[True, False, True, True], [True, True, True, False]])
+    trainable, frozen, prompts, advantage, keep = setting()
+    rollout = jitted_rollout(toy.velocity, GUIDED)(trainable, frozen, prompts, *on_device(0, 1, 3))  # steps 3 and 4
     moved = jax.tree.map(lambda w: 1.002 * w, trainable)
-    algorithm = PolicyGradient(GUIDED, clip=(1e-4, 5e-4), kl_weight=0.04)
-    run = lambda rollout, keep, **kw: run_update(algorithm, moved, frozen, prompts, rollout, advantage, keep, **kw)
-    golden = [
-        jax.value_and_grad(eager)(moved, frozen, prompts, rollout, m, advantage, keep, 1e-4, 5e-4, 0.04) for m in (0, 1)
-    ]
+    run = lambda rollout, keep: run_update(ALGORITHM, moved, frozen, prompts, rollout, advantage, keep, chunk=1)
     grads, metrics = run(rollout, keep)
-    second, metrics_second = run(rollout, keep, chunk=1, microbatches=1)
-    assert 0.1 < metrics["clip_share"] < 0.9 and metrics["weight"] == 6 * 3
-    for found, loss, parts in ((grads, metrics["loss"], golden), (second, metrics_second["loss"], golden[1:])):
-        weight = 9 * len(parts)
-        np.testing.assert_allclose(loss, sum(value for value, _ in parts) / weight, rtol=1e-6)
-        for name, g in found.items():
-            exact = sum(np.asarray(part[name]) for _, part in parts) / weight
-            assert np.abs(g - exact).max() <= 1e-6 * np.abs(exact).max(), name
+    assert 0.1 < metrics["clip_share"] < 0.9 and metrics["weight"] == 2 * keep[2:].sum()
+    numbers = advantage, keep, *ALGORITHM.clip, ALGORITHM.kl_weight
+    golden = [jax.value_and_grad(eager)(moved, frozen, prompts, rollout, m, *numbers) for m in (2, 3)]
+    np.testing.assert_allclose(metrics["loss"], sum(v for v, _ in golden) / metrics["weight"], rtol=1e-6)
+    for name, g in grads.items():
+        exact = sum(np.asarray(part[name]) for _, part in golden) / metrics["weight"]
+        assert np.abs(g - exact).max() <= 1e-6 * np.abs(exact).max(), name
 
     # A row that does not train may hold anything.
-    poison = rollout._replace(x=rollout.x.at[0, :, 1].set(jnp.nan), mean=rollout.mean.at[0, :, 1].set(jnp.inf))
+    row = int(np.flatnonzero(~np.asarray(keep[3]))[0])
+    poison = rollout._replace(x=rollout.x.at[3, :, row].set(jnp.nan), mean=rollout.mean.at[3, :, row].set(jnp.inf))
     again, metrics = run(poison, keep)
     assert metrics["finite"]
     jax.tree.map(np.testing.assert_array_equal, again, grads)
     # One that does, refuses the update and is named; nothing to train changes nothing.
-    kept, metrics = run(poison, keep.at[0, 1].set(True))
+    kept, metrics = run(poison, keep.at[3, row].set(True))
     assert not metrics["finite"] and np.all(np.asarray(kept["lora_a"]) == 0)
     bad = ~np.isfinite(np.asarray(metrics["row_losses"]))
-    assert np.argwhere(bad.any(1)).tolist() == [[0, 1]]
-    kept, metrics = run(rollout, jnp.zeros((2, 4), bool))
+    assert np.argwhere(bad.any(1)).tolist() == [[1, row]]
+    kept, metrics = run(rollout, jnp.zeros((4, 8), bool))
     assert metrics["finite"] and metrics["weight"] == 0 and np.all(np.asarray(kept["lora_a"]) == 0)
 
 
@@ -243,15 +242,12 @@ def test_sharded_equals_unsharded():
 
     from edit_rl_jax.sharding import make_mesh
 
-    trainable, frozen = toy.weights(b_scale=1.0)
-    prompts = toy.prompts(6, group=8, rows=8, branches=3)
-    keep, advantage = jnp.ones((2, 8), bool), jnp.float32(np.random.default_rng(0).normal(size=(2, 8)))
-    algorithm = PolicyGradient(GUIDED, kl_weight=0.04)
+    trainable, frozen, prompts, advantage, keep = setting()
     moved = jax.tree.map(lambda w: 1.002 * w, trainable)
 
     def both():
-        rollout = jitted_rollout(toy.velocity, GUIDED)(trainable, frozen, prompts, *on_device(0, 1, 2))
-        return rollout, run_update(algorithm, moved, frozen, prompts, rollout, advantage, keep)
+        rollout = jitted_rollout(toy.velocity, GUIDED)(trainable, frozen, prompts, *on_device(0, 1, 3))
+        return rollout, run_update(ALGORITHM, moved, frozen, prompts, rollout, advantage, keep)
 
     one, (grads, metrics) = both()
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
@@ -283,6 +279,7 @@ def test_rollout_gives_each_sample_its_own_numbers():
     np.testing.assert_array_equal(np.asarray(there.final).reshape(8, -1), flat[order])
     other = rollout(trainable, frozen, prompts, *on_device(3, 2, 2))
     assert not np.any(np.asarray(other.final).reshape(8, -1)[:, 0] == flat[:, 0])
-    same = make_rollout(toy.velocity, Sampler(5), LATENT, same_noise=True)
+    prompts |= {"times": prompts["times"][:, -2:]}
+    same = make_rollout(toy.velocity, Sampler(1), LATENT, same_noise=True)
     same = np.asarray(jax.jit(same)(trainable, frozen, prompts, *on_device(3, 1, 0)).final)
     assert np.all(same[0] == same[0, :1]) and np.any(same[0] != same[1])

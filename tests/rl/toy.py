@@ -32,10 +32,10 @@ def reference(frozen, x, t, condition):
 
 
 def prompts(steps, count=2, group=4, rows=4, branches=1, tokens=TOKENS, seed=0):
-    """`count` prompts of `group` samples each, in microbatches of `rows`; the second prompt's image is smaller."""
+    """`count` prompts of `group` samples each, in microbatches of `rows`; every other prompt's image is smaller."""
     rng = np.random.default_rng(seed)
     mask = np.ones((count, tokens), bool)
-    mask[1:2, tokens - 2 :] = False
+    mask[1::2, tokens - 2 :] = False
     conditions = [
         {"c": jnp.asarray(rng.normal(size=(count, net.COND)).astype(np.float32)), "mask": jnp.asarray(mask)}
         for _ in range(branches)
