@@ -56,6 +56,13 @@ def parse(argv=None):
 
 def main(argv=None) -> int:
     args = parse(argv)
+    try:
+        return evaluate(args)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def evaluate(args) -> int:
     if args.benchmark == "editworld":
         figures = editworld.run(
             args.model,

@@ -47,6 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the world (default: %(default)s)")
     add("--resolution", type=int, default=84, help="of the world's images, pixels (default: %(default)s)")
     args = p.parse_args(argv)
+    if args.world is not None and args.world < 1:
+        p.error("--world takes a number of records")
     if not 0 <= args.validation < 1:
         p.error("--validation is a share in [0, 1)")
     return args
@@ -96,7 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         path = write_dataset(args.output, splits, notes=notes)
     except RecordError as e:
-        print(f"error: {e}\n(--on-bad-record=skip leaves such rows out and counts them)", file=sys.stderr)
+        hints = {"error": "(--on-bad-record=skip leaves such rows out and counts them)", "skip": skipped}
+        hint = "(a larger --validation?)" if "'validation'" in e.where else hints[args.on_bad_record]
+        print(f"error: {e}\n{hint}", file=sys.stderr)
         return 1
     except (FileExistsError, FileNotFoundError, ImportError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)

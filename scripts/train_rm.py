@@ -81,7 +81,7 @@ def train(args, overrides, stack) -> int:
 
     # -- Data ----------------------------------------------------------------------------------------------------------
     cfg = build.model_config(config)
-    base = start.base_folder(config)
+    base = build.base_folder(config)
     tokenizer = data_lib.tokenizer(config, base, cfg)
     prompts = start.prompts(config, base)
     make = data_lib.to_examples(config, prompts)

@@ -70,6 +70,8 @@ class EditDataset(tfds.core.GeneratorBasedBuilder):
                 value = value.encode() if isinstance(value, str) else bytes(value)
                 digest.update(len(value).to_bytes(8, "little") + value)
             yield index, row
+        if not seen:
+            raise RecordError(f"split '{split}'", "no record")
         hashes = dict(self._metadata.get("data_hash", {}))
         self._metadata.update({**self._notes, "data_hash": hashes | {split: digest.hexdigest()}})
 
@@ -107,8 +109,8 @@ def write_dataset(
     """Writes the splits as ArrayRecord under `directory`; returns the folder to give to `EditSource`.
 
     `notes` (JSON-able: origin, counts of skipped rows; read when a split is complete) go to its metadata.json, with the
-    data hash of each split. A failure leaves no half-written dataset. Raises RecordError on a duplicate key,
-    FileExistsError if there is a dataset.
+    data hash of each split. A failure leaves no half-written dataset. Raises RecordError on a duplicate key
+    and on a split without records, FileExistsError if there is a dataset.
     """
     builder = EditDataset(records=records, notes=notes, data_dir=os.fspath(directory), file_format="array_record")
     if builder.data_path.exists():

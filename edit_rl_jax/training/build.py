@@ -18,12 +18,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from edit_rl_jax import flops, sharding
 from edit_rl_jax.data.packing import Bucket
 from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.qwen2_5_vl import sizes
+from edit_rl_jax.qwen2_5_vl import sizes, weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.inputs import batch_spec
 from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.training import optim, registry, step
 from edit_rl_jax.training import state as st
+from edit_rl_jax.training.config import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,20 @@ class Program:
             return self.config.accum * flops.count(grad, self.trainable, self.frozen, part, remat=remat)
 
 
+def hub_folder(config: Any, key: str, revision: str | None = None) -> Path:
+    """The local folder of the path or hub id under a key of `config.model`. Raises ConfigError where there is none."""
+    name = config.model[key]
+    try:
+        return weights.local_folder(name, revision)
+    except OSError as e:  # the hub's errors are of this kind too
+        raise ConfigError(f"config key 'model.{key}', '{name}': {str(e).splitlines()[0]}") from e
+
+
+def base_folder(config: Any) -> Path | None:
+    """The local folder of `model.init_from`, or None for random weights. Raises ConfigError where there is none."""
+    return hub_folder(config, "init_from", config.model.revision or None) if config.model.init_from else None
+
+
 def model_config(config: Any) -> Config:
     """The architecture that `config.model` names. The four published sizes need no download."""
     if config.model.config:
@@ -76,9 +91,7 @@ def model_config(config: Any) -> Config:
     by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
     if config.model.init_from in by_id and not Path(config.model.init_from).exists():
         return Config.from_hf(sizes.config(by_id[config.model.init_from]))
-    from edit_rl_jax.qwen2_5_vl.weights import local_folder
-
-    return Config.from_hf(local_folder(config.model.init_from, config.model.revision or None))
+    return Config.from_hf(base_folder(config))
 
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:

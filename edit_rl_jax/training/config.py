@@ -236,11 +236,16 @@ def check(config: ConfigDict) -> None:
         "data.on_bad_record": ("error", "skip"),
         "data.worker_kind": ("thread", "process"),
         "model.dtype": ("auto", "float32", "bfloat16"),
+        "model.remat": ("nothing_saveable", "dots", "everything_saveable", "none"),
+        "model.attention": ("", "xla", "cudnn", "splash", "splash_interpret"),
     }
     flat = dict(flatten(config))
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise ConfigError(f"config key '{key}' is one of {', '.join(allowed)}; got '{flat[key]}'")
+    for key in ("rows", "accum", "model.lora.rank", "checkpoint.every", "checkpoint.keep", "log.every"):
+        if flat[key] < 1:
+            raise ConfigError(f"config key '{key}' must be at least 1, got {flat[key]}")
     if config.steps <= 0 and config.epochs <= 0:
         raise ConfigError("one of config keys 'steps' and 'epochs' must be above 0")
     if not 1 <= len(config.data.buckets) <= 8 or any(len(b) != 4 for b in config.data.buckets):

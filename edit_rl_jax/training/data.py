@@ -11,6 +11,7 @@ import numpy as np
 from edit_rl_jax.data import pipeline
 from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.packing import Bucket
+from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.training import registry
@@ -62,7 +63,11 @@ def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
             world.save(folder)
             found = load_tokenizer(folder)
     else:
-        found = load_tokenizer(config.model.tokenizer or base)
+        try:
+            found = load_tokenizer(config.model.tokenizer or base)
+        except (OSError, ValueError) as e:
+            name = config.model.tokenizer or base
+            raise ConfigError(f"no tokenizer in '{name}': {str(e).splitlines()[0]}") from e
     image = found.convert_tokens_to_ids("<|image_pad|>")
     if len(found) > cfg.text.vocab_size or image != cfg.image_token_id:
         have = f"{len(found)} entries, <|image_pad|> {image}"
@@ -84,47 +89,33 @@ def image_settings(config: Any, cfg: Config) -> ImageSettings:
     )
 
 
+def _pipeline(config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, **options: Any) -> Any:
+    """`pipeline.make_pipeline` with what the config says. Raises ConfigError for buckets or rows that cannot be."""
+    options = {"rows": config.rows, "accum": config.accum, "images": image_settings(config, cfg)} | options
+    buckets = [Bucket(*b) for b in config.data.buckets]
+    try:
+        return pipeline.make_pipeline(data, make, tokenizer, cfg, buckets, **options)
+    except RecordError:
+        raise
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+
+
 def batches(
     config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
 ) -> Any:
     """The training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
     d = config.data
-    return pipeline.make_pipeline(
-        data,
-        make,
-        tokenizer,
-        cfg,
-        [Bucket(*b) for b in d.buckets],
-        rows=config.rows,
-        accum=config.accum,
-        shard=shard,
-        workers=d.workers,
-        worker_kind=d.worker_kind,
-        shuffle=d.shuffle,
-        seed=config.seed,
-        on_bad_record=d.on_bad_record,
-        images=image_settings(config, cfg),
-    )
+    options = dict(workers=d.workers, worker_kind=d.worker_kind, shuffle=d.shuffle, on_bad_record=d.on_bad_record)
+    return _pipeline(config, data, make, tokenizer, cfg, shard=shard, seed=config.seed, **options)
 
 
 def validation_batches(
     config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
     """The first `config.eval.batches` batches of the validation records in order: the same every time."""
-    stream = pipeline.make_pipeline(
-        data,
-        make,
-        tokenizer,
-        cfg,
-        [Bucket(*b) for b in config.data.buckets],
-        rows=config.rows,
-        accum=config.accum,
-        shard=shard,
-        shuffle=False,
-        epochs=1,
-        on_bad_record="skip",
-        images=image_settings(config, cfg),
-    )
+    options = dict(shard=shard, shuffle=False, epochs=1, on_bad_record="skip")
+    stream = _pipeline(config, data, make, tokenizer, cfg, **options)
     try:
         for _, item in zip(range(config.eval.batches), stream):
             yield item
@@ -167,18 +158,8 @@ def steps_of_epochs(
     A bad record counts as one without rows; where it is an error, training says so. Raises RecordError if all are bad.
     """
     picked = _Picked(data, np.linspace(0, len(data) - 1, min(sample, len(data))).astype(int))
-    stream = pipeline.make_pipeline(
-        picked,
-        make,
-        tokenizer,
-        cfg,
-        [Bucket(*b) for b in config.data.buckets],
-        rows=1,
-        shuffle=False,
-        epochs=1,
-        on_bad_record="skip",
-        images=image_settings(config, cfg),
-    )
+    options = dict(rows=1, accum=1, shuffle=False, epochs=1, on_bad_record="skip")
+    stream = _pipeline(config, picked, make, tokenizer, cfg, **options)
     try:
         rows = sum(any(keys for part in meta.keys for keys in part) for _, meta in stream)
     finally:

@@ -1,4 +1,4 @@
-"""What a run starts from: the base's folder and revision, its prompts, its weights and those of an adapter."""
+"""What a run starts from: the revision of its base, its prompts, its weights and those of an adapter."""
 
 import hashlib
 from pathlib import Path
@@ -10,17 +10,8 @@ from edit_rl_jax.nn.peft import modules
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.training import export, registry
 from edit_rl_jax.training import state as st
-from edit_rl_jax.training.build import Program
+from edit_rl_jax.training.build import Program, hub_folder
 from edit_rl_jax.training.config import ConfigError
-
-
-def base_folder(config: Any) -> Path | None:
-    """The local folder of `model.init_from`, or None for random weights. Raises ConfigError where there is none."""
-    m = config.model
-    try:
-        return weights.local_folder(m.init_from, m.revision or None) if m.init_from else None
-    except FileNotFoundError as e:
-        raise ConfigError(f"config key 'model.init_from': {e}") from e
 
 
 def revision(folder: Path | None) -> str:
@@ -65,7 +56,7 @@ def initial_weights(program: Program, base: Path | None) -> tuple[st.Flat, st.Fl
     if m.trainable == "full":
         return st.flatten(weights.load(base, program.with_shardings("trainable"))), {}
     if m.init_adapter:
-        folder = weights.local_folder(m.init_adapter)
+        folder = hub_folder(program.config, "init_adapter")
         check_adapter(program, peft.read_adapter(folder))
         trainable = st.flatten(peft.load(folder, program.with_shardings("trainable")))
     else:

@@ -70,9 +70,12 @@ FIXED = ("steps", "data_hash", "base_hash")
 
 
 def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:
-    """Whether the folder already holds this run. Raises ConfigError, printing the difference, when it holds another."""
-    path = folder / "config.json"
-    if not path.exists():
+    """Whether the folder already holds this run. Raises ConfigError, printing the difference, when it holds another.
+
+    What ended before its first checkpoint is no run: the corrected command may use its folder.
+    """
+    path, checkpoints = folder / "config.json", folder / "checkpoints"
+    if not path.exists() or not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
         return False
     old = json.loads(path.read_text())
     changed = difference(old["config"], json.loads(json.dumps(now["config"])))
@@ -89,7 +92,10 @@ def enter(folder: Path, remote: epath.Path | None, about: dict[str, Any]) -> Non
     path = folder / "config.json"
     if jax.process_index() or same and path.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--workdir: {e}") from e
     part = folder / "config.json.part"  # moved when whole: a kill here must not leave half a file
     part.write_text((remote / path.name).read_text() if same and remote else json.dumps(about, indent=2) + "\n")
     part.replace(path)

@@ -219,6 +219,13 @@ def test_script_stops_or_skips(tmp_path, capsys):
     source = EditSource(tmp_path / "b")
     assert len(source) == 3 and source.notes["skipped"] == {"empty instruction": 1, "malformed JSON": 1}
 
+    bad = ["--input", str(jsonl(tmp_path / "bad.jsonl", ["{"])), "--output", str(tmp_path / "c"), "--on-bad-record"]
+    assert script().main([*bad, "skip"]) == 1  # nothing is left
+    assert "split 'train': no record" in (said := capsys.readouterr().err) and "1 malformed JSON: bad.jsonl:1" in said
+    good = ["--input", str(jsonl(tmp_path / "good.jsonl", write_rows(tmp_path, 1)))]
+    assert script().main([*good, "--output", str(tmp_path / "d"), "--validation", "0.001"]) == 1
+    assert "a larger --validation" in capsys.readouterr().err
+
 
 def test_validation_split_keeps_groups_together(tmp_path):
     rows = [row | {"group": f"g{i // 3}", "key": str(i)} for i, row in enumerate(6 * write_rows(tmp_path))]

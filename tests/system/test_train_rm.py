@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -132,9 +133,13 @@ def test_the_remote_workdir_is_whole_and_says_that_the_run_has_finished(run):
 def test_bad_input_is_one_line(main, tmp_path, caplog):
     assert main(tmp_path, epochs=1.0, steps=0, **{"data.train": "tests.training.test_data:spoilt"}) == 1
     assert main(tmp_path, **{"mesh.fsdp": 3}) == 1
+    assert main(tmp_path, **{"model.tokenizer": tmp_path / "nothing"}) == 1
+    assert main(tmp_path, **{"model.config": "", "model.init_from": tmp_path / "nothing"}) == 1
+    assert main(tmp_path, **{"data.buckets": "((64,1,60,8),)"}) == 1
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert len(lines) == 2 and not any("\n" in line for line in lines)
-    assert "no usable record" in lines[0] and "needs 3 devices" in lines[1]
+    said = "no usable record", "needs 3 devices", "no tokenizer in", "'model.init_from'.*neither a folder", "windows"
+    assert len(lines) == len(said) and not any("\n" in line for line in lines)
+    assert not [s for s, line in zip(said, lines) if not re.search(s, line)], lines
 
 
 def test_a_sick_run_stops_and_is_closed(train_rm, main, tmp_path, caplog):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edit_rl_jax.nn.attention import IMPLEMENTATIONS
+from edit_rl_jax.nn.stack import REMAT_POLICIES
 from edit_rl_jax.training import config as config_lib
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,11 +49,22 @@ def test_wrong_key_in_a_file_names_the_nearest_key(tmp_path, line, hint):
         ("model.init_from", "", "exactly one of"),
         ("data.worker_kind", "processes", "one of thread, process"),
         ("log.profile_steps", "10-13", "first:last"),
+        ("rows", "0", "'rows' must be at least 1"),
+        ("checkpoint.every", "0", "'checkpoint.every' must be at least 1"),
+        ("model.remat", "all", "one of nothing_saveable"),
+        ("model.attention", "flash", "one of , xla, cudnn, splash"),
     ],
 )
 def test_wrong_values(key, value, message):
     with pytest.raises(config_lib.ConfigError, match=message):
         config_lib.load(CONFIGS / "rm_7b.py", {key: value})
+
+
+def test_choices_are_those_of_the_code():
+    """They are written out in `check`, so that a config needs no JAX."""
+    for key, names in {"model.remat": [*REMAT_POLICIES, "none"], "model.attention": ["", *IMPLEMENTATIONS]}.items():
+        with pytest.raises(config_lib.ConfigError, match=f"is one of {', '.join(names)}; got"):
+            config_lib.load(CONFIGS / "rm_7b.py", {key: "?"})
 
 
 def test_overrides_keep_types():

@@ -96,13 +96,29 @@ def test_a_moved_checkout_and_a_fresh_machine_continue_a_run(tmp_path):
     first = about("/first/checkout/edit_rl_jax/assets/tiny_vl")
     assert first["config"]["model"]["init_from"] == "edit_rl_jax/assets/tiny_vl" and first["base_revision"] == "r"
     workdir.enter(folder, None, first)
+    (folder / "checkpoints/4").mkdir(parents=True)
     workdir.enter(folder, None, about("/moved/edit_rl_jax/assets/tiny_vl", name="another"))
     assert json.loads((folder / "config.json").read_text()) == first
     with pytest.raises(config_lib.ConfigError, match="init_from: 'edit_rl_jax/assets/tiny_vl' -> '/my/tiny_vl'"):
         workdir.enter(folder, None, about("/my/tiny_vl"))
     absolute = json.loads(json.dumps(first))  # as it was recorded in an earlier version
     absolute["config"]["model"]["init_from"] = "/first/checkout/edit_rl_jax/assets/tiny_vl"
-    remote.mkdir()
+    (remote / "checkpoints/4").mkdir(parents=True)
     (remote / "config.json").write_text(json.dumps(absolute))
     workdir.enter(tmp_path / "fresh", remote, about("/moved/edit_rl_jax/assets/tiny_vl"))
     assert json.loads((tmp_path / "fresh/config.json").read_text()) == absolute
+
+
+def test_a_folder_without_a_checkpoint_takes_the_corrected_command(tmp_path):
+    mesh = sharding.make_mesh({"fsdp": 1}, jax.devices()[:1])
+    about = lambda **changes: workdir.describe(micro.config(**changes), mesh, steps=4, data_hash="d", base_hash="b")
+    workdir.enter(tmp_path, None, about(optim__lr=0.5))
+    (tmp_path / "checkpoints/7.orbax-checkpoint-tmp").mkdir(parents=True)  # a save that was never complete
+    workdir.enter(tmp_path, None, about(optim__lr=0.25))
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["optim"]["lr"] == 0.25
+    (tmp_path / "checkpoints/8").mkdir()
+    with pytest.raises(config_lib.ConfigError, match="optim.lr: 0.25 -> 0.125"):
+        workdir.enter(tmp_path, None, about(optim__lr=0.125))
+    (tmp_path / "file").touch()
+    with pytest.raises(config_lib.ConfigError, match="--workdir.*file"):
+        workdir.enter(tmp_path / "file", None, about())
