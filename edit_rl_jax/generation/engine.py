@@ -23,6 +23,7 @@ from jaxtyping import Int32
 
 from edit_rl_jax.generation import cache, decoder
 from edit_rl_jax.generation.automaton import Automaton
+from edit_rl_jax.generation.branch import Tree, score_tree
 from edit_rl_jax.generation.prompt import Picture, Prompt, Shape, rung
 from edit_rl_jax.generation.sampler import Sampling
 from edit_rl_jax.generation.schedule import FeatureRing, Job, Schedule, Wave
@@ -73,6 +74,47 @@ class Answered:
     problem: Exception | None = None
 
 
+def programs(
+    graphdef: Any,
+    sampling: Sampling,
+    *,
+    automaton: Automaton | None = None,
+    tree: Tree | None = None,
+    compiler_options: Mapping | None = None,
+) -> dict[str, Any]:
+    """The jitted functions of an engine, by name; the first argument of each (but copy) is the model's state."""
+    jit = partial(jax.jit, compiler_options=dict(compiler_options) if compiler_options else None)
+    merge = partial(nnx.merge, graphdef)
+
+    def encode(state, features, arrays, places):
+        return decoder.encode(merge(state), features, arrays, places)
+
+    def inner(state, contexts, features, piece, rows, parents, known, follows):
+        context = (contexts, parents, known) if follows else None
+        new = decoder.extend(merge(state), features, *piece, context)
+        return decoder.put_contexts(contexts, new, rows, parents, known)
+
+    def leaf(state, own, contexts, features, piece, rows, parents, known, follows):
+        context = (contexts, parents, known) if follows else None
+        return decoder.put_own(own, decoder.extend(merge(state), features, *piece, context), rows)
+
+    def decode(state, answers, tiles, own, slots, seed, steps, until, places):
+        settings = dict(sampling=sampling, places=places, automaton=automaton)
+        return decoder.decode_chunk(merge(state), tiles, own, answers, slots, seed, steps, until, **settings)
+
+    def branch(state, tiles, own, answers, *where):
+        return score_tree(merge(state), (tiles, own, answers), *where, tree=tree)
+
+    return {
+        "branch": jit(branch),
+        "encode": jit(encode, donate_argnums=1),
+        "inner": jit(inner, donate_argnums=1, static_argnames="follows"),
+        "leaf": jit(leaf, donate_argnums=1, static_argnames="follows"),
+        "copy": jit(decoder.copy_rows, donate_argnums=0),
+        "decode": jit(decode, donate_argnums=1, static_argnames="places"),
+    }
+
+
 class Engine:
     """A model made ready to generate.
 
@@ -83,6 +125,7 @@ class Engine:
       seed: run seed of all random numbers.
       mesh: where `model` is sharded; rows lie over its (data, fsdp) axes, which `slots` must divide.
       automaton: constrains every answer (see `automaton.py`).
+      tree: continuations that are scored at a place of every answer (see `branch.py`).
       prefill_tokens, vision_slots: about how many tokens and patches one prefill and one encoding take: shorter pieces
         go several at once, always in the same number for one length.
       feature_tokens: merged image tokens kept (a ring). contexts: shared prefixes kept, across calls (default: as many
@@ -102,6 +145,7 @@ class Engine:
         seed: int = 0,
         mesh: Any = None,
         automaton: Automaton | None = None,
+        tree: Tree | None = None,
         prefill_tokens: int = 512,
         vision_slots: int = 1024,
         feature_tokens: int = 8192,
@@ -124,32 +168,8 @@ class Engine:
         self._schedule: Schedule | None = None
         self._stores: Any = None
         self._merged_of: dict[tuple[int, ...], int] = {}
-        jit = partial(jax.jit, compiler_options=dict(compiler_options) if compiler_options else None)
-        merge = partial(nnx.merge, self._graphdef)
-
-        def encode(state, features, arrays, places):
-            return decoder.encode(merge(state), features, arrays, places)
-
-        def inner(state, contexts, features, piece, rows, parents, known, follows):
-            context = (contexts, parents, known) if follows else None
-            new = decoder.extend(merge(state), features, *piece, context)
-            return decoder.put_contexts(contexts, new, rows, parents, known)
-
-        def leaf(state, own, contexts, features, piece, rows, parents, known, follows):
-            context = (contexts, parents, known) if follows else None
-            return decoder.put_own(own, decoder.extend(merge(state), features, *piece, context), rows)
-
-        def decode(state, answers, tiles, own, slots, seed, steps, until, places):
-            settings = dict(sampling=sampling, places=places, automaton=automaton)
-            return decoder.decode_chunk(merge(state), tiles, own, answers, slots, seed, steps, until, **settings)
-
-        self._programs = {
-            "encode": jit(encode, donate_argnums=1),
-            "inner": jit(inner, donate_argnums=1, static_argnames="follows"),
-            "leaf": jit(leaf, donate_argnums=1, static_argnames="follows"),
-            "copy": jit(decoder.copy_rows, donate_argnums=0),
-            "decode": jit(decode, donate_argnums=1, static_argnames="places"),
-        }
+        settings = dict(automaton=automaton, tree=tree, compiler_options=compiler_options)
+        self._programs = programs(self._graphdef, sampling, **settings)
 
     @property
     def compilations(self) -> int:
@@ -169,6 +189,7 @@ class Engine:
         limits: Callable[[int, int], int] | None = None,
         accept: Callable[[int, np.ndarray, bool], bool] | None = None,
         retries: int = 0,
+        branch_at: Callable[[np.ndarray], int | None] | None = None,
         shape: Shape | None = None,
         seed: int | None = None,
     ) -> Iterator[Answered]:
@@ -176,7 +197,8 @@ class Engine:
 
         limits(index, number): tokens that an answer may have, default `sampling.max_new_tokens`.
         accept(index, tokens, stopped): an answer that is not accepted is written anew with other random numbers, at
-        most `retries` times. shape: fixes the compiled shape; default the smallest that suits the call.
+        most `retries` times. branch_at(tokens): the place of the token that is the root of the engine's `tree` in an
+        answer: -1 the prompt's last token, None for no tree. shape: fixes the compiled shape; default: one that suits.
         Raises ValueError when a prompt does not fit `shape`, RuntimeError when the stores are too small for one prompt.
         """
         if not prompts:
@@ -208,7 +230,7 @@ class Engine:
                     stop = until if queue or any(j.waiting for j in schedule.resident) else np.int32(shape.slots)
                     ended = self._decode(schedule, written, seed, stop)
                     for b in ended:
-                        job = self._end(schedule, b, written, accept, retries, answers)
+                        job = self._end(schedule, b, written, accept, retries, answers, branch_at)
                         if job is not None:
                             out = tuple(job.answers[i] for i in range(answers))
                             yield Answered(job.index, out)
@@ -353,7 +375,21 @@ class Engine:
         self.counters.busy_steps += int(got.busy)
         return np.flatnonzero(active & ~s.active).tolist()
 
-    def _end(self, schedule: Schedule, b: int, written: np.ndarray, accept, retries: int, answers: int) -> Job | None:
+    def _branch(self, schedule: Schedule, b: int, tokens: np.ndarray, at: int) -> np.ndarray:
+        """What the tree says at token `at` of the answer in slot b."""
+        s, shape, (job, _) = schedule.slots, self._shape, schedule.writing[b]
+        tile, own = int(s.tile_at[b]) // shape.queries, int(s.own_at[b]) // shape.answers
+        rows = np.array([tile, own, b], np.int32)
+        lengths = np.array([s.tile_length[tile], s.own_length[own], at + 1], np.int32)
+        root = np.int32(tokens[at] if at >= 0 else job.prompt.tokens[-1])
+        stores, position = self._stores, np.int32(s.position[b] + at + 1)
+        with self._on_mesh():
+            where = (stores.tiles, stores.own, stores.answers, rows, lengths, root, position)
+            return np.asarray(self._programs["branch"](self.state, *where))
+
+    def _end(
+        self, schedule: Schedule, b: int, written: np.ndarray, accept, retries: int, answers: int, branch_at
+    ) -> Job | None:
         """Takes an ended answer out of its slot; its job, when that was the last."""
         job, order = schedule.writing[b]
         tokens = written[b, : schedule.slots.fed[b]].copy()
@@ -364,7 +400,8 @@ class Engine:
             self.counters.retries += 1
             schedule.release(b, again=number + answers)
             return None
-        job.answers[order] = Answer(tokens, stopped)
+        at = None if branch_at is None else branch_at(tokens)
+        job.answers[order] = Answer(tokens, stopped, None if at is None else self._branch(schedule, b, tokens, at))
         schedule.release(b)
         return job if len(job.answers) == len(job.numbers) else None
 

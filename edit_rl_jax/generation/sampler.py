@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from edit_rl_jax.sharding import shard
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -55,7 +57,7 @@ def sample(
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if sampling.top_k or sampling.top_p < 1:
-        best, ids = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]) or logits.shape[-1])
+        best, ids = _top_k(logits, min(sampling.top_k, logits.shape[-1]) or logits.shape[-1])
     else:
         best, ids = logits, None
     best = best / sampling.temperature
@@ -68,3 +70,14 @@ def sample(
     if ids is not None:
         choice = jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0]
     return choice.astype(jnp.int32)
+
+
+def _top_k(logits: Float[Array, "B V"], k: int, parts: int = 16) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """`jax.lax.top_k`, of the best of each of `parts` pieces: over a mesh each device looks at its own vocabulary."""
+    B, V = logits.shape
+    if V % parts or V // parts < k:
+        return jax.lax.top_k(logits, k)
+    best, at = jax.lax.top_k(shard(logits.reshape(B, parts, V // parts), "batch", "vocab", None), k)
+    ids = (at + (jnp.arange(parts, dtype=at.dtype) * (V // parts))[None, :, None]).reshape(B, parts * k)
+    best, at = jax.lax.top_k(best.reshape(B, parts * k), k)
+    return best, jnp.take_along_axis(ids, at, axis=1)

@@ -25,13 +25,17 @@ def picture(cfg: Config, key: bytes, grid, patches: np.ndarray, slots: int = 0) 
     return Picture(key, n, slots, load)
 
 
-def prompt(cfg: Config, tokens, grids=(), patches=(), cuts: bool = True, keys=None, slots: int = 0, **names) -> Prompt:
+def prompt(
+    cfg: Config, tokens, grids=(), patches=(), cuts: bool | tuple[int, ...] = True, keys=None, slots: int = 0, **names
+) -> Prompt:
     """`tokens` with pads for images of these grids; `patches` one array an image. `cuts`: at the images' sides."""
     tokens = np.asarray(tokens, np.int32)
     places = np.flatnonzero((tokens == cfg.image_token_id) & (np.roll(tokens, 1) != cfg.image_token_id))
     keys = keys or [p.tobytes() for p in patches]
     pictures = tuple((int(a), picture(cfg, k, g, p, slots)) for a, k, g, p in zip(places, keys, grids, patches))
-    where = sorted({c for a, p in pictures for c in (a, a + p.tokens)} - {len(tokens) - 1}) if cuts else ()
+    where = (
+        sorted({c for a, p in pictures for c in (a, a + p.tokens)} - {len(tokens) - 1}) if cuts is True else cuts or ()
+    )
     return Prompt(tokens, rope_index(tokens, grids, cfg.image_token_id)[0], pictures, tuple(where), **names)
 
 

@@ -28,10 +28,16 @@ _INSTRUCTIONS = ("make it red", "Zoom", "7 more", "(none)", "“Wow”", "一 ad
 
 
 class Questions:
-    """Makes `Prompt`s of the questions about an edit, for one model's tokenizer, texts and image settings."""
+    """Makes `Prompt`s of the questions about an edit, for one model's tokenizer, texts and image settings.
 
-    def __init__(self, cfg: Config, tokenizer: Any, prompts: Prompts, images: ImageSettings):
+    `opening`: tokens with which every answer begins, as a part of the prompt.
+    """
+
+    def __init__(
+        self, cfg: Config, tokenizer: Any, prompts: Prompts, images: ImageSettings, opening: Sequence[int] = ()
+    ):
         self.cfg, self.prompts, self.images = cfg, prompts, images
+        self.opening = np.asarray(opening, np.int32)
         self.encode = TextEncoder(tokenizer)
         self._sees_source = len(prompts.shown("pq", b"", b"")) == 2
         self._stems = {q: self._stem(q) for q in PURPOSE}
@@ -58,16 +64,15 @@ class Questions:
             (start, self.picture(image, grid, f"{key} image {i}"))
             for i, (start, image, grid) in enumerate(zip(starts, images, measured.grids))
         )
-        positions, _ = rope_index(
-            measured.tokens, measured.grids, self.cfg.image_token_id, merge=self.images.merge_size
-        )
+        tokens = np.concatenate([measured.tokens, self.opening])
+        positions, _ = rope_index(tokens, measured.grids, self.cfg.image_token_id, merge=self.images.merge_size)
         cuts = {starts[-1]} | ({starts[-1] + sizes[-1]} if self._sees_source else set())
         stem = self._stems[question]
         for head in (_common(list(self._stems.values())), stem):
-            if np.array_equal(measured.tokens[: len(head)], head):
+            if np.array_equal(tokens[: len(head)], head):
                 cuts.add(len(head))
-        good = tuple(sorted(c for c in cuts if 0 < c < len(measured.tokens) - 1))
-        return Prompt(measured.tokens, positions, pictures, good, item, PURPOSE[question])
+        good = tuple(sorted(c for c in cuts if 0 < c < len(tokens) - 1))
+        return Prompt(tokens, positions, pictures, good, item, PURPOSE[question])
 
     def picture(self, image: Any, grid: Grid, where: str) -> Picture:
         """An image for the engine; one that is on the device stays there."""

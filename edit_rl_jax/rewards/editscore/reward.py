@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.tokenizer import load_tokenizer
-from edit_rl_jax.generation.engine import Engine
+from edit_rl_jax.generation.engine import Answer, Engine
 from edit_rl_jax.generation.prompt import Prompt, Shape
 from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.rewards.editscore.constrained import reply_automaton
+from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_expected
 from edit_rl_jax.rewards.editscore.judgement import Judgement, judge, overall
 from edit_rl_jax.rewards.editscore.loading import base_folder, load_model
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
@@ -45,6 +47,9 @@ class EditScore:
       sampling: default greedy. `passes` (K) answers a question share one prefill.
       rows: answers written side by side (fewer in a small call: 2, 8, 32, ...; on a mesh always all of them).
       retries: how often a sampled answer that cannot be read is written anew, with other random numbers.
+      expected: "" scores as they are written; "reasoned": their expectation after the reasoning that was written;
+        "empty": their expectation without one, from a single pass and no decoding (see `expected`).
+      constrained: only a valid reply can be written (see `constrained`).
       reduction: of the passes, "average_last" or "average_first" (see `aggregate`).
       shape: fixes the compiled shape for all calls (`engine.Shape`); default: what suits the call.
       mesh: where the weights are sharded; `rows` must then divide over its data axes.
@@ -62,6 +67,8 @@ class EditScore:
         passes: int = 1,
         rows: int = 128,
         retries: int = 2,
+        expected: str = "",
+        constrained: bool = False,
         reduction: str = "average_last",
         seed: int = 0,
         shape: Shape | None = None,
@@ -70,13 +77,19 @@ class EditScore:
     ):
         stops = {tokenizer.convert_tokens_to_ids(t) for t in (END, "<|endoftext|>")} - {None}
         sampling = dataclasses.replace(sampling or greedy(512), stop_tokens=tuple(sorted(stops)))
-        if passes > 1 and sampling.temperature == 0:
+        if expected not in ("", "reasoned", "empty"):
+            raise ValueError(f"expected is '', 'reasoned' or 'empty', not {expected!r}")
+        if passes > 1 and (sampling.temperature == 0 or expected == "empty"):
             raise ValueError(f"{passes} greedy passes are all the same: give a temperature")
         self.cfg, self.tokenizer, self.prompts, self.images = model.cfg, tokenizer, prompts, images
         self.passes, self.rows, self.mesh, self.reduction, self.shape = passes, rows, mesh, reduction, shape
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy answer stays what it is
+        self.expected, self.scores = expected, ScoreTree(tokenizer) if expected else None
+        engine["tree"] = self.scores and self.scores.tree
+        engine["automaton"] = reply_automaton(tokenizer, model.cfg.text.vocab_size) if constrained else None
         self.engine = Engine(model, sampling, slots=rows, seed=seed, mesh=mesh, **engine)
-        self.questions = Questions(model.cfg, tokenizer, prompts, images)
+        opening = self.scores.opening if expected == "empty" else ()
+        self.questions = Questions(model.cfg, tokenizer, prompts, images, opening)
 
     @classmethod
     def load(
@@ -148,21 +161,32 @@ class EditScore:
             out.append(Judgement(problem=faults[0]) if faults else self._judgement(found))
         return out
 
-    def _judgement(self, replies: dict[Question, tuple[Reply, ...]]) -> Judgement:
-        return judge(replies.get("sc", ()), replies.get("pq", ()), self.reduction, self.prompts.profile)
+    def _judgement(self, found: dict[Question, tuple[Any, ...]]) -> Judgement:
+        sc, pq = found.get("sc", ()), found.get("pq", ())
+        return judge_expected(sc, pq) if self.expected else judge(sc, pq, self.reduction, self.prompts.profile)
 
-    def _replies(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Reply, ...] | str]:
-        """Replies by prompt; a text instead of replies says why there are none."""
+    def _replies(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Any, ...] | str]:
+        """Replies (`Expected` in that mode) by prompt; a text instead of replies says why there are none."""
         names, replies = list(asked), {}
         accept = lambda _, tokens, stopped: self._reply(tokens, stopped).valid
         options = dict(answers=self.passes, accept=accept, retries=self.retries, shape=self.shape)
+        if self.expected:
+            options["branch_at"] = self.scores.opens_at if self.expected == "reasoned" else lambda tokens: -1
+        if self.expected == "empty":
+            options |= {"limits": lambda index, number: 1}
         answered = self.engine.generate([prompt for _, prompt in asked.values()], **options)
         with tqdm(total=len(asked), desc="scoring", unit="prompt", disable=None if progress else True) as bar:
             for one in answered:
-                found = tuple(self._reply(a.tokens, a.stopped) for a in one.answers)
+                found = tuple(self._read(a) for a in one.answers)
                 replies[names[one.index]] = found if one.problem is None else str(one.problem)
                 bar.update()
         return replies
+
+    def _read(self, one: Answer) -> Reply | Expected:
+        if self.expected == "empty":
+            return self.scores.expected(Reply(None, "", self.tokenizer.decode(self.scores.opening)), one.branch)
+        reply = self._reply(one.tokens, one.stopped)
+        return self.scores.expected(reply, one.branch) if self.expected else reply
 
     def _reply(self, tokens: np.ndarray, stopped: bool) -> Reply:
         return parse(self.tokenizer.decode(tokens[:-1] if stopped else tokens))
