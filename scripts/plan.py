@@ -2,6 +2,7 @@
 
     python scripts/plan.py --config configs/rm_72b.py --topology v5p:4x4x4
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
+    python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
 The largest bucket is compiled (--buckets all: each of them), in one to five minutes on two cores, at any size. The
@@ -27,10 +28,11 @@ import jax  # noqa: E402
 
 from edit_rl_jax import topology  # noqa: E402
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
-from edit_rl_jax.training import build, planning  # noqa: E402
+from edit_rl_jax.training import build, planning, score_planning  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 
 
 def parse(argv):
@@ -39,6 +41,8 @@ def parse(argv):
     config_lib.add_arguments(parser, required=False)
     parser.add_argument("--topology", metavar="CHIP:GRID", help="v5e:4x4, v5p:4x4x4, v6e:2x4, ...")
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the network")
+    parser.add_argument("--job", choices=("train", "score"), default="train")
+    parser.add_argument("--slots", type=int, default=64, help="answers side by side, of --job score")
     parser.add_argument("--buckets", choices=("largest", "all"), default="largest")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
@@ -54,6 +58,10 @@ def plan(args, overrides) -> dict:
     """The figures of one config on one topology. Raises DoesNotFit, ConfigError, ShardingError or ValueError."""
     config = config_lib.load(args.config, overrides)
     chip, devices = topology.describe(args.topology, args.slices)
+    about = {"config": Path(args.config).stem, "topology": args.topology, "devices": len(devices)}
+    about |= {"versions": {name: version(name) for name in ("jax", "libtpu")}, "date": time.strftime("%Y-%m-%d")}
+    if args.job == "score":
+        return about | score_planning.plan(config, chip, devices, args.slots)
     if args.topology in config.mesh_presets:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
@@ -66,11 +74,8 @@ def plan(args, overrides) -> dict:
         compiled = planning.compile_step(program, bucket)
         seconds = time.time() - start
         figures.append(planning.report(program, bucket, compiled, chip) | {"compile_s": round(seconds, 1)})
-    return {
-        "config": Path(args.config).stem,
+    return about | {
         "overrides": overrides,
-        "topology": args.topology,
-        "devices": len(devices),
         "mesh": dict(mesh.shape),
         "rows": config.rows,
         "accum": config.accum,
@@ -78,9 +83,19 @@ def plan(args, overrides) -> dict:
         "trainable": config.model.trainable,
         "buckets": figures,
         "assumptions": planning.ASSUMPTIONS,
-        "versions": {name: version(name) for name in ("jax", "libtpu")},
-        "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def show_scoring(plan) -> None:
+    """Prints a scoring plan."""
+    gib, mesh = 2**30, " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
+    print(f"scoring {plan['config']} on {plan['topology']}: mesh {mesh}, {plan['shape']['slots']} answers side by side")
+    for name in ("prefill", "decode"):
+        p = plan[name]
+        moved = sum(c["bytes"] for c in p["collectives"].values())
+        print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device of {p['usable_hbm'] / gib:.2f}: it fits; ", end="")
+        print(f"{moved / 1e6:.1f} MB to each device a step, gathers of at most {p['largest_gather']} elements")
+    print(f"  a decode step takes at least {plan['decode']['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
 
 
 def show(plan) -> None:
@@ -106,6 +121,12 @@ def show(plan) -> None:
 def plan_all(output: Path) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
     status = 0
+    for name, chips in SCORING:
+        target = output.parent / "score_plans" / f"{name}__{chips.replace(':', '-')}.json"
+        command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", chips]
+        status = max(
+            status, subprocess.run([*command, "--job", "score", "--json", str(target)], check=False).returncode
+        )
     for file in sorted((ROOT / "configs").glob("*.py")):
         for name in config_lib.load(file).mesh_presets.keys():
             if name.split(":")[0] not in topology.CHIPS:
@@ -130,7 +151,7 @@ def main(argv=None) -> int:
     except (config_lib.ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    show(result)
+    show_scoring(result) if args.job == "score" else show(result)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

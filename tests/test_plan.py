@@ -169,3 +169,24 @@ def test_checked_in_plans_fit():
         for bucket in figures["buckets"]:
             memory = bucket["bytes_per_device"]
             assert memory["peak"] <= memory["usable_hbm"], name
+
+
+def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
+    """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
+    out = tmp_path / "plan.json"
+    with jax.default_matmul_precision("default"):
+        arguments = ["--config", CONFIG, "--topology", "v6e:2x4", "--job", "score", "--json", str(out)]
+        assert script.main(arguments) == 0
+    plan = json.loads(out.read_text())
+    for name in ("prefill", "decode"):
+        assert plan["weight_bytes"] / plan["mesh"]["tensor"] < plan[name]["peak"] <= plan[name]["usable_hbm"]
+        assert plan[name]["largest_gather"] < plan["smallest_weight_matrix"]
+    assert "it fits" in capsys.readouterr().out
+
+
+def test_checked_in_scoring_plans_gather_no_weights():
+    plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/score_plans").glob("*.json")}
+    for name, plan in plans.items():
+        for program in ("prefill", "decode"):
+            assert plan[program]["peak"] <= plan[program]["usable_hbm"], name
+            assert plan[program]["largest_gather"] < plan["smallest_weight_matrix"], name

@@ -1,0 +1,131 @@
+"""Scoring planned: prefill and decode of a config's reward model, compiled for a TPU that is not there.
+
+Weights of a scoring engine lie over the axis "tensor" alone and are whole along "data": the decode loop then moves
+activations between chips, never weights.
+"""
+
+import math
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from edit_rl_jax.generation import cache
+from edit_rl_jax.generation.engine import programs
+from edit_rl_jax.generation.prompt import Shape
+from edit_rl_jax.generation.sampler import Sampling
+from edit_rl_jax.generation.schedule import FeatureRing, Schedule
+from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
+from edit_rl_jax.topology import Chip
+from edit_rl_jax.training import build, planning
+
+NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
+SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
+
+
+def tensor_parallel(cfg: Config, chips: int, hbm: int, bytes_: int) -> int:
+    """The smallest power of two that leaves 40% of each chip's memory free of weights and divides heads and widths."""
+    units = (cfg.text.num_attention_heads, cfg.text.intermediate_size, cfg.text.vocab_size, cfg.vision.num_heads)
+    fits = [
+        t for t in (1, 2, 4, 8, 16) if chips % t == 0 and all(u % t == 0 for u in units) and bytes_ / t <= 0.6 * hbm
+    ]
+    if not fits:
+        raise planning.DoesNotFit(f"{bytes_ / 2**30:.0f} GiB of weights in {chips} chips of {hbm / 2**30:.1f}", None)
+    return fits[0]
+
+
+def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64) -> dict[str, Any]:
+    """Figures of one prefill and of one decode step; DoesNotFit as `planning.compile_step`."""
+    cfg = build.model_config(config)
+    make = partial(Qwen25VL, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    leaves = jax.tree.leaves(abstract)
+    weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    tensor = tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
+    data = len(devices) // tensor
+    mesh = make_mesh({"data": data, "tensor": tensor}, devices)
+    places = shardings(abstract, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+    shape, stores, features = _stores(cfg, mesh, slots)
+    jitted = programs(graphdef, Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
+    whole = lambda x: jax.ShapeDtypeStruct(
+        np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    ints = lambda *s: whole(np.zeros(s, np.int32))
+    piece = (ints(data, PIECE), ints(data, 3, PIECE), ints(data, PIECE), ints(data))
+    rows = (ints(data), ints(data), ints(data))
+    with jax.set_mesh(mesh):
+        lowered = {
+            "prefill": jitted["leaf"].lower(state, stores.own, stores.contexts, features, piece, *rows, follows=True),
+            "decode": jitted["decode"].lower(
+                state,
+                stores.answers,
+                stores.tiles,
+                stores.own,
+                jax.tree.map(whole, Schedule(shape, 1, FeatureRing(1)).slots),
+                whole(np.uint32(0)),
+                whole(np.int32(0)),
+                whole(np.int32(0)),
+                places=(shape.queries, shape.answers),
+            ),
+        }
+    compiled = {name: planning.compile_fitting(x) for name, x in lowered.items()}
+    matrices = [math.prod(x.shape[1:]) for x in leaves if len(x.shape) == 3]
+    out = {"mesh": dict(mesh.shape), "shape": vars(shape) | {"new": NEW_TOKENS}, "weight_bytes": weight_bytes}
+    for name, program in compiled.items():
+        text, memory = program.as_text(), program.memory_analysis()
+        out[name] = {
+            "peak": memory.peak_memory_in_bytes,
+            "usable_hbm": chip.hbm,
+            "collectives": planning.collectives(text),
+            "largest_gather": largest_gather(text),
+        }
+    out["smallest_weight_matrix"] = min(matrices)
+    # Memory-bound: a step reads the weights once; attention's reads of the stores are on top.
+    out["decode"]["step_s_at_least"] = weight_bytes / tensor / chip.bandwidth
+    return out
+
+
+def largest_gather(hlo: str) -> int:
+    """Elements of the largest result of an all-gather in a compiled module."""
+    found = re.findall(r"= (.*?) all-gather(?:-start)?\(", hlo)
+    sizes = [math.prod(int(n) for n in dims.split(",") if n) for f in found for dims in re.findall(r"\[([\d,]*)\]", f)]
+    return max(sizes, default=0)
+
+
+def _stores(cfg: Config, mesh: Mesh, slots: int) -> tuple[Shape, cache.Stores, jax.ShapeDtypeStruct]:
+    """Shape and abstract stores of a group of edits of one source at a time, and the feature store."""
+    t, data = cfg.text, mesh.shape["data"]
+    up = lambda n: -(-n // data) * data
+    each = EDITS * PASSES
+    shape = Shape(
+        shared=SHARED,
+        own=OWN,
+        slots=up(slots),
+        prompts=up(-(-7 * slots // (4 * PASSES))),
+        answers=PASSES,
+        tiles=up(-(-slots // each) * 2 + 1),
+        queries=each,
+    )
+
+    def abstract(rows, tokens):
+        sizes = (t.num_hidden_layers, rows, t.num_key_value_heads, tokens, t.head_dim)
+        spec = DEFAULT_RULES.spec("store", sizes, cache.AXES, mesh)
+        one = jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        return one, one
+
+    stores = cache.Stores(
+        contexts=abstract(up(shape.tiles + 4), SHARED),
+        tiles=abstract(shape.tiles, SHARED),
+        own=abstract(shape.prompts, OWN),
+        answers=abstract(shape.slots, NEW_TOKENS),
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return shape, stores, jax.ShapeDtypeStruct((up(8192), t.hidden_size), jnp.bfloat16, sharding=everywhere)

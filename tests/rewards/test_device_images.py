@@ -1,0 +1,45 @@
+"""Images born on the device become the patches that the host would make of them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edit_rl_jax.data.images import ImageSettings, decode_image, patchify, resize
+from edit_rl_jax.rewards.device_images import device_patches, device_picture_key, resize_on_device
+
+
+@pytest.mark.parametrize("size", [(40, 61), (17, 90), (100, 33), (40, 33), (81, 61)])
+def test_resizing_equals_the_hosts(size):
+    """Up, down and mixed, on noise: exact but for a level where a weighted sum falls between two."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 61, 3), np.uint8)
+    ours = np.asarray(resize_on_device(jnp.asarray(image, jnp.float32)[None], *size))[0]
+    difference = np.abs(ours - resize(image, *size).astype(np.float32))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+def test_patches_of_the_photographs_equal_the_hosts(shared):
+    files = sorted((shared / "data/photo_edits/images").glob("*.jpg"))
+    settings = ImageSettings()
+    std = np.asarray(settings.std).repeat(2 * 14 * 14)
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for image in map(decode_image, files):
+        by_size.setdefault(image.shape, []).append(image)
+    worst, changed, total = 0.0, 0, 0
+    for images in by_size.values():
+        # what an editor leaves: floats near the levels, some outside of [0, 1]
+        noise = np.random.default_rng(1).uniform(-0.4, 0.4, (len(images), *images[0].shape))
+        born = jnp.asarray((np.stack(images) + noise) / 255, jnp.float32)
+        for image, ours in zip(images, np.asarray(device_patches(born, settings))):
+            difference = np.abs((ours - patchify(image, settings)[0]) * std)
+            worst = max(worst, float(difference.max()))
+            changed, total = changed + int((difference > 1e-5).sum()), total + difference.size
+    print(f"largest difference {worst * 255:.3f} / 255, {changed / total:.2e} of the values differ")
+    assert worst <= 1 / 255 + 1e-6 and changed / total < 0.01
+
+
+def test_arrays_are_named_by_identity():
+    a, b = jnp.zeros((4, 4, 3)), jnp.zeros((4, 4, 3))
+    assert device_picture_key(a) == device_picture_key(a) != device_picture_key(b)
+    old = device_picture_key(a)
+    del a
+    assert old not in {device_picture_key(jnp.zeros((4, 4, 3))) for _ in range(3)}
