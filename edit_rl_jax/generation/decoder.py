@@ -210,8 +210,9 @@ def decode_chunk(
         x = model.embed(token[:, None], jnp.full((B, 1), -1, jnp.int32))
         positions = jnp.broadcast_to((slots.position + fed)[:, None, None], (B, 3, 1))
         hidden, new = model.language_model(x, positions, attend, (tiles, own, answers))
-        # [B, L, Hkv, d]: the indexed axes come first
-        put = lambda store, x: shard(store.at[:, jnp.arange(B), :, at].set(jnp.moveaxis(x, 1, 0)), *AXES)
+        # By answer, so that on a mesh each device writes its own rows.
+        one = lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x[:, :, None], i, axis=2)
+        put = lambda store, x: shard(jax.vmap(one, in_axes=(1, 1, 0), out_axes=1)(store, x, at), *AXES)
         return model.logits(hidden[:, 0]), (put(answers[0], new[0]), put(answers[1], new[1]))
 
     def running(carry):
