@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("generation")
     how.add_argument("--passes", type=int, default=1, help="answers a question, averaged; 1 is greedy unless sampled")
     how.add_argument("--reduction", choices=REDUCTIONS, default=REDUCTIONS[0], help="of the passes (see aggregate.py)")
+    how.add_argument("--expected", choices=("reasoned", "empty"), help="expected scores, after a reasoning or without")
+    how.add_argument("--constrained", action="store_true", help="only a valid reply can be written")
+    how.add_argument("--retries", type=int, default=2, help="sampled answers that cannot be read are written anew")
     how.add_argument("--temperature", type=float, help="default 0 (greedy) for one pass, 0.7 for more")
     how.add_argument("--top-k", type=int, default=20)
     how.add_argument("--top-p", type=float, default=0.9)
@@ -78,11 +81,11 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
         options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
         vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
         return vlm, vlm.settings()
-    options = dict(
-        sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed, reduction=args.reduction
-    )
+    options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
+    modes = dict(expected=args.expected or "", constrained=args.constrained)
+    modes |= dict(retries=args.retries, reduction=args.reduction)
     mesh = make_mesh(args.mesh) if args.mesh else None
-    judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options)
+    judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options, **modes)
     settings = {
         "weights_sha256": fingerprint(args.model, args.base),
         "prompts": judge.prompts.name,
@@ -90,9 +93,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
         "images": dataclasses.asdict(judge.images),
         "sampling": dataclasses.asdict(options["sampling"]),
         "passes": args.passes,
-        "retries": judge.retries,
-        "reduction": judge.reduction,
         "seed": args.seed,
+        **modes,
     }
     return judge, json.loads(json.dumps(settings))
 
