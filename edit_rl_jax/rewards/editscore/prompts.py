@@ -12,13 +12,14 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import jax
 import numpy as np
 
 from edit_rl_jax.data.records import SCORE_RANGE
 
 END = "<|im_end|>"
 Question = Literal["sc", "pq"]
-Image = np.ndarray | bytes
+Image = np.ndarray | bytes | jax.Array  # the last: born on the device
 Parts = tuple[str | Image, ...]
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ from edit_rl_jax.rewards.editscore.questions import Questions, digest
 
 __all__ = ["METADATA", "EditScore", "Judgement", "Triple", "base_folder", "judge", "load_model", "overall"]
 METADATA = "edit_rl.json"
-Triple = tuple[Image | jax.Array, Image | jax.Array, str]
+Triple = tuple[Image, Image, str]
 
 
 class EditScore:
