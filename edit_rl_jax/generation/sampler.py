@@ -72,7 +72,7 @@ def sample(
     return choice.astype(jnp.int32)
 
 
-def _top_k(logits: Float[Array, "B V"], k: int, parts: int = 16) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+def _top_k(logits: Float[Array, "B V"], k: int, parts: int = 16) -> tuple[Float[Array, "B n"], Int[Array, "B n"]]:
     """`jax.lax.top_k`, of the best of each of `parts` pieces: over a mesh each device looks at its own vocabulary."""
     B, V = logits.shape
     if V % parts or V // parts < k:

@@ -1,7 +1,7 @@
 """Images that are born on the device (an editor's output) as patches, without leaving it.
 
 The same as `data.images` does on the host: rounded to 8 bits, resized as PIL's antialiased bicubic does (two passes,
-each rounded to 8 bits), normalised, cut into patches. The weights of the resizing are constants of the sizes.
+each rounded to 8 bits, in PIL's order), normalised, cut into patches. The resizing's weights are constants.
 """
 
 import functools
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
+from PIL import Image
 
 from edit_rl_jax.data.images import ImageSettings
 
@@ -44,7 +45,28 @@ def resize_on_device(images: Float[Array, "B H W 3"], height: int, width: int) -
         y = jnp.moveaxis(jnp.tensordot(x, w, axes=((axis,), (1,)), precision="highest"), -1, axis)
         return jnp.clip(jnp.floor(y + 0.5), 0, 255)
 
+    if vertical_first(images.shape[1:3], (height, width)):
+        return along(along(images, 1, height), 2, width)
     return along(along(images, 2, width), 1, height)
+
+
+def vertical_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Which pass PIL runs first at these (height, width): Pillow 13 the vertical one where that saves work."""
+    (H, W), (h, w) = before, after
+    return _reorders() and h < H and 2 * (W - w) < H - h
+
+
+@functools.cache
+def _reorders() -> bool:
+    """Whether the installed Pillow chooses the order: on a checkerboard of 8 x 8 to 4 x 12 the results differ."""
+    image = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
+    image[:, 3] = 90
+    image[5] = 170
+    across, down = bicubic_weights(8, 12), bicubic_weights(8, 4)
+    level = lambda x: np.clip(np.floor(x + 0.5), 0, 255)
+    first = {True: level(level(down @ image) @ across.T), False: level(down @ level(image @ across.T))}
+    found = np.asarray(Image.fromarray(image).resize((12, 4), Image.Resampling.BICUBIC))
+    return bool(np.abs(first[True] - found).sum() < np.abs(first[False] - found).sum())
 
 
 @functools.partial(jax.jit, static_argnames="settings")

@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from edit_rl_jax.data.images import ImageSettings, patchify
 from edit_rl_jax.data.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.data.tokenizer import Encoded, load_tokenizer
 from edit_rl_jax.generation.sampler import Sampling
 from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.qwen2_5_vl.positions import rope_index
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge_expected
@@ -19,6 +17,7 @@ from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import TINY, answer
 from edit_rl_jax.rewards.editscore.reward import EditScore
 from edit_rl_jax.rewards.wire import from_wire, to_wire
+from tests.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -42,12 +41,7 @@ def model():
         vision_end_token_id=4,
         tie_word_embeddings=True,
     )
-    make = lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0))
-    graphdef, _ = nnx.split(nnx.eval_shape(make))
-    state = jax.jit(lambda: nnx.state(make()))()
-    # Embeddings of size 1: of the usual 0.02, all tokens would be about as likely.
-    scaled = jax.tree.map(lambda x: 15 * x if x.shape == (704, 64) else x, state)
-    return nnx.merge(graphdef, scaled)
+    return tiny(cfg)
 
 
 def load(model, tokenizer, **options):
@@ -60,7 +54,7 @@ def one_by_one(model, scores, prompt, images, written, pairs):
     paths = [[*scores.number(a), *scores.separator, *scores.number(b), scores.closing[0]] for a, b in pairs]
     cut = [patchify(image, ImageSettings()) for image in images]
     patches, grids = np.concatenate([p for p, _ in cut]), tuple(g for _, g in cut)
-    batch = empty_batch(Bucket(160, 1, 96, 1), len(pairs), model.cfg.vision.patch_dim)
+    batch = empty_batch(Bucket(160, 1, 108, 1), len(pairs), model.cfg.vision.patch_dim)
     for row, path in enumerate(paths):
         tokens = np.concatenate([prompt.tokens, written, path]).astype(np.int32)
         rope, _ = rope_index(tokens, grids, model.cfg.image_token_id)
