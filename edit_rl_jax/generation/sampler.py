@@ -76,7 +76,7 @@ def _top_k(logits: Float[Array, "B V"], k: int, parts: int = 16) -> tuple[Float[
     """`jax.lax.top_k`, of the best of each of `parts` pieces: over a mesh each device looks at its own vocabulary."""
     B, V = logits.shape
     if V % parts or V // parts < k:
-        return jax.lax.top_k(logits, k)
+        return tuple(jax.lax.top_k(logits, k))
     best, at = jax.lax.top_k(shard(logits.reshape(B, parts, V // parts), "batch", "vocab", None), k)
     ids = (at + (jnp.arange(parts, dtype=at.dtype) * (V // parts))[None, :, None]).reshape(B, parts * k)
     best, at = jax.lax.top_k(best.reshape(B, parts * k), k)
