@@ -1,7 +1,8 @@
 """Images that are born on the device (an editor's output) as patches, without leaving it.
 
-The same as `data.images` does on the host: rounded to 8 bits, resized as PIL's antialiased bicubic does (two passes,
-each rounded to 8 bits, in PIL's order), normalised, cut into patches. The resizing's weights are constants.
+The same as `data.images` does on the host, bit for bit: rounded to 8 bits, resized as PIL's antialiased bicubic does
+(two passes in PIL's order, each rounded to 8 bits, weights of 22 fractional bits), normalised, cut into patches.
+The resizing's weights are constants.
 """
 
 import functools
@@ -11,17 +12,18 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float64
 from PIL import Image
 
 from edit_rl_jax.data.images import ImageSettings
 
+_BITS, _LOW = 22, 7  # fractional bits of PIL's weights; of those, the ones that make the lower half
 _numbers = itertools.count()
 _keys: dict[int, tuple[weakref.ref, bytes]] = {}
 
 
 @functools.lru_cache(maxsize=64)
-def bicubic_weights(before: int, after: int) -> Float32[np.ndarray, "after before"]:
+def bicubic_weights(before: int, after: int) -> Float64[np.ndarray, "after before"]:
     """PIL's resampling along one axis as a matrix: cubic of a = -0.5, stretched by the scale where it shrinks."""
     scale = before / after
     stretch = max(scale, 1.0)
@@ -32,18 +34,29 @@ def bicubic_weights(before: int, after: int) -> Float32[np.ndarray, "after befor
     x = np.abs((at + 0.5 - centre[:, None]) / stretch)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     w = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * ((at >= first[:, None]) & (at < last[:, None]))
-    return (w / w.sum(1, keepdims=True)).astype(np.float32)
+    return w / w.sum(1, keepdims=True)
 
 
 def resize_on_device(images: Float[Array, "B H W 3"], height: int, width: int) -> Float[Array, "B h w 3"]:
-    """8-bit levels (as fp32) resized like `data.images.resize`; exact but for ties of the rounding."""
+    """8-bit levels (as fp32) resized exactly like `data.images.resize`.
+
+    A level times half a weight, and sums of those, are integers below 2^24: matrix products in fp32 hold them exactly.
+    """
 
     def along(x, axis, size):
         if x.shape[axis] == size:
             return x
-        w = jnp.asarray(bicubic_weights(x.shape[axis], size))
-        y = jnp.moveaxis(jnp.tensordot(x, w, axes=((axis,), (1,)), precision="highest"), -1, axis)
-        return jnp.clip(jnp.floor(y + 0.5), 0, 255)
+        scaled = bicubic_weights(x.shape[axis], size) * 2**_BITS
+        w = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
+        high = (w + (1 << _LOW - 1)) >> _LOW
+
+        def product(half):
+            half = jnp.asarray(half, jnp.float32)
+            y = jnp.tensordot(x, half, axes=((axis,), (1,)), precision="highest")
+            return jnp.moveaxis(y, -1, axis).astype(jnp.int32)
+
+        y = (product(high) << _LOW) + product(w - (high << _LOW)) + (1 << _BITS - 1)
+        return jnp.clip(y >> _BITS, 0, 255).astype(jnp.float32)
 
     if vertical_first(images.shape[1:3], (height, width)):
         return along(along(images, 1, height), 2, width)

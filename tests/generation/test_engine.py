@@ -18,6 +18,7 @@ from edit_rl_jax.qwen2_5_vl import weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.qwen2_5_vl.positions import rope_index
+from edit_rl_jax.sharding import make_mesh, shardings
 from tests.generation import prompts as make
 from tests.parity import tiny
 
