@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -387,18 +387,6 @@ def make_pipeline(
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options)
     return iter(dataset)
-
-
-def eval_batches(
-    examples: Source, tokenizer: Any, cfg: Any, buckets: Sequence[Bucket], *, rows: int, **options: Any
-) -> Iterator[tuple[dict[str, np.ndarray], BatchMeta]]:
-    """A fixed list of Examples once, unshuffled, packed like training. Same list, same batches."""
-    options = {"accum": 1, "epochs": 1, "shuffle": False} | options
-    iterator = make_pipeline(examples, None, tokenizer, cfg, buckets, rows=rows, **options)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
 
 
 def fingerprint(source: Any, buckets: Sequence[Bucket], **settings: Any) -> str:

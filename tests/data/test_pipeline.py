@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.packing import Bucket
-from edit_rl_jax.data.pipeline import eval_batches, fingerprint, make_pipeline
+from edit_rl_jax.data.pipeline import fingerprint, make_pipeline
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tokenizer import TextEncoder, encode_example
 from tests.data.test_images import png_claiming
@@ -139,10 +139,12 @@ def test_endless_and_sharding_errors():
         pipeline(buckets=[Bucket(64, 1, 36, 8)])
 
 
-def test_eval_batches_in_order():
+def test_examples_in_order_give_the_same_batches_each_time():
+    """As the validation loss wants them."""
     examples = [e for i in range(12) for e in to_examples(Records(12)[i], 0)]
-    one, two = (list(eval_batches(examples, Bytes(), CFG, BUCKETS, rows=4, images=IMAGES)) for _ in range(2))
-    assert all(map(same, one, two))
+    options = dict(rows=4, images=IMAGES, epochs=1, shuffle=False)
+    one, two = (collect(make_pipeline(examples, None, Bytes(), CFG, BUCKETS, **options)) for _ in range(2))
+    assert len(one) == len(two) and all(map(same, one, two))
     assert keys_of(one, 0) == collections.Counter(e.key for e in examples)
 
 
