@@ -18,7 +18,7 @@ plans: $(VENV)/test.installed
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)

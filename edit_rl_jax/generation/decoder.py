@@ -118,7 +118,7 @@ def extend(
         return out, (to_heads(k), to_heads(v))
 
     def follow(q, k, v, layer):
-        _, rows, known = context
+        _, rows, known = context  # pyright: ignore[reportGeneralTypeIssues] (None goes the other way)
         n, T, H, d = q.shape
         k, v = to_heads(k), to_heads(v)
         grouped = to_heads(q).reshape(n, k.shape[1], -1, d)

@@ -86,7 +86,7 @@ class Schedule:
         lengths = {"tile_length": zeros(G), "own_length": zeros(P)}
         self.slots = Slots(**{n: zeros(B) for n in names}, active=zeros(B, bool), **nowhere, **lengths)
         self.shape, self.ring = shape, ring
-        self.writing: list[tuple[Job, int] | None] = [None] * B  # (job, order of the answer)
+        self.writing: list[Any] = [None] * B  # (job, order of the answer) of each slot that writes one
         self.resident: list[Job] = []
         self.free_rows = list(range(P))[::-1]
         self.contexts: dict[bytes, tuple[int, int]] = {}  # row, tokens; least recently used first

@@ -46,10 +46,10 @@ class ScoreTree:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))
-        self.digits = [encode(str(d)) for d in range(10)]
-        if any(len(d) != 1 for d in self.digits):
+        digits = [encode(str(d)) for d in range(10)]
+        if any(len(d) != 1 for d in digits):
             raise ValueError("expected scores want a tokenizer whose digits are tokens")
-        self.digits = [d for (d,) in self.digits]
+        self.digits = [d for (d,) in digits]
         whole = encode(answer("", (3, 4), end=""))
         a, b = whole.index(self.digits[3]), len(whole) - 1 - whole[::-1].index(self.digits[4])
         self.opening, self.separator, self.closing = whole[:a], whole[a + 1 : b], whole[b + 1 :]
