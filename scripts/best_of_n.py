@@ -1,35 +1,58 @@
-"""Keep the best of several stored edits of each input by reward, and say what more candidates are worth.
+"""Keep the best of several edits of each input by reward, and say what more candidates are worth.
 
     python scripts/best_of_n.py --candidates edits.jsonl --model runs/demo/model --output runs/best
+    python scripts/best_of_n.py --editor OmniGen2/OmniGen2 --input asked.jsonl --samples 8 --model runs/demo/model \\
+        --output runs/best
 
 A line of the candidates is a JSON object with `source`, `instruction` and `candidates` (paths, from the file's folder)
 and, if it is known, `truth`: a number for each candidate, by an oracle or by people. OUTPUT gets `picks.jsonl` (a line
 an input, in order), `eval.json` with the curve over N (unbiased: the mean over all subsets), `montage.png` and
-`report.html`. Scores are remembered in OUTPUT/cache.jsonl, so that a killed run goes on.
+`report.html`. Scores are remembered in OUTPUT/cache.jsonl, so that a killed run goes on. With --editor the candidates
+are sampled first, into OUTPUT/edits (see edit.py, whose input and flags these are).
 """
 
 import argparse
 import sys
+from pathlib import Path
 
-from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.editors import files
+from edit_rl_jax.evals import best_of_n, editors
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.cache import Cached
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", required=True, metavar="JSONL")
+    parser.add_argument("--candidates", metavar="JSONL")
+    parser.add_argument("--input", metavar="JSONL", help="with --editor: instructions and sources")
+    parser.add_argument("--samples", type=int, default=8, help="with --editor: edits of each input")
     parser.add_argument("--output", required=True, metavar="DIR")
     judges.add_arguments(parser)
+    editors.add_arguments(parser, beside_judge=True)
     args = parser.parse_args(argv)
+    if (args.editor is None) == (args.candidates is None) or (args.editor is None) != (args.input is None):
+        parser.error("give either --candidates, or --editor and --input")
     if judges.given(args) != 1:
         parser.error("give one of --model, --server, --endpoint")
     return args
 
 
+def sampled(args) -> str:
+    """The file of candidates that the editor made."""
+    source, home = Path(args.input), Path(args.output) / "edits"
+    if not all(isinstance(line.get("source"), str) for line in files.lines(source)):
+        raise ValueError(f"{source}: every line wants one `source`")
+    sampler, settings = editors.from_arguments(args)
+    settings |= {"samples": args.samples}
+    files.edit_file(sampler, source, home, settings, samples=args.samples, seed=args.edit_seed)
+    return str(home / files.RESULTS)
+
+
 def main(argv=None) -> int:
     args = parse(argv)
     try:
+        if args.editor:
+            args.candidates = sampled(args)
         best_of_n.read(args.candidates)  # a malformed line is named before a model is loaded
         judge, settings = judges.from_arguments(args)
         cached = Cached(judge, settings, f"{args.output}/cache.jsonl")

@@ -193,11 +193,27 @@ def smart_resize(
     return h, w
 
 
-def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Bicubic with PIL's antialiasing, on uint8."""
+def floor_resize(
+    height: int, width: int, multiple: int = 16, max_pixels: int = 1024**2, max_side: int = 1024, where: str = "image"
+) -> tuple[int, int]:
+    """Size to resize an editor's image to: never larger, within max_pixels and max_side, sides cut to multiples.
+
+    As OmniGen2's image processor. Raises ImageError where a side would be 0.
+    """
+    ratio = min((max_pixels / (height * width)) ** 0.5, max_side / max(height, width), 1.0)
+    h, w = (int(n * ratio) // multiple * multiple for n in (height, width))
+    if not h or not w:
+        raise ImageError(where, "image too narrow", f"{height}x{width} leaves no {multiple} pixels on a side")
+    return h, w
+
+
+def resize(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, kind: Image.Resampling = Image.Resampling.BICUBIC
+) -> UInt8[np.ndarray, "h w 3"]:
+    """By PIL, with its antialiasing, on uint8."""
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((width, height), kind))
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,20 +10,54 @@ batch (`stacked`). Its index arrays come from the editor's `layout`, NumPy on th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Condition = Mapping[str, Any]
-"""Arrays with a leading batch axis: `noise_segments` [B, N] (0 = padding) in every editor, the rest is its own."""
+"""Arrays with a leading batch axis: `noise_segments` [B, N] (0 = padding) in every editor and the other arrays of its
+`layout`, `text` [B, T, F] features and, where the bucket has references, `references` [B, S, C] latents."""
+
+Size = tuple[int, int]
+"""Rows and columns of an image in tokens: pixels / `multiple`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Lengths, in tokens, that rows are padded to. `references` 0: no row has one."""
+
+    text: int
+    references: int
+    noise: int
 
 
 @runtime_checkable
 class Editor(Protocol):
-    """An NNX module; under jit it is split into (graphdef, trainable, frozen) and merged inside."""
+    """An NNX module; under jit it is split into (graphdef, trainable, frozen) and merged inside.
+
+    multiple: pixels a token, of which images' sides are multiples. downscale: pixels a latent cell. channels: C,
+    numbers a token.
+    """
+
+    multiple: int
+    downscale: int
+    channels: int
+
+    def chat(self, instruction: str, system: str | None = None) -> str:
+        """The text that is encoded for an instruction; system: other words than the editor's own before it."""
+        ...
+
+    def layout(
+        self, text_lengths: Sequence[int], references: Sequence[Sequence[Size]], sizes: Sequence[Size], bucket: Bucket
+    ) -> Mapping[str, np.ndarray]:
+        """Index arrays [B, ...] of rows with that many text tokens, references of those sizes and an output of that
+        size. On the host; ValueError names a row that does not fit."""
+        ...
 
     def encode_text(self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Float[Array, "B T F"]:
         """Text features of padded token rows (segments: 1 = text, 0 = padding); differentiable by the text tower."""

@@ -52,7 +52,8 @@ def expected(rewards: Sequence[float | None], values: Sequence[float], n: int) -
 
 def read(file: str | Path) -> list[dict[str, Any]]:
     """Inputs with their candidates: JSON lines with `source`, `instruction` and `candidates` (paths, from the file's
-    folder), and if known `truth` (a number for each candidate). Raises ValueError, naming the line."""
+    folder), and if known `truth` (a number for each candidate). An input that could not be edited has none, and `valid`
+    false. Raises ValueError, naming the line."""
     lines = []
     for number, text in enumerate(Path(file).read_text().splitlines(), 1):
         if not text.strip():
@@ -61,7 +62,7 @@ def read(file: str | Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             paths = [line["source"], line["instruction"], *line["candidates"]]
             truth = line.get("truth")
-            good = len(paths) > 2 and all(isinstance(p, str) for p in paths)
+            good = (len(paths) > 2 or line.get("valid") is False) and all(isinstance(p, str) for p in paths)
             good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
         except (ValueError, KeyError, TypeError, AttributeError):
             good = False

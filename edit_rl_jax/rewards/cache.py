@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edit_rl_jax.data.results import append_lines, whole_lines
 from edit_rl_jax.rewards.editscore.prompts import Question
 from edit_rl_jax.rewards.editscore.reward import Judgement, Triple
 from edit_rl_jax.rewards.wire import from_wire, to_wire
@@ -36,25 +36,6 @@ def content_id(*pieces: Any) -> str:
             kind, data = "json", json.dumps(piece, sort_keys=True).encode()
         digest.update(f"{kind} {len(data)}:".encode() + data)
     return digest.hexdigest()
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that is appended to; a last one that was cut by a kill is cut off the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.truncate(path, end)
-    return data[:end].decode().splitlines()
-
-
-def append_lines(path: Path, objects: Sequence[Any]) -> None:
-    """Appends JSON lines and waits until the disk has them."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in objects))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class Cached:

@@ -1,26 +1,17 @@
 """A file of edits scored into a file of results, resumably: what is written is final, in the input's order, once."""
 
-import fcntl
-import itertools
 import json
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from edit_rl_jax.data import readers
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.rewards.cache import Judge, append_lines, whole_lines
+from edit_rl_jax.data.results import complete
+from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore.reward import Judgement, Triple
 
 WANTED = ("source", "edited", "instruction")
-
-
-class ResumeError(ValueError):
-    """The output holds something else than the beginning of this run."""
 
 
 def entries(path: Path) -> Iterator[tuple[dict[str, Any], Triple | str]]:
@@ -93,51 +84,11 @@ def score_file(
 ) -> tuple[int, int, float | None]:
     """Scores what `output` does not hold yet; returns (edits, those without a score, mean overall of the others).
 
-    A line of the output is the input's line with `scores`. The settings stand beside it in `<output>.settings.json`;
-    an output of other settings or of another input raises ResumeError, unless `overwrite` removes it. Raises
-    BlockingIOError where another process writes the same output.
+    A line of the output is the input's line with `scores`; resumes, and raises, as `data.results.complete`.
     """
-    beside = output.with_name(output.name + ".settings.json")
     total = count(source)
-    with output.open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if overwrite:
-            held.truncate(0)
-            beside.unlink(missing_ok=True)
-        done = whole_lines(output)
-        if done:
-            _check_settings(beside, settings)
-        beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
-        rest = entries(source)
-        overall: list[float | None] = []
-        for number, (text, (line, _)) in enumerate(zip(done, rest), 1):  # zip takes from `done` first: none is lost
-            old = json.loads(text)
-            if {**old, "scores": 0} != {**line, "scores": 0} or not isinstance(old.get("scores"), dict):
-                raise ResumeError(f"{output}:{number} is not the result of entry {number} of {source}")
-            overall.append(old["scores"]["overall"])
-        if len(done) > total:
-            raise ResumeError(f"{output} has {len(done)} lines, {source} {total} edits")
-        with tqdm(
-            desc="scoring", unit="edit", total=total, initial=len(done), disable=None if progress else True
-        ) as bar:
-            said = time.monotonic()
-            while part := list(itertools.islice(rest, chunk)):
-                new = [{**line, "scores": j.to_json()} for (line, _), j in zip(part, judge_entries(judge, part))]
-                append_lines(output, new)
-                overall += [n["scores"]["overall"] for n in new]
-                bar.update(len(part))
-                if progress and bar.disable and time.monotonic() - said > 30:
-                    said = time.monotonic()
-                    print(f"{len(overall)} of {total} edits scored", file=sys.stderr, flush=True)
-    valid = [x for x in overall if x is not None]
+    work = lambda part: [{"scores": j.to_json()} for j in judge_entries(judge, part)]
+    how = dict(adds=("scores",), source=source, chunk=chunk, overwrite=overwrite, progress=progress)
+    lines = complete(output, entries(source), total, work, settings, **how)
+    valid = [x["scores"]["overall"] for x in lines if x["scores"]["overall"] is not None]
     return total, total - len(valid), sum(valid) / len(valid) if valid else None
-
-
-def _check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
-    old = json.loads(beside.read_text()) if beside.exists() else {}
-    changed = [
-        f"  {k}: {old.get(k)!r} -> {settings.get(k)!r}" for k in {**old, **settings} if old.get(k) != settings.get(k)
-    ]
-    if changed:
-        lines = "\n".join(changed)
-        raise ResumeError(f"the output was begun under other settings; take another file, or --overwrite:\n{lines}")

@@ -23,6 +23,9 @@ OBJECTIVES = {
     "sft": "edit_rl_jax.training.sft",  # the source already gives examples (pretraining of the tiny base)
 }
 
+# Modules with `from_folder`, `local_folder`, `schedule` and `TOKENIZER`, the folder of the tokenizer.
+EDITORS = {"omnigen2": "edit_rl_jax.editors.omnigen2.weights"}
+
 
 def objective(name: str) -> Any:
     """The objective of that name or "my_pkg.mod:Class". Raises ConfigError naming the nearest right name."""

@@ -1,12 +1,9 @@
 """OmniGen2 as an Editor: the released folder in and out, its text path against transformers, LoRA files."""
 
 import functools
-import json
 import shutil
-import tempfile
 from pathlib import Path
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,48 +15,18 @@ from flax import nnx
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.base import Editor, stacked
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
-from edit_rl_jax.editors.omnigen2.editor import OmniGen2, pack, unpack
+from edit_rl_jax.editors.omnigen2.editor import pack, unpack
 from edit_rl_jax.editors.omnigen2.prompts import chat, tokenize
-from edit_rl_jax.editors.vae.autoencoder import VAEConfig
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.sharding import make_mesh
 from tests.editors import tiny
+from tests.editors.released import MLLM, NAME, abstract, editor, released
 from tests.parity import tiny as qwen
 from tests.parity.ladder import NETWORK, error, jit
 
-MLLM = "tied_gqa"
-NAME = "text_of_the_language_model"
-tiny.CONFIGS[NAME] = tiny._config(48, 2, 1, 1, 1, (8, 8, 8), qwen.torch_model(MLLM).config.text_config.hidden_size)
-VAE = VAEConfig(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_size=16)
 LORA = LoRAConfig(rank=3, alpha=6.0)
-
-
-@functools.cache
-def released() -> Path:
-    """A tiny folder in the released layout, written by transformers and diffusers."""
-    folder = Path(tempfile.mkdtemp(prefix="omnigen2_"))
-    qwen.torch_model(MLLM).save_pretrained(folder / "mllm")
-    tiny.torch_model(NAME).save_pretrained(folder / "transformer", max_shard_size="100KB")
-    vae = diffusers.AutoencoderKL(**{k: v for k, v in VAE.to_hf().items() if k != "_class_name"})
-    qwen.randomise(vae, seed=3)
-    vae.save_pretrained(folder / "vae")
-    for part, file in (("processor", "tokenizer.json"), ("scheduler", "scheduler_config.json")):
-        (folder / part).mkdir()
-        (folder / part / file).write_text(json.dumps({"kept": part}))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "OmniGen2Pipeline"}))
-    return folder
-
-
-@functools.cache
-def abstract(**options):
-    return nnx.eval_shape(lambda: OmniGen2(omnigen2.configs(released()), rngs=nnx.Rngs(0), **options))
-
-
-@functools.cache
-def editor() -> OmniGen2:
-    return omnigen2.from_folder(released())
 
 
 def same(a: Path, b: Path) -> None:

@@ -1,5 +1,6 @@
 """Scoring a file: killed at any moment and started again, it writes what one run writes."""
 
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.data.results import ResumeError
 from edit_rl_jax.rewards import files
 from edit_rl_jax.rewards.editscore.parsing import parse
 from edit_rl_jax.rewards.editscore.reward import Judgement, judge
@@ -81,20 +83,20 @@ def test_another_run_is_refused(tmp_path):
     source, output = write_input(tmp_path), tmp_path / "out.jsonl"
     run(source, output)
     before = output.read_text()
-    with pytest.raises(files.ResumeError, match="seed: 0 -> 1"):
+    with pytest.raises(ResumeError, match="seed: 0 -> 1"):
         files.score_file(Reader(), source, output, {"seed": 1}, progress=False)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(source.read_text().replace("take 3", "take 4"))
-    with pytest.raises(files.ResumeError, match="out.jsonl:4 is not the result of entry 4"):
+    with pytest.raises(ResumeError, match="out.jsonl:4 is not the result of entry 4"):
         run(changed, output)
     short = tmp_path / "short.jsonl"
     short.write_text("".join(source.read_text().splitlines(True)[:5]))
-    with pytest.raises(files.ResumeError, match="23 lines"):
+    with pytest.raises(ResumeError, match="23 lines"):
         run(short, output)
     assert output.read_text() == before
     assert run(short, output, overwrite=True)[0] == 4 and len(output.read_text().splitlines()) == 4
     with output.open("a") as held:
-        files.fcntl.flock(held, files.fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError):
             run(short, output)
 

@@ -10,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from edit_rl_jax.editors.base import Condition
+from edit_rl_jax.editors.omnigen2 import prompts
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
+from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
 from edit_rl_jax.editors.vae.autoencoder import Autoencoder, VAEConfig
 from edit_rl_jax.nn.params import LoRAConfig
@@ -72,6 +74,15 @@ class OmniGen2(nnx.Module):
         self.transformer = OmniGen2Transformer(cfg.transformer, lora=lora, trainable=trainable, **padding, **shared)
         self.vae = Autoencoder(cfg.vae, rngs=rngs, dtype=dtype)
         self.cfg = cfg
+
+    layout = staticmethod(layout)
+    multiple = property(lambda self: self.cfg.multiple)
+    downscale = property(lambda self: self.cfg.vae.downscale)
+    channels = property(lambda self: self.cfg.transformer.token_dim)
+
+    def chat(self, instruction: str, system: str | None = None) -> str:
+        """ChatML of an instruction, under the system text of editing or another (`prompts`)."""
+        return prompts.chat(instruction, prompts.EDIT if system is None else system)
 
     def encode_text(self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Float[Array, "B T F"]:
         """The decoder's last hidden states, after its final norm. Padding holds nothing of use."""

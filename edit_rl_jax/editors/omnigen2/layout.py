@@ -7,25 +7,13 @@ the longer side (in patches) of every image before.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 
+from edit_rl_jax.editors.base import Bucket, Size
 from edit_rl_jax.editors.omnigen2.config import REFERENCES
-
-Size = tuple[int, int]
-"""Rows and columns of an image in patches: pixels / 16."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """Lengths, in tokens, that rows are padded to. `references` 0: no row has one."""
-
-    text: int
-    references: int
-    noise: int
 
 
 class Layout(TypedDict):

@@ -18,6 +18,7 @@ from edit_rl_jax import sharding
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.vae import autoencoder
+from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.checkpoint_files import WeightsError, read_file
 from edit_rl_jax.nn.params import LoRAConfig
@@ -40,6 +41,7 @@ def name(path: Sequence[str]) -> str:
 
 TRANSFORMER = Naming(name, stacked=STACKED, stem="diffusion_pytorch_model")
 PARTS = ("mllm", "transformer", "vae")
+TOKENIZER = "processor"
 _CLASSES = {
     "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
     "processor": ["transformers", "Qwen2_5_VLProcessor"],
@@ -64,6 +66,14 @@ def configs(folder: Path) -> Configs:
     """The configurations of a released folder."""
     read = {"mllm": Config, "transformer": OmniGen2Config, "vae": autoencoder.VAEConfig}
     return Configs(**{part: cls.from_hf(folder / part) for part, cls in read.items()})
+
+
+def schedule(folder: Path, steps: int) -> Schedule:
+    """The schedule that a released folder asks for, at that many steps."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    stored = SCHEDULER | (json.loads(file.read_text()) if file.exists() else {})
+    kind = "dynamic" if stored["dynamic_time_shift"] else "linear"
+    return Schedule(steps, kind, base_res=stored["time_shift_base_res"])
 
 
 def _naming(part: str, state) -> Naming:

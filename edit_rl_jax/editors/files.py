@@ -1,0 +1,117 @@
+"""A file of instructions edited into a folder of images, resumably (see `data.results`)."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edit_rl_jax.data.images import ImageError, decode_image, encode_png, resize
+from edit_rl_jax.data.results import complete
+from edit_rl_jax.editors.sampling import Edit, EditError, EditorSampler
+
+RESULTS = "edits.jsonl"
+ADDED = ("edited", "candidates", "valid", "problem")
+
+
+def entries(path: Path, home: Path) -> Iterator[tuple[dict[str, Any], Edit | str]]:
+    """For each line of a file its output line without results, and the edit or the reason why there is none.
+
+    A line is a JSON object with `instruction`, `source` (a path from the file's folder, or a list of up to 5, or
+    absent), and `size` ([height, width]) where there is not one source. In the output paths are seen from `home`. Edit
+    number n is item n of the random numbers. ValueError names a line that is no such object.
+    """
+    for number, (where, line) in enumerate(_lines(path)):
+        sources = line.get("source", [])
+        sources = [sources] if isinstance(sources, str) else sources
+        files = [path.parent / s for s in sources]
+        seen = [os.path.relpath(f, home) for f in files]
+        if "source" in line:
+            line["source"] = seen[0] if isinstance(line["source"], str) else seen
+        try:
+            images = tuple(decode_image(f, where=s) for f, s in zip(files, sources))
+            size = tuple(line["size"]) if line.get("size") else None
+            yield line, Edit(line["instruction"], images, size, item=number, where=where)
+        except ImageError as error:
+            yield line, str(error)
+
+
+def _line(where: str, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        sources, size = line.get("source", []), line.get("size")
+        good = isinstance(line.get("instruction"), str) and isinstance(sources, str | list)
+        good = good and all(isinstance(s, str) for s in sources)
+        good = good and (not size or len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size))
+    except (ValueError, AttributeError, TypeError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{where}: wanted is an object with `instruction`, `source` (path or paths) and, if any, `size`"
+        )
+    return line
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file. Raises ValueError, naming the line, where one is malformed."""
+    return [line for _, line in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open() as file:
+        for n, text in enumerate(file, 1):
+            if text.strip():
+                yield f"{path}:{n}", _line(f"{path}:{n}", text)
+
+
+def edit_file(
+    sampler: EditorSampler,
+    source: Path,
+    home: Path,
+    settings: Mapping[str, Any],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    chunk: int = 16,
+    keep_size: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> tuple[int, int]:
+    """Makes the edits that `home`/edits.jsonl does not hold yet; returns (edits, those that could not be made).
+
+    Line n has `edited`, a PNG in `home` ("000012.png"), or null where `valid` is false for the reason `problem`; with
+    several samples also all `candidates`, of which `edited` is the first. keep_size: results are resized to the size
+    that the first source had.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+
+    def work(part):
+        asked = [edit if isinstance(edit, str) else _problem(sampler, edit) or edit for _, edit in part]
+        wanted = [dataclasses.replace(e, member=k) for e in asked if not isinstance(e, str) for k in range(samples)]
+        made = iter(sampler.edit(wanted, seed))
+        return [found(e, made) for e in asked]
+
+    def found(edit, made):
+        if isinstance(edit, str):
+            return dict(zip(ADDED, (None, [], False, edit)))
+        names = []
+        for k in range(samples):
+            name = f"{edit.item:06}.png" if samples == 1 else f"{edit.item:06}_{k:02}.png"
+            image = next(made)
+            if keep_size and edit.images:
+                image = resize(image, *edit.images[0].shape[:2])
+            (home / name).write_bytes(encode_png(image))  # before its line: a line that stands is whole
+            names.append(name)
+        return dict(zip(ADDED, (names[0], names, True, None)))
+
+    how = dict(adds=ADDED, source=source, chunk=chunk, overwrite=overwrite, progress=progress, doing="editing")
+    done = complete(home / RESULTS, entries(source, home), len(lines(source)), work, settings, **how)
+    return len(done), sum(not x["valid"] for x in done)
+
+
+def _problem(sampler: EditorSampler, edit: Edit) -> str | None:
+    try:
+        sampler.check(edit)
+    except (EditError, ImageError) as error:
+        return str(error)

@@ -1,0 +1,107 @@
+"""edit.py on files of every kind, through the whole path: what can be edited is, the rest is named; runs resume."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edit_rl_jax.data.images import decode_image, floor_resize
+from edit_rl_jax.editors import files
+from tests.editors.released import released
+from tests.editors.test_sampling import picture
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = "--steps 2 --text-guidance 1 --max-side 24 --rows 2 --chunk 3".split()
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("edit_script", ROOT / "scripts" / "edit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_images(folder: Path) -> dict[str, np.ndarray | str]:
+    """Image files, and what is to be seen of each: pixels, or the problem."""
+    square, wide = picture(50, 51), picture(30, 61, seed=1)
+    seen: dict[str, np.ndarray | str] = {"plain.png": square}
+    Image.fromarray(square).save(folder / "plain.png")
+    alpha = np.full((50, 51, 1), 255, np.uint8)
+    alpha[:20] = 0
+    Image.fromarray(np.concatenate([square, alpha], axis=2)).save(folder / "alpha.png")
+    seen["alpha.png"] = np.where(alpha > 0, square, np.uint8(255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(wide).save(folder / "turned.png", exif=exif)
+    seen["turned.png"] = np.rot90(wide, -1)
+    Image.fromarray(square).convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    seen["cmyk.jpg"] = np.asarray(Image.open(folder / "cmyk.jpg").convert("RGB"))
+    Image.fromarray(np.zeros((90, 1, 3), np.uint8)).save(folder / "line.png")
+    seen["line.png"] = "too narrow"
+    Image.new("L", (7200, 7000)).save(folder / "huge.png", compress_level=1)
+    seen["huge.png"] = "image too large .*7200x7000 = 50 Mpx"
+    Image.new("L", (7000, 7000), 9).save(folder / "large.png", compress_level=1)
+    seen["large.png"] = np.full((7000, 7000, 3), 9, np.uint8)
+    (folder / "text.png").write_text("no image")
+    seen["text.png"] = "unreadable image"
+    seen["absent.png"] = "missing file"
+    return seen
+
+
+def test_every_kind_of_file(script, tmp_path):
+    seen, out = write_images(tmp_path), tmp_path / "out"
+    asked = tmp_path / "asked.jsonl"
+    lines = [{"source": name, "instruction": "make it red", "id": n} for n, name in enumerate(seen)]
+    asked.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    for (line, edit), (name, want) in zip(files.entries(asked, out), seen.items(), strict=True):
+        assert line["source"] == f"../{name}"
+        if isinstance(want, str):
+            assert name == "line.png" or isinstance(edit, str)
+        else:
+            np.testing.assert_array_equal(edit.images[0], want)
+    command = ["--model", str(released()), "--input", str(asked), "--output", str(out), *FLAGS]
+    assert script.main(command) == 0
+    results = out / files.RESULTS
+    whole = results.read_text()
+    made = {}
+    for line, want in zip(map(json.loads, whole.splitlines()), seen.values(), strict=True):
+        if isinstance(want, str):
+            assert not line["valid"] and line["edited"] is None
+            assert re.search(want, line["problem"])
+        else:
+            made[line["source"]] = decode_image(out / line["edited"])
+            size = floor_resize(*want.shape[:2], multiple=4, max_side=24)
+            assert line["valid"] and made[line["source"]].shape == (*size, 3)
+    assert made["../plain.png"].std() > 1 and (made["../plain.png"] != made["../alpha.png"]).any()
+
+    results.write_text("".join(whole.splitlines(True)[:4]) + '{"source": "cut')
+    before = {p.name: p.read_bytes() for p in out.glob("*.png")}
+    assert script.main(command) == 0
+    assert results.read_text() == whole and before == {p.name: p.read_bytes() for p in out.glob("*.png")}
+    with pytest.raises(SystemExit, match="seed: 0 -> 1"):
+        script.main([*command, "--seed", "1"])
+
+
+def test_photographs_with_two_references_and_samples(script, shared, tmp_path, capsys):
+    photos = shared / "data/photo_edits/images"
+    pair = [str(photos / f"magicbrush_0{i}_source.jpg") for i in range(2)]
+    one = ["--model", str(released()), "--image", pair[0], "--instruction", "add a hat", *FLAGS]
+    assert script.main([*one, "--output", str(tmp_path / "one.png"), "--keep-size"]) == 0
+    assert decode_image(tmp_path / "one.png").shape == decode_image(pair[0]).shape
+    (tmp_path / "two.jsonl").write_text(json.dumps({"source": pair, "instruction": "both", "size": [24, 16]}))
+    two = ["--model", str(released()), "--input", str(tmp_path / "two.jsonl"), "--output", str(tmp_path / "two")]
+    assert script.main([*two, "--samples", "2", *FLAGS]) == 0
+    (line,) = map(json.loads, (tmp_path / "two" / files.RESULTS).read_text().splitlines())
+    a, b = (decode_image(tmp_path / "two" / name) for name in line["candidates"])
+    assert a.shape == b.shape == (24, 16, 3) and (a != b).any()
+
+
+def test_malformed_lines_are_named_before_anything_is_loaded(script, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"instruction": "a"}\n{"source": 3, "instruction": "b"}\n')
+    with pytest.raises(SystemExit, match="in.jsonl:2"):
+        script.main(["--model", "absent", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o")])

@@ -1,0 +1,175 @@
+"""The whole editor against the released pipeline, and what the sampler promises: FLOPs, company, buckets, sizes."""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edit_rl_jax import flops
+from edit_rl_jax.data.images import ImageError, floor_resize
+from edit_rl_jax.editors.base import Bucket
+from edit_rl_jax.editors.omnigen2 import weights as omnigen2
+from edit_rl_jax.editors.omnigen2.editor import pack, unpack
+from edit_rl_jax.editors.sampling import Edit, EditError, EditorSampler, Ready, Settings
+from edit_rl_jax.flow import random
+from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.schedules import Schedule
+from edit_rl_jax.sharding import make_mesh
+from tests.editors import tiny
+from tests.editors.released import MLLM, NAME, editor, released, tokenizer, torch_vae
+from tests.editors.upstream import upstream
+from tests.parity import tiny as qwen
+from tests.parity.ladder import FAST, error
+
+DUAL = Guidance(4.0, 2.0, stop=0.45)  # of 2 steps one
+BUCKET = Bucket(text=160, references=64, noise=48)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth noise, so that resizing is no lottery."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@functools.cache
+def sampler(steps: int = 2, guidance: Guidance = DUAL, rows: int = 3, buckets=(BUCKET,)) -> EditorSampler:
+    how = dict(max_pixels=600, max_side=40, rows=rows, buckets=buckets)
+    made = Settings(Sampler(steps, guidance=guidance), Schedule(steps), **how)
+    return EditorSampler(editor(), tokenizer(), made, compiler_options=FAST)
+
+
+def noise_of(s: EditorSampler, ready, seed: int) -> list[np.ndarray]:
+    """[C, H, W] of the noise that each edit starts from, by the documented key."""
+    out = []
+    for r in ready:
+        key = jax.random.key(seed)
+        for n in (random.Purpose.INITIAL, 0, r.item, r.member):
+            key = jax.random.fold_in(key, int(n))
+        h, w = (n // s.editor.downscale for n in r.size)
+        tokens = jax.random.normal(key, (h * w // 4, s.editor.channels))
+        out.append(np.asarray(unpack(tokens[None], 2, h, w))[0].transpose(2, 0, 1))
+    return out
+
+
+class Pipeline:
+    """The released pipeline on the tiny weights, its posterior without variance."""
+
+    def __init__(self):
+        vae = copy.deepcopy(torch_vae())
+        with torch.no_grad():
+            out, n = vae.encoder.conv_out, vae.config.latent_channels
+            out.weight[n:], out.bias[n:] = 0, -40.0  # clamped to a standard deviation of 3e-7
+        processor = type("Processor", (torch.nn.Module,), {"tokenizer": tokenizer()})()
+        parts = dict(transformer=tiny.torch_model(NAME), vae=vae, mllm=qwen.torch_model(MLLM), processor=processor)
+        scheduler = upstream("schedulers.scheduling_flow_match_euler_discrete").FlowMatchEulerDiscreteScheduler()
+        cls = upstream("pipelines.omnigen2.pipeline_omnigen2").OmniGen2Pipeline
+        cls._execution_device = torch.device("cpu")
+        self.pipe = cls(scheduler=scheduler, **parts)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, edits, noise, **options):
+        """(latents [C, H, W], images [H, W, 3] in [0, 1]) of each edit from noise [C, H, W]."""
+        found, right = [], self.pipe.vae.decode
+        self.pipe.vae.decode = lambda z, **k: found.append(z[0].numpy()) or right(z, **k)
+        images = self.pipe(
+            prompt=[e.instruction for e in edits],
+            negative_prompt="",
+            input_images=[[Image.fromarray(x) for x in e.images] or None for e in edits],
+            size=[(e.size or (16, 16))[::-1] for e in edits],
+            latents=[torch.tensor(x) for x in noise],
+            output_type="np",
+            return_dict=False,
+            **options,
+        )
+        self.pipe.vae.decode = right
+        shift, scale = (self.pipe.vae.config[k] for k in ("shift_factor", "scaling_factor"))
+        return [(z - shift) * scale for z in found], images
+
+
+EDITS = (
+    Edit("make it red", (picture(22, 26),), item=3),
+    Edit("put the second into the first", (picture(12, 16, 1), picture(25, 9, 2)), size=(16, 16), item=4, member=1),
+    Edit("a small grey house", size=(16, 32), item=9),
+)
+
+
+def test_the_whole_pipeline_is_the_reference():
+    """Text, references, 20 guided (0 to 0.6) and unguided steps, decoding; from the same noise."""
+    s = sampler(20, Guidance(4.0, 2.0, stop=0.6))
+    ready = s.prepare(EDITS)
+    assert [r.size for r in ready] == [(20, 24), (16, 16), (16, 32)]
+    got = s.latents(ready, seed=5)
+    noise = noise_of(s, ready, 5)
+    options = dict(max_pixels=600, max_input_image_side_length=40, num_inference_steps=20)
+    guidance = dict(text_guidance_scale=4.0, image_guidance_scale=2.0, cfg_range=(0.0, 0.6))
+    latents, images = Pipeline()(EDITS, noise, **options, **guidance)
+    for ours, theirs in zip(got, latents):
+        assert error(ours, pack(jnp.asarray(theirs.transpose(1, 2, 0))[None], 2)[0]) < 1e-3
+    for ours, theirs in zip(s.decode(got, [r.size for r in ready]), images):
+        assert np.abs(ours - 255 * theirs).max() < 1
+
+
+def test_a_guided_range_saves_its_flops():
+    """20 steps, 3 branches on 0 to 0.6: 46 forwards of 60, by our counter on the whole network."""
+
+    def cost(stop: float) -> int:
+        s = EditorSampler(editor(), tokenizer(), sampler(20, Guidance(4.0, 2.0, stop=stop)).settings)
+        none = np.zeros((0, s.editor.channels), np.float32)
+        text = np.zeros((9, 64), np.float32)
+        ready = Ready(BUCKET, (16, 16), (16, 16), (), none, text, text, 0, 0)
+        return flops.count(s._sample, s.state, s.placed(s.batch([ready])), jnp.uint32(0))
+
+    assert cost(0.6) == pytest.approx(46 / 60 * cost(1.0), rel=0.02)
+
+
+def test_an_edit_does_not_know_its_company_nor_its_bucket():
+    s = sampler()
+    alone, both = s.edit(EDITS[1:2], seed=1), s.edit(EDITS[::-1], seed=1)
+    np.testing.assert_array_equal(alone[0], both[1])
+    wide = sampler(buckets=(Bucket(170, 80, 60),))
+    ready = [x.prepare(EDITS[:2]) for x in (s, wide)]
+    latents = [x.latents(r) for x, r in zip((s, wide), ready)]
+    for a, b, c in zip(*latents, s.latents(ready[0], seed=1)):
+        assert error(a, b) < 1e-4 < 0.1 < error(a, c)
+
+
+def test_sizes_are_the_released_processors():
+    cls = upstream("pipelines.image_processor").OmniGen2ImageProcessor
+    theirs = cls(max_pixels=1024**2, max_side_length=1024)
+    rng = np.random.default_rng(0)
+    for h, w in rng.integers(16, 5000, (300, 2)).tolist() + [[1024, 1025], [16, 1024], [2047, 33]]:
+        want = theirs.get_new_height_width(np.zeros((1, 1, 1)), h, w)
+        if min(want):
+            assert floor_resize(h, w) == want
+        else:
+            with pytest.raises(ImageError, match="too narrow"):
+                floor_resize(h, w)
+
+
+def test_what_cannot_be_edited_is_named():
+    s = sampler()
+    wrong = {
+        "no bucket of .* holds": Edit("x" * 160, (picture(8, 8),), where="w"),
+        "1100 tokens": Edit("x" * 982, (picture(8, 8),), where="w"),
+        "2 images do not say": Edit("x", (picture(8, 8), picture(8, 8)), where="w"),
+    }
+    for message, edit in wrong.items():
+        with pytest.raises(EditError, match=f"w: .*{message}|w: {message}"):
+            s.prepare([edit])
+    with pytest.raises(ImageError, match="w: image too narrow"):
+        s.prepare([Edit("x", (picture(8, 1),), where="w")])
+
+
+def test_over_a_mesh():
+    plain = sampler(rows=4)
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    over = omnigen2.from_folder(released(), mesh=mesh)
+    sharded = EditorSampler(over, tokenizer(), plain.settings, mesh, compiler_options=FAST)
+    for a, b in zip(plain.latents(plain.prepare(EDITS)), sharded.latents(sharded.prepare(EDITS))):
+        assert error(a, b) < 1e-4
