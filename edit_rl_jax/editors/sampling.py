@@ -8,7 +8,7 @@ noise comes from (seed, item, member) and its row of the batch knows no other ro
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -111,14 +111,14 @@ class EditorSampler:
 
     Args:
       editor: with its weights, on one device or over `mesh`; `state` holds them and may be replaced between calls.
-      tokenizer: of its text encoder.
+      tokenizer: of its text encoder; None where only `batch` and what follows it is wanted.
       compiler_options: of `jax.jit`.
     """
 
     def __init__(
         self,
         editor: Editor,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         settings: Settings = Settings(),
         mesh: Mesh | None = None,
         compiler_options: Mapping[str, Any] | None = None,
@@ -126,8 +126,6 @@ class EditorSampler:
         self.tokenizer, self.settings, self.mesh = tokenizer, settings, mesh
         self.graphdef, self.state = nnx.split(editor)
         self.editor = nnx.merge(self.graphdef, jax.eval_shape(lambda state: state, self.state))  # without weights
-        negative = self.editor.chat(settings.negative, settings.negative_system)
-        self._negative = self._tokens(negative)[: settings.text_length]
         self._jit = partial(jax.jit, compiler_options=compiler_options)
         merged = lambda f: self._jit(lambda state, *args: f(nnx.merge(self.graphdef, state), *args))
         self._text = merged(lambda m, tokens, segments: m.encode_text(tokens, segments).astype(jnp.float32))
@@ -266,6 +264,11 @@ class EditorSampler:
         noise = random.normal(keys, (batch.mask.shape[1], self.editor.channels))
         s = self.settings
         return sample(editor.velocity, s.sampler, noise, batch.times, batch.condition, mask=batch.mask).final
+
+    @cached_property
+    def _negative(self) -> list[int]:
+        s = self.settings
+        return self._tokens(self.editor.chat(s.negative, s.negative_system))[: s.text_length]
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from edit_rl_jax.topology import Chip
 from edit_rl_jax.training.build import Program
@@ -58,16 +59,20 @@ def _refusal(text: str) -> DoesNotFit:
 
 
 def report(program: Program, bucket: Any, compiled: Any, chip: Chip) -> dict[str, Any]:
-    """Figures of one bucket's step; bytes are a device's, FLOPs are all devices' together, seconds a step's."""
-    memory, devices = compiled.memory_analysis(), program.mesh.size
-    model = program.model_flops(bucket)
-    executed = program.model_flops(bucket, remat=True)
+    """Figures of one bucket's step, as `figures`."""
+    model, executed = program.model_flops(bucket), program.model_flops(bucket, remat=True)
+    return {"bucket": str(bucket)} | figures(program.mesh, compiled, chip, model, executed)
+
+
+def figures(mesh: Mesh, compiled: Any, chip: Chip, model: int, executed: int) -> dict[str, Any]:
+    """Figures of a compiled program whose mathematics needs `model` and whose devices do `executed` FLOPs; bytes are a
+    device's, FLOPs are all devices' together, seconds a run's."""
+    memory, devices = compiled.memory_analysis(), mesh.size
     moved = collectives(compiled.as_text())
     compute_s = executed / devices / chip.flops
     ici_s = sum(c["bytes"] for c in moved.values()) / chip.ici
     step_s = max(compute_s, ici_s)
     return {
-        "bucket": str(bucket),
         "bytes_per_device": {
             "arguments": memory.argument_size_in_bytes,
             "temporaries": memory.temp_size_in_bytes,

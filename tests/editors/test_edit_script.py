@@ -11,8 +11,8 @@ from PIL import Image
 
 from edit_rl_jax.data.images import decode_image, floor_resize
 from edit_rl_jax.editors import files
+from tests.editors.pictures import picture
 from tests.editors.released import released
-from tests.editors.test_sampling import picture
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "--steps 2 --text-guidance 1 --max-side 24 --rows 2 --chunk 3".split()

@@ -22,6 +22,7 @@ from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.sharding import make_mesh
 from tests.editors import tiny
+from tests.editors.pictures import picture
 from tests.editors.released import MLLM, NAME, editor, released, tokenizer, torch_vae
 from tests.editors.upstream import upstream
 from tests.parity import tiny as qwen
@@ -29,12 +30,6 @@ from tests.parity.ladder import FAST, error
 
 DUAL = Guidance(4.0, 2.0, stop=0.45)  # of 2 steps one
 BUCKET = Bucket(text=160, references=64, noise=48)
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth noise, so that resizing is no lottery."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @functools.cache
