@@ -13,7 +13,9 @@ and [P, K] for the prompts, and the parts of one softmax are merged by log-sum-e
 """
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int
@@ -21,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from edit_rl_jax.sharding import shard
 
 AXES = (None, "batch", "kv_heads", None, None)
-KV = tuple[Float[Array, "..."], Float[Array, "..."]]  # (keys, values), each ([L,] rows, Hkv, tokens, d)
+KV = tuple[Float[Any, "..."], Float[Any, "..."]]  # (keys, values), real or abstract, each ([L,] rows, Hkv, tokens, d)
 Part = tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]  # maximum, sum of weights, weighted values
 _MASKED = -1e30
 
@@ -45,6 +47,18 @@ def empty(layers: int, rows: int, heads: int, tokens: int, dim: int, dtype) -> K
 
 def to_heads(x: Float[Array, "R T H d"]) -> Float[Array, "R H T d"]:
     return jnp.swapaxes(x, 1, 2)
+
+
+def write(store: Float[Array, "L B H N d"], x: Float[Array, "L B H d"], at: Int[Array, " B"]) -> Array:
+    """`store` with one token a row put at `at`, in place; on a mesh each device writes its own rows."""
+    dims = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(0, 2, 3),
+        inserted_window_dims=(3,),
+        scatter_dims_to_operand_dims=(3,),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+    return jax.lax.scatter(store, at[:, None], x, dims, unique_indices=True, mode="promise_in_bounds")
 
 
 def attend_part(

@@ -13,7 +13,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int
 
 from edit_rl_jax.generation.automaton import Automaton
-from edit_rl_jax.generation.cache import AXES, KV, attend_part, merge_parts, route, routed_part, to_heads
+from edit_rl_jax.generation.cache import AXES, KV, attend_part, merge_parts, route, routed_part, to_heads, write
 from edit_rl_jax.generation.sampler import Sampling, answer_keys, sample
 from edit_rl_jax.nn.attention import attention
 from edit_rl_jax.sharding import shard
@@ -210,9 +210,7 @@ def decode_chunk(
         x = model.embed(token[:, None], jnp.full((B, 1), -1, jnp.int32))
         positions = jnp.broadcast_to((slots.position + fed)[:, None, None], (B, 3, 1))
         hidden, new = model.language_model(x, positions, attend, (tiles, own, answers))
-        # By answer, so that on a mesh each device writes its own rows.
-        one = lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x[:, :, None], i, axis=2)
-        put = lambda store, x: shard(jax.vmap(one, in_axes=(1, 1, 0), out_axes=1)(store, x, at), *AXES)
+        put = lambda store, x: shard(write(store, x, at), *AXES)
         return model.logits(hidden[:, 0]), (put(answers[0], new[0]), put(answers[1], new[1]))
 
     def running(carry):
