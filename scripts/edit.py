@@ -43,6 +43,8 @@ def parse(argv=None):
         parser.error("--model is wanted")
     if (args.input is None) == (args.instruction is None):
         parser.error("give either --instruction (with --image) or --input")
+    if args.input is None and args.output.suffix != ".png":
+        parser.error("--output of one edit is a .png")
     return args
 
 

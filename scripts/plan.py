@@ -3,9 +3,10 @@
     python scripts/plan.py --config configs/rm_72b.py --topology v5p:4x4x4
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
     python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
+    python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
-The largest bucket is compiled (--buckets all: each of them), in one to five minutes on two cores, at any size. The
+The largest bucket is compiled (or those of --buckets), in one to five minutes on two cores, at any size. The
 compiler's word is the verdict: a step that does not fit ends with its overshoot and status 2. Needs `libtpu` (the extra
 [tpu], or [test]) and no TPU.
 """
@@ -18,6 +19,7 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import math  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -28,7 +30,7 @@ import jax  # noqa: E402
 
 from edit_rl_jax import topology  # noqa: E402
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
-from edit_rl_jax.training import build, planning, score_planning  # noqa: E402
+from edit_rl_jax.training import build, edit_planning, planning, score_planning  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,9 +43,11 @@ def parse(argv):
     config_lib.add_arguments(parser, required=False)
     parser.add_argument("--topology", metavar="CHIP:GRID", help="v5e:4x4, v5p:4x4x4, v6e:2x4, ...")
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the network")
-    parser.add_argument("--job", choices=("train", "score"), default="train")
+    parser.add_argument("--job", choices=("train", "score", "edit"), default="train")
     parser.add_argument("--slots", type=int, default=64, help="answers side by side, of --job score")
-    parser.add_argument("--buckets", choices=("largest", "all"), default="largest")
+    parser.add_argument(
+        "--buckets", default="largest", metavar="NAMES", help="or all, or (parts of) names: 512x512,..."
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
     parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
@@ -66,15 +70,10 @@ def plan(args, overrides) -> dict:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     mesh = build.make_mesh(config, devices)
-    program = build.build(config, mesh)
-    buckets = sorted(program.batches, key=lambda b: b.tokens + b.slots, reverse=True)
-    figures = []
-    for bucket in buckets if args.buckets == "all" else buckets[:1]:
-        start = time.time()
-        compiled = planning.compile_step(program, bucket)
-        seconds = time.time() - start
-        figures.append(planning.report(program, bucket, compiled, chip) | {"compile_s": round(seconds, 1)})
+    edit = args.job == "edit"
+    figures = list(edit_planning.plan(config, mesh, chip) if edit else steps(config, mesh, chip, args.buckets))
     return about | {
+        "job": args.job,
         "overrides": overrides,
         "mesh": dict(mesh.shape),
         "rows": config.rows,
@@ -84,6 +83,20 @@ def plan(args, overrides) -> dict:
         "buckets": figures,
         "assumptions": planning.ASSUMPTIONS,
     }
+
+
+def steps(config, mesh, chip, names: str):
+    """Figures of the training step of the largest bucket, of all, or of those with such names."""
+    program = build.build(config, mesh)
+    size = lambda bucket: sum(math.prod(x.shape) for x in program.batches[bucket].values())
+    buckets = sorted(program.batches, key=size, reverse=True)
+    if names not in ("largest", "all"):
+        buckets = [b for b in buckets if any(name in str(b) for name in names.split(","))]
+    for bucket in buckets[:1] if names == "largest" else buckets:
+        start = time.time()
+        compiled = planning.compile_step(program, bucket)
+        seconds = time.time() - start
+        yield planning.report(program, bucket, compiled, chip) | {"compile_s": round(seconds, 1)}
 
 
 def show_scoring(plan) -> None:
@@ -120,20 +133,20 @@ def show(plan) -> None:
 
 def plan_all(output: Path) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
-    status = 0
-    for name, chips in SCORING:
-        target = output.parent / "score_plans" / f"{name}__{chips.replace(':', '-')}.json"
-        command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", chips]
-        status = max(
-            status, subprocess.run([*command, "--job", "score", "--json", str(target)], check=False).returncode
-        )
+    jobs = [(output.parent / "score_plans", name, chips, ["--job", "score"]) for name, chips in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
-        for name in config_lib.load(file).mesh_presets.keys():
-            if name.split(":")[0] not in topology.CHIPS:
-                continue
-            target = output / f"{file.stem}__{name.replace(':', '-')}.json"
-            command = [sys.executable, __file__, "--config", str(file), "--topology", name, "--json", str(target)]
-            status = max(status, subprocess.run(command, check=False).returncode)
+        config = config_lib.load(file)
+        editing = config.objective == "flow_matching"
+        for chips in [name for name in config.mesh_presets.keys() if name.split(":")[0] in topology.CHIPS]:
+            jobs.append((output, file.stem, chips, ["--buckets", "1024x1024,512x512"] if editing else []))
+            jobs += [(output, file.stem, chips, ["--job", "edit"])] if editing else []
+    status = 0
+    for folder, name, chips, flags in jobs:
+        stem = f"{name}__edit" if "edit" in flags else name
+        target = folder / f"{stem}__{chips.replace(':', '-')}.json"
+        command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", chips]
+        done = subprocess.run([*command, *flags, "--json", str(target)], check=False)
+        status = max(status, done.returncode)
     return status
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,29 @@ RESULTS = "edits.jsonl"
 ADDED = ("edited", "candidates", "valid", "problem")
 
 
-def entries(path: Path, home: Path) -> Iterator[tuple[dict[str, Any], Edit | str]]:
-    """For each line of a file its output line without results, and the edit or the reason why there is none.
+def entries(path: Path, home: Path) -> Iterator[tuple[dict[str, Any], Callable[[], Edit | str]]]:
+    """For each line of a file its output line without results, and what reads the edit, or gives the reason why there
+    is none.
 
     A line is a JSON object with `instruction`, `source` (a path from the file's folder, or a list of up to 5, or
     absent), and `size` ([height, width]) where there is not one source. In the output paths are seen from `home`. Edit
     number n is item n of the random numbers. ValueError names a line that is no such object.
     """
-    for number, (where, line) in enumerate(_lines(path)):
+    for item, (where, line) in enumerate(_lines(path)):
         sources = line.get("source", [])
         sources = [sources] if isinstance(sources, str) else sources
-        files = [path.parent / s for s in sources]
-        seen = [os.path.relpath(f, home) for f in files]
-        if "source" in line:
-            line["source"] = seen[0] if isinstance(line["source"], str) else seen
-        try:
-            images = tuple(decode_image(f, where=s) for f, s in zip(files, sources))
-            size = tuple(line["size"]) if line.get("size") else None
-            yield line, Edit(line["instruction"], images, size, item=number, where=where)
-        except ImageError as error:
-            yield line, str(error)
+        seen = [os.path.relpath(path.parent / s, home) for s in sources]
+        out = line | ({"source": seen[0] if isinstance(line["source"], str) else seen} if "source" in line else {})
+        yield out, partial(_read, path.parent, sources, line, item, where)
+
+
+def _read(folder: Path, sources: list[str], line: dict[str, Any], item: int, where: str) -> Edit | str:
+    try:
+        images = tuple(decode_image(folder / s, where=s) for s in sources)
+    except ImageError as error:
+        return str(error)
+    size = tuple(line["size"]) if line.get("size") else None
+    return Edit(line["instruction"], images, size, item=item, where=where)
 
 
 def _line(where: str, text: str) -> dict[str, Any]:
@@ -80,14 +84,14 @@ def edit_file(
 ) -> tuple[int, int]:
     """Makes the edits that `home`/edits.jsonl does not hold yet; returns (edits, those that could not be made).
 
-    Line n has `edited`, a PNG in `home` ("000012.png"), or null where `valid` is false for the reason `problem`; with
-    several samples also all `candidates`, of which `edited` is the first. keep_size: results are resized to the size
-    that the first source had.
+    Line n has `candidates`, its `samples` PNGs in `home` ("000012.png", or "000012_00.png", ...), and `edited`, the
+    first of them; none and null where `valid` is false, for the reason `problem`. keep_size: results are resized to the
+    size that the first source had.
     """
     home.mkdir(parents=True, exist_ok=True)
 
     def work(part):
-        asked = [edit if isinstance(edit, str) else _problem(sampler, edit) or edit for _, edit in part]
+        asked = [edit if isinstance(edit, str) else _problem(sampler, edit) or edit for edit in (r() for _, r in part)]
         wanted = [dataclasses.replace(e, member=k) for e in asked if not isinstance(e, str) for k in range(samples)]
         made = iter(sampler.edit(wanted, seed))
         return [found(e, made) for e in asked]

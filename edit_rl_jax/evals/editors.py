@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.sampling import EditorSampler, Settings
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
@@ -70,7 +71,16 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     settings = dataclasses.asdict(sampling) | {"seed": args.edit_seed, "kind": args.editor_kind}
     del settings["rows"], settings["buckets"]
     weights = {p.name: fingerprint(p) for p in sorted(folder.iterdir()) if p.is_dir()}
-    settings["weights_sha256"] = weights | ({"lora": fingerprint(args.lora)} if args.lora else {})
+    settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
     settings["lora_alpha"] = args.lora_alpha
-    tokenizer = load_tokenizer(folder / kind.TOKENIZER)
-    return EditorSampler(editor, tokenizer, sampling, mesh), json.loads(json.dumps(settings))
+    return EditorSampler(editor, kind.tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a LoRA's file, or of the files of its folder."""
+    digest = hashlib.sha256()
+    for file in (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
+    ):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ OBJECTIVES = {
     "sft": "edit_rl_jax.training.sft",  # the source already gives examples (pretraining of the tiny base)
 }
 
-# Modules with `from_folder`, `local_folder`, `schedule` and `TOKENIZER`, the folder of the tokenizer.
+# Modules with `local_folder`, `from_folder`, `tokenizer` and `schedule`, as OmniGen2's.
 EDITORS = {"omnigen2": "edit_rl_jax.editors.omnigen2.weights"}
 
 

@@ -18,7 +18,8 @@ from tests.parity import tiny as qwen
 
 MLLM = "tied_gqa"
 NAME = "text_of_the_language_model"
-tiny.CONFIGS[NAME] = tiny._config(48, 2, 1, 1, 1, (8, 8, 8), qwen.CONFIGS[MLLM]["text_config"]["hidden_size"])
+TEXT = qwen.CONFIGS[MLLM]["text_config"]["hidden_size"]
+tiny.CONFIGS[NAME] = tiny._config(48, 2, 1, 1, 1, (8, 8, 8), TEXT, axes_lens=(400, 400, 400))
 VAE = VAEConfig(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_size=16)
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

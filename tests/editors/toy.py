@@ -14,7 +14,6 @@ from flax import nnx
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
 from edit_rl_jax.flow.schedules import Schedule
 
-TOKENIZER = "."
 BRIGHTER = 0.1
 
 
@@ -56,7 +55,7 @@ class Editor(nnx.Module):
         return unpack(latents, 2, height, width)
 
 
-def tokenizer():
+def tokenizer(folder=None):
     """A character is a token."""
     return types.SimpleNamespace(encode=lambda text, add_special_tokens: [ord(c) for c in text])
 

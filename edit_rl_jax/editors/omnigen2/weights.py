@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from edit_rl_jax import sharding
+from edit_rl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.vae import autoencoder
@@ -41,7 +42,6 @@ def name(path: Sequence[str]) -> str:
 
 TRANSFORMER = Naming(name, stacked=STACKED, stem="diffusion_pytorch_model")
 PARTS = ("mllm", "transformer", "vae")
-TOKENIZER = "processor"
 _CLASSES = {
     "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
     "processor": ["transformers", "Qwen2_5_VLProcessor"],
@@ -66,6 +66,11 @@ def configs(folder: Path) -> Configs:
     """The configurations of a released folder."""
     read = {"mllm": Config, "transformer": OmniGen2Config, "vae": autoencoder.VAEConfig}
     return Configs(**{part: cls.from_hf(folder / part) for part, cls in read.items()})
+
+
+def tokenizer(folder: Path) -> Tokenizer:
+    """That of a released folder."""
+    return load_tokenizer(folder / "processor")
 
 
 def schedule(folder: Path, steps: int) -> Schedule:
