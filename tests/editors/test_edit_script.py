@@ -59,7 +59,8 @@ def test_every_kind_of_file(script, tmp_path):
     asked = tmp_path / "asked.jsonl"
     lines = [{"source": name, "instruction": "as it is", "id": n} for n, name in enumerate(seen)]
     asked.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    toy = ["--editor-kind", "tests.editors.toy", "--model", str(tmp_path), *FLAGS]
+    (tmp_path / "model").mkdir()
+    toy = ["--editor-kind", "tests.editors.toy", "--model", str(tmp_path / "model"), *FLAGS]
     command = [*toy, "--input", str(asked), "--output", str(out)]
     assert script.main(command) == 0
     results = out / files.RESULTS
