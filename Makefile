@@ -1,13 +1,19 @@
-# make demo: train and judge the tiny reward model.   make test: the whole suite.   make plans, make lint: see CONTRIBUTING.
+# make demo: train and judge the tiny reward model.   make demo-rl: and improve the tiny editor with it.   make test: the whole suite.   make plans, make lint: see CONTRIBUTING.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
+RLDIR ?= runs/demo_rl
 PYTEST ?= -n 2 --dist loadfile # a file's tests share fixtures and compiled programs
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test plans lint
+.PHONY: demo demo-rl test plans lint
 demo: $(VENV)/demo.installed
 	$(RUN) scripts/train_rm.py --config configs/rm_tiny.py --workdir $(WORKDIR)
+
+demo-rl: $(VENV)/demo.installed
+	test -e $(WORKDIR)/finished || $(RUN) scripts/train_rm.py --config configs/rm_tiny.py --workdir $(WORKDIR)
+	$(RUN) scripts/train_grpo.py --config configs/grpo_tiny.py --workdir $(RLDIR) \
+		--config.rl.judge.model=$(WORKDIR)/model
 
 test: $(VENV)/test.installed
 	$(RUN) -m pytest $(PYTEST)

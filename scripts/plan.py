@@ -29,6 +29,7 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 
 from edit_rl_jax import topology  # noqa: E402
+from edit_rl_jax.rl import planning as rl_planning  # noqa: E402
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
 from edit_rl_jax.training import build, edit_planning, planning, score_planning  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
@@ -69,6 +70,9 @@ def plan(args, overrides) -> dict:
     if args.topology in config.mesh_presets:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
+    if "rl" in config:
+        judge = rl_planning.judge_config(ROOT / "configs")
+        return about | {"overrides": overrides, "job": "rl"} | rl_planning.plan(config, judge, chip, devices)
     mesh = build.make_mesh(config, devices)
     edit = args.job == "edit"
     figures = list(edit_planning.plan(config, mesh, chip) if edit else steps(config, mesh, chip, args.buckets))
@@ -109,6 +113,15 @@ def show_scoring(plan) -> None:
         print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device of {p['usable_hbm'] / gib:.2f}: it fits; ", end="")
         print(f"{moved / 1e6:.1f} MB to each device a step, gathers of at most {p['largest_gather']} elements")
     print(f"  a decode step takes at least {plan['decode']['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
+
+
+def show_rl(plan) -> None:
+    """Prints a plan of online RL: its programs with what lies beside them."""
+    gib = 2**30
+    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, with the reward model on the same chips")
+    for name, p in plan["programs"].items():
+        print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device, {p['beside'] / gib:.2f} beside it: ", end="")
+        print(f"{p['together'] / gib:6.2f} of {plan['usable_hbm'] / gib:.2f}, it fits")
 
 
 def show(plan) -> None:
@@ -164,7 +177,7 @@ def main(argv=None) -> int:
     except (config_lib.ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    show_scoring(result) if args.job == "score" else show(result)
+    (show_rl if "job" in result else show_scoring if args.job == "score" else show)(result)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -100,7 +100,17 @@ class Progress:
 
     def show(self, step: int, values: dict[str, Any]) -> None:
         """Shows the figures of a finished step."""
-        keys = ("loss", "token_accuracy", "grad_norm", "lr", "tokens_per_s", "mfu", "validation_loss")
+        keys = (
+            "loss",
+            "reward_mean",
+            "oracle_success",
+            "token_accuracy",
+            "grad_norm",
+            "lr",
+            "tokens_per_s",
+            "mfu",
+            "validation_loss",
+        )
         text = {k: f"{values[k]:.4g}" for k in keys if isinstance(values.get(k), (int, float))}
         if self._bar is not None:
             self._bar.set_postfix(text, refresh=False)

@@ -41,14 +41,15 @@ def tensor_parallel(cfg: Config, chips: int, hbm: int, bytes_: int) -> int:
     return fits[0]
 
 
-def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64) -> dict[str, Any]:
-    """Figures of one prefill and of one decode step; DoesNotFit as `planning.compile_step`."""
+def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64, tensor: int = 0) -> dict[str, Any]:
+    """Figures of one prefill and of one decode step; DoesNotFit as `planning.compile_step`. tensor: chips a copy of the
+    weights, 0 = as few as leave room."""
     cfg = build.model_config(config)
     make = partial(Qwen25VL, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     leaves = jax.tree.leaves(abstract)
     weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-    tensor = tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
+    tensor = tensor or tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
     data = len(devices) // tensor
     mesh = make_mesh({"data": data, "tensor": tensor}, devices)
     places = shardings(abstract, mesh)

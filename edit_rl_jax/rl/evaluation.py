@@ -1,0 +1,181 @@
+"""Whether the policy became better: held-out prompts with fixed noise, scored by the reward and, where known, by truth.
+
+An evaluation is a file of the run's folder, `evaluations/STEP.json`, with a value a prompt, so that before and after
+are compared in pairs.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.rl import rewards
+from edit_rl_jax.rl.program import Program
+from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.training.report import write_report
+
+SEED = 20250919  # of the noise: the same for every run and step
+DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts", "overall")
+
+
+def edits(
+    program: Program, weights: Any, frozen: Any, prompts: Sequence[Prompt], seed: int = SEED
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """One edit of each prompt on the host, `config.rows` at a time; its noise is a function of its number."""
+    n, rows, out = len(prompts), program.config.rows, []
+    for start in range(0, n, rows):
+        at = [min(i, n - 1) for i in range(start, start + rows)]
+        batch = program.put(program.batch([prompts[i] for i in at], at, 1))
+        with jax.set_mesh(program.mesh):
+            out.append(rewards.gather(program.evaluate(weights, frozen, batch, np.int32(seed)))[0])
+    return np.concatenate(out)[:n]
+
+
+def evaluate(
+    program: Program, weights: Any, frozen: Any, prompts: Sequence[Prompt], reward: Callable
+) -> tuple[dict[str, Any], UInt8[np.ndarray, "n H W 3"]]:
+    """(values by prompt: task, reward, valid and the oracle's dimensions, success as "oracle_success"; the edits)."""
+    images = edits(program, weights, frozen, prompts)
+    scores = rewards.score(reward, prompts, images)
+    found: dict[str, Any] = {"task": [p.task for p in prompts]}
+    found |= {"reward": [float(v) for v in scores.values], "valid": [bool(v) for v in scores.valid]}
+    if all(p.edit is not None for p in prompts):
+        found |= of_oracle(rewards.Samples(prompts, images))
+    return found, images
+
+
+def of_oracle(samples: rewards.Samples) -> dict[str, list[float]]:
+    """The oracle's dimensions (0-25) and success (0 or 1) by sample."""
+    judged = rewards.judge_by_oracle(samples)
+    rows = [(*j.sc, *j.pq, j.overall) if j.valid else (0.0,) * 5 for j in judged]  # unreadable pixels are no success
+    table = {f"oracle_{name}": [float(r[i]) for r in rows] for i, name in enumerate(DIMENSIONS)}
+    table["oracle_success_score"] = table.pop("oracle_success")
+    table["oracle_success"] = [float(min(r[:2]) >= 20 and min(r[2:4]) >= 18) for r in rows]
+    return table
+
+
+def curve(step: int, found: dict[str, Any]) -> dict[str, float]:
+    """A point of the report's curves: means over prompts."""
+    ok = np.asarray(found["valid"])
+    point = {"step": step, "reward": float(np.asarray(found["reward"])[ok].mean()) if ok.any() else float("nan")}
+    return point | {k: float(np.mean(v)) for k, v in found.items() if k.startswith("oracle_")}
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The figures of `eval.json` from two evaluations of the same prompts."""
+    out: dict[str, Any] = {"n_prompts": len(before["task"])}
+    both = np.asarray(before["valid"]) & np.asarray(after["valid"])
+    out["n_valid_rewards"] = int(both.sum())
+
+    def pair(name: str, keep: Any) -> dict[str, Any]:
+        a, b = (np.asarray(x[name], np.float64)[keep] for x in (before, after))
+        if not len(a):
+            return {}
+        return {
+            "before": float(a.mean()),
+            "after": float(b.mean()),
+            "gain": float((b - a).mean()),
+            "gain_ci95": list(interval(b - a)),
+        }
+
+    everyone = np.ones(len(both), bool)
+    names = {"reward": both} | ({"oracle_success": everyone} if "oracle_success" in before else {})
+    for name, keep in names.items():
+        out |= {f"{name}_{k}": v for k, v in pair(name, keep).items()}
+    if "oracle_success" in before:
+        tasks = np.asarray(before["task"])
+        out["oracle_success_by_task"] = {
+            t: pair("oracle_success", tasks == t) | {"prompts": int((tasks == t).sum())} for t in sorted(set(tasks))
+        }
+        dimensions = {"success": "oracle_success_score"} | {d: f"oracle_{d}" for d in DIMENSIONS[1:]}
+        out["oracle_by_dimension"] = {d: pair(name, everyone) for d, name in dimensions.items()}
+    return out
+
+
+def page(prompts: Sequence[Prompt], *columns: Any, names: Sequence[str], side: int = 144) -> bytes:
+    """A PNG with a row a prompt: its instruction, then source and edits side by side, `names` above."""
+    label, gap, n = 16, 6, len(columns) + 1
+    height = side + label + gap
+    picture = Image.new("RGB", (max(n * (side + gap), 640), label + len(prompts) * height), "white")
+    draw = ImageDraw.Draw(picture)
+    for x, name in enumerate(("source", *names)):
+        draw.text((x * (side + gap), 0), name, fill="black")
+    for y, prompt in enumerate(prompts):
+        top = label + y * height
+        draw.text((0, top), prompt.instruction.splitlines()[0][:100], fill="black")
+        for x, image in enumerate((prompt.source, *(c[y] for c in columns))):
+            shown = Image.fromarray(image).resize((side, side * image.shape[0] // image.shape[1]))
+            picture.paste(shown.crop((0, 0, side, side)), (x * (side + gap), top + label))
+    return encode_png(np.asarray(picture))
+
+
+def store(folder: Path, step: int, found: dict[str, Any], prompts: Sequence[Prompt], images: Any, shown: int) -> None:
+    """Writes an evaluation and the edits that the report shows, each moved into place when whole."""
+    home = folder / "evaluations"
+    home.mkdir(parents=True, exist_ok=True)
+    strip = np.concatenate(list(images[:shown])) if shown else np.zeros((1, 1, 3), np.uint8)
+    for name, data in ((f"{step:06d}.png", encode_png(strip)), (f"{step:06d}.json", json.dumps(found).encode())):
+        part = home / f"{name}.part"
+        part.write_bytes(data)
+        part.replace(home / name)
+
+
+def read(folder: Path, last: int | None = None) -> dict[int, dict[str, Any]]:
+    """{step: evaluation} of a run's folder; `last`: later ones, of steps that will be taken again, are removed."""
+    out = {}
+    for path in sorted((folder / "evaluations").glob("*.json")):
+        step = int(path.stem)
+        if last is not None and step > last:
+            path.unlink()
+        else:
+            out[step] = json.loads(path.read_text())
+    return out
+
+
+def shown(folder: Path, step: int, size: tuple[int, int]) -> UInt8[np.ndarray, "n H W 3"]:
+    """The edits that `store` kept."""
+    with Image.open(folder / "evaluations" / f"{step:06d}.png") as picture:
+        return np.asarray(picture.convert("RGB")).reshape(-1, *size, 3)
+
+
+CURVES = (
+    ("Reward of the samples", {"reward_mean": "mean", "oracle_overall": "oracle / 25"}),
+    ("Reward within a group: standard deviation", {"reward_group_std": ""}),
+    ("Oracle's success of the samples", {"oracle_success": ""}),
+    ("Ratio, advantage above 0", {"ratio_positive_max": "greatest", "ratio_positive_min": "least"}),
+    ("Ratio, advantage below 0", {"ratio_negative_max": "greatest", "ratio_negative_min": "least"}),
+    ("Clipped share", {"clip_share": ""}),
+    ("Divergence from the reference", {"kl": ""}),
+    ("Groups that do not train, share", {"zero_std_share": "equal rewards", "invalid_share": "no reward"}),
+    ("Seconds an iteration", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
+)
+
+
+def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]]) -> None:
+    """`report.html` from what the run wrote: reward against oracle over time, edits before and after."""
+    found = read(folder)
+    count = min((len(f["task"]) for f in found.values()), default=0)  # the same prompts at every step
+    points = [curve(step, {k: v[:count] for k, v in values.items()}) for step, values in found.items()]
+    for p in points:  # on the reward's scale
+        p |= {k: v / rewards.SCALE for k, v in p.items() if k.startswith("oracle_") and k != "oracle_success"}
+    held_out = {"reward": "reward", "oracle_success": "oracle's success", "oracle_overall": "oracle's overall / 25"}
+    dimensions = {"oracle_success_score": "success", "oracle_over_editing": "over-editing"}
+    quality = {"oracle_naturalness": "naturalness", "oracle_artifacts": "artifacts"}
+    curves = [("Held-out prompts: reward against oracle", held_out, points)]
+    curves += [("Oracle, by dimension / 25", dimensions, points), ("Oracle, quality / 25", quality, points)]
+    curves += [(title, names, rows) for title, names in CURVES]
+    pictures = {}
+    if len(found) > 1:
+        first, last = min(found), max(found)
+        size = prompts[0].source.shape[:2]
+        columns = [shown(folder, step, size) for step in (first, last)]
+        names = [f"step {first}", f"step {last}"]
+        pictures["The same prompts before and after"] = page(prompts[: len(columns[0])], *columns, names=names)
+    write_report(folder, curves=curves, pictures=pictures)

@@ -1,0 +1,294 @@
+"""From a config and a mesh to the compiled programs of RL: rollout, update, evaluation. Allocates nothing.
+
+`train_grpo.py` runs them; `plan.py` lowers the same ones for a topology that is not there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
+
+from edit_rl_jax import sharding
+from edit_rl_jax.editors.base import Bucket, Editor
+from edit_rl_jax.editors.omnigen2 import weights as omnigen2
+from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
+from edit_rl_jax.editors.omnigen2.prompts import tokenize
+from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.schedules import Schedule
+from edit_rl_jax.flow.steps import Noise
+from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.rl import config as config_lib
+from edit_rl_jax.rl.losses import Algorithm, PolicyGradient
+from edit_rl_jax.rl.nft import DiffusionNFT
+from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.rl.rollout import Prompts, Rollout, make_rollout
+from edit_rl_jax.rl.update import make_update
+from edit_rl_jax.training import build, optim
+from edit_rl_jax.training import state as st
+from edit_rl_jax.training.config import ConfigError
+
+Batch = dict[str, Any]
+"""What the host gives a rollout: `tokens`, `segments` i32 [P, 2, T] (instruction, negative), `pixels` u8 [P, H, W, 3],
+`layout` {name: [P, branches, ...]}, and of `rl.rollout.Prompts` times, item, prompt, member."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """RL of an editor, compiled on demand. Weights are flat dicts (see `training.state`); abstract values carry
+    shardings.
+
+    rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
+    [M, B, H, W, 3]). evaluate: the same with one sample a prompt and no noise in its steps -> images u8 [M, B, ...].
+    update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
+    donated: {"trainable", "opt_state"}, with "ema" and "old" where the config wants them.
+    """
+
+    config: Any
+    mesh: Mesh
+    editor: Editor  # abstract
+    tokenizer: Any
+    graphdef: nnx.GraphDef
+    trainable_state: nnx.State
+    frozen_state: nnx.State
+    state: dict[str, Any]  # abstract
+    frozen: st.Flat  # abstract
+    algorithm: Algorithm
+    rollout: Callable
+    evaluate: Callable
+    update: Callable
+    init_trainable: Callable  # jitted: (key) -> trainable
+    init_state: Callable  # jitted: (trainable) -> state
+
+    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Editor:
+        """The editor with these weights."""
+        t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
+        return nnx.merge(self.graphdef, t, f)
+
+    @property
+    def microbatches(self) -> int:
+        """M of a rollout."""
+        return self.config.rl.prompts * self.config.rl.group // self.config.rows
+
+    def put(self, batch: Any) -> Any:
+        """A host batch on the mesh, whole on every device; the same on every process."""
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec()))
+
+    def rows(self, array: np.ndarray) -> Array:
+        """[M, B, ...] with its rows over the mesh."""
+        spec = PartitionSpec(None, *sharding.batch_shardings({"x": array[0]}, self.mesh)["x"].spec)
+        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), lambda at: array[at])
+
+    def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int) -> Batch:
+        """The host batch of `members` samples of each prompt; `items`: their numbers in the data."""
+        return host_batch(self.config, self.editor, self.tokenizer, prompts, items, members)
+
+
+def host_batch(
+    config: Any, editor: Editor, tokenizer: Any, prompts: Sequence[Prompt], items: Sequence[int], members: int
+) -> Batch:
+    """See `Program.batch`. Raises ConfigError where an instruction is longer than `rl.text`."""
+    r, (height, width), count = config.rl, config.rl.size, len(prompts)
+    negative = editor.chat(r.negative, r.negative_system)
+    chats = [c for p in prompts for c in (editor.chat(p.instruction), negative)]
+    tokens, segments, wanted = tokenize(tokenizer, chats, r.text)
+    if max(wanted) > r.text:
+        raise ConfigError(f"config key 'rl.text' is {r.text}, an instruction has {max(wanted)} tokens")
+    size, n = (height // editor.multiple, width // editor.multiple), guidance(config).branches
+    patches = size[0] * size[1]
+    bucket = Bucket(r.text, patches, patches)
+    # Branches: the instruction; with guidance the negative, with the source (of three) and without.
+    texts = [wanted[::2], *([wanted[1::2]] * (n - 1))]
+    references = [[size], *([[size]] if n == 3 else []), *([()] if n > 1 else [])]
+    index = [editor.layout(t, [ref] * count, [size] * count, bucket) for t, ref in zip(texts, references)]
+    cells = height * width // editor.downscale**2
+    numbers = np.repeat(np.arange(count, dtype=np.int32), members)
+    return {
+        "tokens": tokens.reshape(count, 2, -1),
+        "segments": segments.reshape(count, 2, -1),
+        "pixels": np.stack([p.source for p in prompts]),
+        "layout": jax.tree.map(lambda *a: np.stack(a, 1), *map(dict, index)),
+        "times": np.broadcast_to(schedule(config).times(cells), (count, r.steps + 1)).copy(),
+        "item": np.asarray(items, np.int32),
+        "prompt": numbers.reshape(-1, config.rows),
+        "member": np.tile(np.arange(members, dtype=np.int32), count).reshape(-1, config.rows),
+    }
+
+
+def guidance(config) -> Guidance:
+    """`rl.guidance`."""
+    return Guidance(**config.rl.guidance.to_dict())
+
+
+def schedule(config) -> Schedule:
+    """`rl.schedule`."""
+    return Schedule(config.rl.steps, **config.rl.schedule.to_dict())
+
+
+def algorithm(config) -> Algorithm:
+    """The pair (sampler, loss) of `rl.algorithm`. Raises ConfigError."""
+    r = config.rl
+    options = {**r.loss.to_dict(), "clip": tuple(r.loss.clip)}
+    beta = options.pop("beta")
+    try:
+        if r.algorithm == "nft":
+            sampler, clip = Sampler(r.steps, r.solver, guidance(config)), r.advantage.clip
+            return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps)
+        low_high = tuple(r.window_range) if any(r.window_range) else None
+        noise = Noise(r.noise.kind, r.noise.level)
+        return PolicyGradient(Sampler(r.steps, r.solver, guidance(config), noise, r.window, low_high), **options)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"config key 'rl': {e}") from e
+
+
+def encode(model: Editor, batch: Batch) -> Prompts:
+    """Text and source of each prompt once, as the condition of its samples; the source by its posterior's mean."""
+    pixels, tokens = batch["pixels"], batch["tokens"]
+    rows = lambda a: _over_mesh(a.reshape(-1, *a.shape[2:]))
+    text = model.encode_text(rows(tokens), rows(batch["segments"])).reshape(*tokens.shape, -1)
+    references = model.encode_images(_over_mesh(pixels.astype(jnp.float32) / 127.5 - 1))
+    n = batch["layout"]["text_segments"].shape[1]
+    condition = batch["layout"] | {
+        "text": text[:, jnp.asarray([0, 1, 1][:n])],
+        "references": jnp.repeat(references[:, None], n, 1),
+    }
+    return Prompts(condition=condition, mask=None, **{k: batch[k] for k in ("times", "item", "prompt", "member")})
+
+
+def _over_mesh(rows: Array) -> Array:
+    """Rows over the mesh where they divide."""
+    try:
+        return sharding.shard(rows, "batch", *(None,) * (rows.ndim - 1))
+    except sharding.ShardingError:
+        return rows
+
+
+def levels(pixels: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Pixels in [-1, 1] as 8-bit levels."""
+    return jnp.round(jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+
+def build_program(config: Any, mesh: Mesh, editor: Configs, tokenizer: Any = None) -> Program:
+    """The programs of a config on a mesh of real or described devices.
+
+    Raises ConfigError or ShardingError, naming the key or the tensor.
+    """
+    config_lib.check(config)
+    m, r = config.model, config.rl
+    height, width = r.size
+    full = m.trainable == "full"
+    make = partial(
+        OmniGen2, editor, trainable=m.trainable, dtype=build._dtype(config, mesh), remat=m.remat,
+        attention=m.attention or None, tensor_parallel=mesh.shape.get("tensor", 1),
+        hidden_multiple=mesh.shape.get("fsdp", 1),
+    )  # fmt: skip
+    lora = None if full else LoRAConfig(m.lora.rank, m.lora.alpha)
+    with jax.set_mesh(mesh):
+        abstract_editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=lora))
+        graphdef, trainable, frozen = nnx.split(abstract_editor, Trainable, Frozen)
+        bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
+    unit = abstract_editor.multiple
+    if height % unit or width % unit:
+        raise ConfigError(f"config key 'rl.size': sides are multiples of {unit}, got {height} x {width}")
+    merge = lambda t, f: nnx.merge(graphdef, st.unflatten(trainable, t), st.unflatten(frozen, f))
+    velocity = lambda t, f, x, time, c: merge(t, f).velocity(x, time, c)
+    reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(frozen, f)).velocity(x, time, c)
+    method = algorithm(config)
+    latent = (height // unit * (width // unit), abstract_editor.channels)
+
+    def drawing(sampler: Sampler):
+        def draw(t, f, batch, seed, step, start):
+            finish = lambda f, final, _: levels(merge(t, f).decode(final, height, width))
+            prompts = encode(merge(t, f), batch)
+            rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=finish)
+            return prompts, rollout(t, f, prompts, seed, step, start)
+
+        return draw
+
+    plain = Sampler(r.steps, r.solver, guidance(config))
+    tx, updates = optim.make(config.optim), config.steps * r.updates
+    change = make_update(
+        method, velocity, tx, optim.schedule(config.optim, updates), clip=config.optim.clip,
+        microbatches=r.prompts * r.group // config.rows // r.updates, reference=None if full else reference,
+    )  # fmt: skip
+
+    def update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, number):
+        new, opt_state, metrics = change(
+            state["trainable"], state["opt_state"], frozen, prompts, rollout, advantage, keep, chunk, seed, number,
+            state.get("old"),
+        )  # fmt: skip
+        out = state | {"trainable": new, "opt_state": opt_state}
+        if r.ema:
+            out["ema"] = jax.tree.map(lambda a, b: r.ema * a + (1 - r.ema) * b, state["ema"], new)
+        if method.needs_old:  # moves at the end of a rollout's updates
+            share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
+            out["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new)
+        return out, metrics
+
+    def init_state(weights):
+        copies = ["ema"] * bool(r.ema) + ["old"] * bool(method.needs_old)
+        state = {"trainable": weights, "opt_state": tx.init(weights)}
+        return state | {name: jax.tree.map(jnp.copy, weights) for name in copies}
+
+    t_flat, f_flat = st.flatten(trainable), st.flatten(frozen)
+    t_place, f_place = (st.flatten(sharding.shardings(s, mesh)) for s in (trainable, frozen))
+    abstract = jax.eval_shape(init_state, t_flat)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    places = {k: t_place for k in abstract} | {
+        "opt_state": build._opt_shardings(abstract["opt_state"], t_place, t_flat, everywhere)
+    }
+    by_rows = lambda n: NamedSharding(mesh, PartitionSpec(*(None,) * n, sharding.DEFAULT_RULES.spec(
+        "rows", (config.rows,), ("batch",), mesh)[0]))  # fmt: skip
+    drawn = Rollout(final=by_rows(1), x=by_rows(2), mean=by_rows(2), start=everywhere, finished=by_rows(1))
+    return Program(
+        config=config,
+        mesh=mesh,
+        editor=abstract_editor,
+        tokenizer=tokenizer,
+        graphdef=graphdef,
+        trainable_state=trainable,
+        frozen_state=frozen,
+        state=st.abstract(abstract, places),
+        frozen=st.abstract(f_flat, f_place),
+        algorithm=method,
+        rollout=jax.jit(drawing(method.sampler), out_shardings=(everywhere, drawn)),
+        evaluate=jax.jit(
+            lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, 0, 0)[1].finished, out_shardings=by_rows(1)
+        ),
+        update=jax.jit(update, out_shardings=(places, everywhere), donate_argnums=0),
+        init_trainable=jax.jit(
+            lambda key: st.flatten(nnx.split(make(rngs=nnx.Rngs(params=key), lora=lora), Trainable, Frozen)[1]),
+            out_shardings=t_place,
+        ),
+        init_state=jax.jit(init_state, out_shardings=places),
+    )
+
+
+def initial_weights(program: Program, folder: Path) -> tuple[st.Flat, st.Flat]:
+    """(trainable, frozen) on the mesh: the folder's weights; an adapter from `model.init_adapter`, else fresh.
+
+    Raises WeightsError for files that do not fit, ConfigError for an adapter of another rank or alpha.
+    """
+    m = program.config.model
+    load = lambda template, flat: st.flatten(omnigen2.load(folder, st.unflatten(template, flat)))
+    frozen = load(program.frozen_state, program.frozen)
+    if m.trainable == "full":
+        return load(program.trainable_state, program.state["trainable"]), frozen
+    if not m.init_adapter:
+        return program.init_trainable(jax.random.key(program.config.seed)), frozen
+    adapter = omnigen2.read_lora(m.init_adapter)
+    if (adapter.rank, adapter.alpha) != (m.lora.rank, m.lora.alpha):
+        raise ConfigError(
+            f"config key 'model.init_adapter': rank {adapter.rank} and alpha {adapter.alpha}, config has "
+            f"{m.lora.rank} and {m.lora.alpha}"
+        )
+    abstract = st.unflatten(program.trainable_state, program.state["trainable"])["transformer"]
+    return st.flatten(nnx.State({"transformer": omnigen2.load_lora(m.init_adapter, abstract, adapter)})), frozen

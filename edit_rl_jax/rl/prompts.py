@@ -1,0 +1,133 @@
+"""What an editor is asked in RL: sources of (source image, instruction), in an order that is a function of the step."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from edit_rl_jax.data.images import decode_image
+from edit_rl_jax.editworld.dataset import EditRecords
+from edit_rl_jax.editworld.edits import Edit
+from edit_rl_jax.editworld.render import render
+from edit_rl_jax.training.config import ConfigError, nearest, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One thing to edit. `edit`: of the built-in world, for its oracle."""
+
+    key: str
+    source: UInt8[np.ndarray, "H W 3"]
+    instruction: str
+    task: str = ""
+    edit: Edit | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to prompts. `data_hash` names the content."""
+
+    data_hash: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Prompt: ...
+
+
+class World:
+    """Edits of the built-in world; each a function of (split, seed, index) alone."""
+
+    def __init__(self, split: str, size: int, seed: int, height: int, width: int, **options: Any):
+        if height != width:
+            raise ConfigError(f"config key 'rl.size': the built-in world is square, not {height} x {width}")
+        self._records = EditRecords(split, size, seed, height, group=1, **options)
+        self.data_hash = hashlib.sha256(repr((split, size, seed, height, sorted(options.items()))).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Prompt:
+        edit, r = self._records.edit(index), self._records
+        picture = render(edit.source, r.resolution)
+        return Prompt(f"{r.split}/{r.seed}/{index}", picture, edit.instruction, edit.task, edit)
+
+
+class Lines:
+    """JSON lines with `source` (a path, from the file's folder) or `input_images` (a list of one), `instruction`, and
+    if known `task` or `task_type`. Sources are cropped to the aspect of height x width and resized."""
+
+    def __init__(self, file: Path, height: int, width: int):
+        text = file.read_text()
+        self.file, self.size, self.data_hash = file, (height, width), hashlib.sha256(text.encode()).hexdigest()
+        self._rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        for n, row in enumerate(self._rows, 1):
+            if not _image(row) or not str(row.get("instruction", "")).strip():
+                raise ConfigError(f"{file}, row {n}: wants an instruction and one source image")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Prompt:
+        row, key = self._rows[index], f"{self.file.name}/{index}"
+        source = fit(decode_image(self.file.parent / _image(row), where=key), *self.size)
+        return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "")
+
+
+def _image(row: dict[str, Any]) -> str:
+    several = row.get("input_images") or []
+    return row.get("source") or (several[0] if len(several) == 1 else "")
+
+
+def fit(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The middle of an image in the aspect of height x width, resized to it (bicubic)."""
+    h, w = image.shape[:2]
+    scale = min(h / height, w / width)
+    top, left = (h - height * scale) / 2, (w - width * scale) / 2
+    box = (left, top, left + width * scale, top + height * scale)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def source(config: Any, split: str) -> Source:
+    """The prompts of a split, "train" or "test": `config.data.train` or `.validation` ("" = the same world's).
+
+    "editworld", a JSON lines file, or "my_pkg.mod:function", called with (config, split). Raises ConfigError.
+    """
+    d, (height, width) = config.data, config.rl.size
+    name = (d.validation or d.train) if split == "test" else d.train
+    if name == "editworld":
+        size = d.size if split == "train" else config.rl.eval_prompts
+        return World(split, size, config.seed if split == "train" else 0, height, width, **d.options.to_dict())
+    if Path(name).is_file():
+        return Lines(Path(name), height, width)
+    if ":" in name:
+        return resolve(name, {})(config, split)
+    hint = nearest(name, ["editworld"])
+    raise ConfigError(f"no prompts '{name}'{hint}: editworld, a .jsonl file or my_pkg.mod:function")
+
+
+def numbers(config: Any, size: int, step: int) -> list[int]:
+    """Which prompts rollout number `step` (from 0) takes: passes over the data, shuffled if `data.shuffle`."""
+    count = config.rl.prompts
+    if count > size:
+        raise ConfigError(f"config key 'rl.prompts' is {count}, there are {size}")
+    epoch, part = divmod(step, size // count)  # what is left over of a pass waits for the next: no prompt comes twice
+    order = _order(size, config.seed, epoch, config.data.shuffle)
+    return [int(i) for i in order[part * count : (part + 1) * count]]
+
+
+def groups(prompts: Sequence[Prompt]) -> list[int]:
+    """For each prompt the first one with the same source and instruction: their samples are compared."""
+    first: dict[tuple[bytes, str], int] = {}
+    return [first.setdefault((p.source.tobytes(), p.instruction), i) for i, p in enumerate(prompts)]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int, shuffle: bool) -> Any:
+    return np.random.default_rng([seed, epoch]).permutation(size) if shuffle else range(size)

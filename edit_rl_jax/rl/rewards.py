@@ -1,0 +1,182 @@
+"""Rewards of RL: of a rollout's images, a value in about [0, 1] and whether it is valid. Several are added by weight.
+
+A reward is a class with `__init__(config, mesh)` and `__call__(samples) -> Scores`, by name or "my_pkg.mod:Class".
+On one process images stay on the device for rewards that take them there; with several processes each process scores
+its share of them on the host and the values are gathered.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, UInt8
+
+from edit_rl_jax.generation.sampler import Sampling, greedy
+from edit_rl_jax.rewards import oracle
+from edit_rl_jax.rewards.editscore.judgement import Judgement
+from edit_rl_jax.rewards.editscore.reward import EditScore
+from edit_rl_jax.rewards.judges import TOKEN
+from edit_rl_jax.rewards.serving.client import RewardClient
+from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.sharding import make_mesh
+from edit_rl_jax.training.config import ConfigError, resolve
+
+SCALE = 25.0  # of judgements
+
+
+class Scores(NamedTuple):
+    """values fp32 [N]; those that are not valid mean nothing."""
+
+    values: Float[np.ndarray, " N"]
+    valid: Bool[np.ndarray, " N"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Edited images u8 [N, H, W, 3], on the device or the host, and the prompt of each."""
+
+    prompts: Sequence[Prompt]
+    images: UInt8[Array, "N H W 3"] | UInt8[np.ndarray, "N H W 3"]
+
+    @functools.cached_property
+    def host(self) -> UInt8[np.ndarray, "N H W 3"]:
+        """On the host."""
+        return np.asarray(self.images)
+
+    def on_device(self, place: NamedSharding | None = None) -> list[Float[Array, "H W 3"]]:
+        """Each image by itself on the device, or on all devices of `place`, with values in [0, 1]; one call."""
+        return _apart(jnp.asarray(self.images) if place is None else jax.device_put(self.images, place))
+
+
+@jax.jit
+def _apart(images: UInt8[Array, "N H W 3"]) -> list[Float[Array, "H W 3"]]:
+    return [image.astype(jnp.float32) / 255 for image in images]
+
+
+def of_judgements(found: Sequence[Judgement]) -> Scores:
+    """Overall scores on [0, 1]."""
+    values = np.array([j.overall / SCALE if j.valid and j.overall is not None else 0.0 for j in found], np.float32)
+    return Scores(values, np.array([j.valid and j.overall is not None for j in found], bool))
+
+
+class EditScoreReward:
+    """The reward model of `rl.judge`, generating on the policy's mesh; images do not leave the device."""
+
+    def __init__(self, config: Any, mesh: Any):
+        j = config.rl.judge
+        if not j.model:
+            raise ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
+        temperature = j.temperature or (0.7 if j.passes > 1 else 0.0)
+        drawn = Sampling(temperature, 20, 0.9, j.max_new_tokens) if temperature else greedy(j.max_new_tokens)
+        options = dict(sampling=drawn, passes=j.passes, rows=j.rows, seed=config.seed)
+        if j.expected:
+            options["expected"] = j.expected
+        self.place = None
+        if mesh is not None and mesh.size > 1 and jax.process_count() == 1:
+            shape = {"data": mesh.size // j.tensor, "tensor": j.tensor}
+            options["mesh"] = make_mesh(shape, list(mesh.devices.flat))
+            self.place = NamedSharding(options["mesh"], PartitionSpec())
+        self.judge = EditScore.load(j.model, base=j.base or None, prompts=j.prompts or None, **options)
+
+    def __call__(self, samples: Samples) -> Scores:
+        images = samples.on_device(self.place)
+        triples = [(p.source, i, p.instruction) for p, i in zip(samples.prompts, images, strict=True)]
+        return of_judgements(self.judge.score(triples, progress=False))
+
+
+class ServerReward:
+    """A reward server (`serve_reward.py`) at `rl.judge.server`; its token is in the environment."""
+
+    def __init__(self, config: Any, mesh: Any):
+        if not config.rl.judge.server:
+            raise ConfigError("config key 'rl.judge.server': the reward 'server' wants its URL")
+        self.client = RewardClient(config.rl.judge.server, os.environ.get(TOKEN, ""))
+
+    def __call__(self, samples: Samples) -> Scores:
+        triples = [(p.source, i, p.instruction) for p, i in zip(samples.prompts, samples.host, strict=True)]
+        return of_judgements(self.client.score(triples, progress=False))
+
+
+class OracleReward:
+    """The built-in world's truth."""
+
+    def __init__(self, config: Any, mesh: Any):
+        pass
+
+    def __call__(self, samples: Samples) -> Scores:
+        return of_judgements(judge_by_oracle(samples))
+
+
+def judge_by_oracle(samples: Samples) -> list[Judgement]:
+    """The oracle's judgements. Raises ConfigError for prompts from elsewhere than the built-in world."""
+    if any(p.edit is None for p in samples.prompts):
+        raise ConfigError("the oracle knows the built-in world only: config key 'data.train' must be editworld")
+    return oracle.score([(p.edit, image) for p, image in zip(samples.prompts, samples.host, strict=True)])
+
+
+class SaturationReward:
+    """Wrong on purpose: the mean spread of colour channels. It shows what the report makes of a gamed reward."""
+
+    def __init__(self, config: Any, mesh: Any):
+        pass
+
+    def __call__(self, samples: Samples) -> Scores:
+        levels = samples.host.astype(np.float32)
+        values = (levels.max(-1) - levels.min(-1)).mean((1, 2)) / 255
+        return Scores(values, np.ones(len(values), bool))
+
+
+REWARDS = {
+    "editscore": "edit_rl_jax.rl.rewards:EditScoreReward",
+    "server": "edit_rl_jax.rl.rewards:ServerReward",
+    "oracle": "edit_rl_jax.rl.rewards:OracleReward",
+    "saturation": "edit_rl_jax.rl.rewards:SaturationReward",
+}
+
+
+def make(config: Any, mesh: Any) -> Callable[[Samples], Scores]:
+    """The rewards of `rl.rewards` as one: their weighted sum, valid where all of weight other than 0 are.
+
+    Raises ConfigError for a name that is unknown or a reward that wants more than the config says.
+    """
+    parts = [(resolve(name, REWARDS)(config, mesh), float(weight)) for name, weight in config.rl.rewards]
+    if not any(weight for _, weight in parts):
+        raise ConfigError("config key 'rl.rewards' gives no reward a weight")
+
+    def score(samples: Samples) -> Scores:
+        total, valid = np.zeros(len(samples.prompts), np.float32), np.ones(len(samples.prompts), bool)
+        for reward, weight in parts:
+            if weight:
+                found = reward(samples)
+                ok = found.valid & np.isfinite(found.values)
+                total, valid = total + weight * np.where(ok, found.values, 0), valid & ok
+        return Scores(total.astype(np.float32), valid)
+
+    return score
+
+
+def score(reward: Callable[[Samples], Scores], prompts: Sequence[Prompt], images: UInt8[Array, "N H W 3"]) -> Scores:
+    """A reward of images u8 [N, H, W, 3] that lie over all processes' devices; the same result on every process."""
+    if jax.process_count() == 1:
+        return reward(Samples(prompts, images))
+    mine = range(len(prompts))[jax.process_index() :: jax.process_count()]
+    host = gather(images)
+    found = reward(Samples([prompts[i] for i in mine], host[np.asarray(mine)]))
+    padded = np.zeros((2, -(-len(prompts) // jax.process_count())), np.float32)
+    padded[0, : len(mine)], padded[1, : len(mine)] = found.values, found.valid
+    every = multihost_utils.process_allgather(padded)  # [processes, 2, most]
+    both = every.transpose(1, 2, 0).reshape(2, -1)[:, : len(prompts)]
+    return Scores(both[0], both[1] > 0)
+
+
+def gather(images: Any) -> np.ndarray:
+    """An array on the mesh as NumPy, on every process."""
+    everywhere = isinstance(images, np.ndarray) or jax.process_count() == 1
+    return np.asarray(images if everywhere else multihost_utils.process_allgather(images, tiled=True))

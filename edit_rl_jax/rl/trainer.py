@@ -1,0 +1,105 @@
+"""Parts of the RL loop that are not programs: advantages of a rollout, an iteration's figures, the export."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Int
+
+from edit_rl_jax.editors.omnigen2 import weights as omnigen2
+from edit_rl_jax.rl import evaluation, rewards
+from edit_rl_jax.rl.advantages import AdvantageConfig, Advantages, advantages
+from edit_rl_jax.rl.program import Program
+from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.training import state as st
+from edit_rl_jax.training.loop import Guard
+
+_advantages = functools.partial(jax.jit, static_argnames="config")(advantages)
+
+
+def advantages_of(scores: rewards.Scores, groups: Int[np.ndarray, " N"], config: AdvantageConfig) -> Advantages:
+    """Advantages of a rollout on the host, by `rl.advantages`."""
+    return jax.device_get(_advantages(scores.values, scores.valid, groups.astype(np.int32), config))
+
+
+def summary(updates: Sequence[dict[str, Any]], found: Advantages) -> dict[str, float]:
+    """Figures of one iteration: means over its updates, extremes over all of them, counts and shares of the rewards.
+
+    `log_ratio_first`: the greatest |log-ratio| of the first update, 0 where sampling and training are one program's.
+    """
+    out = {k: float(v) for k, v in found.metrics.items()}
+    out["zero_std_share"] = out["groups_zero_std"] / max(out["groups"], 1)
+    out["invalid_share"] = out["samples_invalid"] / max(out["samples"], 1)
+    for key in sorted(updates[0].keys() - {"row_losses", "finite"}):
+        values = [float(u[key]) for u in updates]
+        how = max if key.endswith("_max") else min if key.endswith("_min") else sum if key == "weight" else np.mean
+        out[key] = float(how(values))
+    if "log_ratio_abs_max" in updates[0]:
+        out["log_ratio_first"] = float(updates[0]["log_ratio_abs_max"])
+    return out
+
+
+def check(guard: Guard, step: int, updates: Sequence[dict[str, Any]], names: Sequence[Any]) -> Iterator[str]:
+    """A line for each update that was refused. names: of the rows, [M][B]. Raises NonFiniteError as `Guard`."""
+    each = len(names) // len(updates)
+    for chunk, out in enumerate(updates):
+        rows = out["row_losses"].sum(1)  # [microbatches, B]
+        part = names[chunk * each : (chunk + 1) * each]
+        if bad := guard.check(step, bool(out["finite"]), rows, part, range(rows.shape[1])):
+            yield bad
+
+
+def oracle_figures(prompts: Sequence[Prompt], images: Any, count: int) -> dict[str, float]:
+    """The oracle's means over `count` samples spread over a rollout: dimensions / 25, success, and success by task."""
+    at = np.unique(np.linspace(0, len(prompts) - 1, min(count, len(prompts))).astype(int))
+    chosen = [prompts[i] for i in at]
+    found = evaluation.of_oracle(rewards.Samples(chosen, rewards.gather(images)[at]))
+    one = lambda name: 1 if name == "oracle_success" else rewards.SCALE
+    out = {name: float(np.mean(values)) / one(name) for name, values in found.items()}
+    for task in sorted({p.task for p in chosen}):
+        mine = [v for v, p in zip(found["oracle_success"], chosen) if p.task == task]
+        out[f"oracle_success/{task}"] = float(np.mean(mine))
+    return out
+
+
+def text(point: dict[str, float]) -> str:
+    """A point of a curve as a line."""
+    return ", ".join(f"{k} {v:.4g}" for k, v in point.items() if k != "step")
+
+
+@functools.cache
+def _compiled() -> list[str]:
+    seen: list[str] = []
+    listen = lambda name, *_, **__: seen.append(name) if "backend_compile" in name else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seen
+
+
+def count_compilations() -> Callable[[], int]:
+    """A function that says how many programs were compiled in this process since the first call of this one."""
+    seen = _compiled()
+    return lambda: len(seen)
+
+
+def export(program: Program, weights: st.Flat, base: Path, folder: Path, figures: dict[str, Any]) -> None:
+    """Writes the policy: an adapter for peft and diffusers, or with full training a folder in the released layout; with
+    a card. Every process must call."""
+    m, state = program.config.model, st.unflatten(program.trainable_state, weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    if m.trainable == "full":
+        omnigen2.save(nnx.State(state), program.editor.cfg, folder, files_from=base)
+    else:
+        omnigen2.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from)
+    if jax.process_index() == 0:
+        lines = [f"| {k} | {v if isinstance(v, int | str) else f'{v:.4g}'} |" for k, v in figures.items()
+                 if isinstance(v, int | float | str)]  # fmt: skip
+        rewards_ = ", ".join(f"{name} ({weight:g})" for name, weight in program.config.rl.rewards)
+        (folder / "README.md").write_text(
+            f"# {program.config.name or 'edit_rl_jax policy'}\n\nBase: {m.init_from}. Online RL "
+            f"({program.config.rl.algorithm}) with the reward {rewards_} by edit_rl_jax; licence of the base.\n\n"
+            "| figure | value |\n|---|---|\n" + "\n".join(lines) + "\n"
+        )

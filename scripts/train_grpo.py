@@ -1,0 +1,233 @@
+"""Online RL of an editor with a reward.
+
+    python scripts/train_grpo.py --config configs/grpo_tiny.py --workdir runs/rl --config.rl.judge.model=runs/demo/model
+
+A step is one rollout: groups of edits are sampled, scored, and the policy is updated. The same command resumes by
+itself from the newest whole checkpoint in the workdir; SIGTERM saves and exits with status 0. On several hosts run it
+once a host: Cloud TPU needs nothing more, elsewhere give --coordinator, --processes and --process.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from edit_rl_jax.data.images import ImageError
+from edit_rl_jax.data.tokenizer import load_tokenizer
+from edit_rl_jax.editors.omnigen2 import weights as omnigen2
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.rl import config as rl_config
+from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
+from edit_rl_jax.rl.advantages import AdvantageConfig
+from edit_rl_jax.sharding import ShardingError
+from edit_rl_jax.training import build, checkpoint, loop, metrics, start, workdir
+from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import state as st
+
+log = logging.getLogger("train_grpo")
+ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, ImageError, PermissionError, FileNotFoundError)
+ERRORS += (checkpoint.CheckpointError, loop.NonFiniteError)
+
+
+def parse(argv):
+    """(arguments, config overrides)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    config_lib.add_arguments(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="local or gs:// folder of the run")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, for several processes off Cloud TPU")
+    parser.add_argument("--processes", type=int, help="how many")
+    parser.add_argument("--process", type=int, help="index of this one")
+    rest, overrides = config_lib.split_overrides(argv)
+    return parser.parse_args(rest), overrides
+
+
+def main(argv=None) -> int:
+    args, overrides = parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("train_grpo").setLevel(logging.INFO)
+    try:
+        with contextlib.ExitStack() as stack:
+            return train(args, overrides, stack)
+    except ERRORS as e:
+        log.error("%s", e)
+    return 1
+
+
+def train(args, overrides, stack) -> int:
+    """Everything that needs closing is closed by `stack`, also after an error."""
+    # -- Config, processes, devices ------------------------------------------------------------------------------------
+    config = config_lib.load(args.config, overrides)
+    rl_config.check(config)
+    r = config.rl
+    if args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        jax.distributed.initialize()
+    lead = jax.process_index() == 0
+    say = log.info if lead else log.debug
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    mesh = build.make_mesh(config)
+    folder, remote = workdir.local_folder(args.workdir)
+    say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
+
+    # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
+    source = prompts.source(config, "train")
+    test = prompts.source(config, "test") if r.eval_prompts else ()
+    held_out = [test[i] for i in range(min(r.eval_prompts, len(test)))]
+    base = omnigen2.local_folder(config.model.init_from, config.model.revision or None)
+    tokenizer = load_tokenizer(config.model.tokenizer or base / "processor")
+    built = program.build_program(config, mesh, omnigen2.configs(base), tokenizer)
+    with jax.set_mesh(mesh):
+        trainable, frozen = program.initial_weights(built, base)
+    base_hash = f"{sum(int(c) for c in st.checksums({**trainable, **frozen}).values()) % 2**32:08x}"
+    say("%s parameters trained, %s frozen", *(f"{sum(x.size for x in t.values()):,}" for t in (trainable, frozen)))
+    reward = rewards.make(config, mesh)
+
+    # -- Resume --------------------------------------------------------------------------------------------------------
+    facts = dict(steps=config.steps, data_hash=source.data_hash[:16], base_hash=base_hash)
+    workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=start.revision(base), **facts))
+    saver = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
+    stack.callback(saver.close)
+    trees = built.state | ({"behind": built.state["trainable"]} if r.overlap else {})
+    found = saver.restore(trees)
+    done, state, _, extra = found or (0, None, None, {})
+    with jax.set_mesh(mesh):
+        state = state or built.init_state(trainable)
+    behind = state.pop("behind", None)  # the weights that made the rollout that was under way
+    if found:
+        say("resuming after step %d", done)
+    guard = loop.Guard(config.max_bad_steps, **extra.get("guard", {}))
+    evaluation.read(folder, done if lead else None)
+    if lead:
+        writer = metrics.Writer(folder, done, config=config, mirror=remote)
+        progress = metrics.Progress(config.steps, done, config.log.every)
+        stack.callback(writer.close)
+        stack.callback(progress.close)
+
+    # -- What a step is made of ----------------------------------------------------------------------------------------
+    size, settings, seed = tuple(r.size), AdvantageConfig(**r.advantage.to_dict()), np.int32(config.seed)
+    sampling = lambda state: state.get("old", state["trainable"])
+    best = lambda state: state.get("ema", state["trainable"])
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def draw(step, weights):
+        """(prompts of rollout `step`, the host batch, its condition and trajectories on the devices)."""
+        items = prompts.numbers(config, len(source), step - 1)
+        asked = [source[i] for i in items]
+        batch = built.batch(asked, items, r.group)
+        with jax.set_mesh(mesh):
+            return asked, batch, *built.rollout(weights, frozen, built.put(batch), seed, np.int32(step), np.int32(-1))
+
+    def judge(asked, batch, images):
+        """Advantages of a rollout's images."""
+        each = [asked[i] for i in batch["prompt"].ravel()]
+        scores = rewards.score(reward, each, images)
+        groups = np.asarray(prompts.groups(asked))[batch["prompt"].ravel()]
+        return trainer.advantages_of(scores, groups, settings)
+
+    def change(step, condition, drawn, advantages):
+        """(state, metrics of each update)."""
+        new, out = state, []
+        values, keep = (
+            built.rows(np.asarray(a).reshape(-1, config.rows)) for a in (advantages.values, advantages.keep)
+        )
+        with jax.set_mesh(mesh):
+            for chunk in range(r.updates):
+                number = np.int32((step - 1) * r.updates + chunk)
+                new, m = built.update(new, frozen, condition, drawn, values, keep, np.int32(chunk), seed, number)
+                out.append(m)
+        return new, jax.device_get(out)
+
+    def evaluate(step, count):
+        values, images = evaluation.evaluate(built, best(state), frozen, held_out[:count], reward)
+        if lead:
+            evaluation.store(folder, step, values, held_out, images, r.report_prompts)
+        return evaluation.curve(step, values)
+
+    # -- Loop ----------------------------------------------------------------------------------------------------------
+    interruption, trace = loop.Interruption(), loop.Trace(config.log.profile_steps, folder / "profile")
+    stack.callback(interruption.restore)
+    stack.callback(trace.stop)
+    compilations = trainer.count_compilations()
+    if held_out and not done and not (folder / "evaluations" / "000000.json").exists():
+        say("before: %s", trainer.text(evaluate(0, len(held_out))))
+    pending = None
+    for step in range(done + 1, config.steps + 1):
+        trace.before(step)
+        began, compiled = time.monotonic(), compilations()
+        asked, batch, condition, drawn = pending or draw(step, behind or sampling(state))
+        pending = behind = None
+        if r.overlap and step < config.steps:
+            behind = copy(sampling(state))
+            pending = draw(step + 1, behind)
+        images, drawn = drawn.finished.reshape(-1, *size, 3), drawn._replace(finished=None)
+        jax.block_until_ready(images)
+        sampled = time.monotonic()
+        advantages = judge(asked, batch, images)
+        scored = time.monotonic()
+        state, outs = change(step, condition, drawn, advantages)
+        ended = time.monotonic()
+        names = [[(f"{asked[p].key}#{k}",) for p, k in zip(*row)] for row in zip(batch["prompt"], batch["member"])]
+        for problem in trainer.check(guard, step, outs, names):
+            log.warning("%s", problem)
+        values = trainer.summary(outs, advantages) | {"bad_steps": guard.total}
+        if r.oracle_samples:
+            values |= trainer.oracle_figures([asked[i] for i in batch["prompt"].ravel()], images, r.oracle_samples)
+        values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
+        values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
+        trace.after(step, outs)
+        if lead:
+            writer.write(step, values)
+            progress.show(step, values)
+        if r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
+            say("step %d, held out: %s", step, trainer.text(evaluate(step, r.eval_during)))
+        stop, last = interruption.now(step), step == config.steps
+        if stop or last or step % config.checkpoint.every == 0:
+            if lead:
+                writer.mirror_now()
+            extra = {"guard": {"total": guard.total, "in_row": guard.in_row}}
+            more = {"behind": behind or sampling(state)} if r.overlap else {}
+            saver.save(step, state | more, {"rollouts": step}, extra)
+        if stop and not last:
+            saver.wait()
+            say("interrupted: saved step %d; the same command continues", step)
+            return 0
+    trace.stop()
+    interruption.restore()
+    saver.wait()
+
+    # -- Evaluation, export, report ------------------------------------------------------------------------------------
+    rows = metrics.read(str(folder / "metrics.jsonl"))
+    figures = {"steps": config.steps, "train_minutes": round(sum(row["step_s"] for row in rows) / 60, 2)}
+    if held_out:
+        say("after: %s", trainer.text(evaluate(config.steps, len(held_out))))
+    if held_out and lead:
+        found = evaluation.read(folder)
+        figures |= evaluation.compare(found[0], found[config.steps])
+    trainer.export(built, best(state), base, folder / "model", figures)
+    if lead:
+        (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+        evaluation.report(folder, held_out, rows)
+        print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, dict)}, indent=1))
+    if jax.process_count() > 1:  # who leaves early would wait for the others with a time limit
+        multihost_utils.sync_global_devices("finished")
+    stack.close()  # all is written and mirrored: now the run counts as finished
+    if lead:
+        workdir.mark_finished(remote or epath.Path(folder))
+        print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""RL's programs on a real, tiny OmniGen2: the conditions of prompts, and the mesh against one device."""
+
+import jax
+import numpy as np
+import pytest
+
+from edit_rl_jax.data.tokenizer import load_tokenizer
+from edit_rl_jax.rl import program, prompts
+from edit_rl_jax.sharding import make_mesh
+from tests.rl import tiny_editor
+
+pytestmark = pytest.mark.standard_promotion  # optax
+GUIDED = {"text": 4.0, "image": 2.0, "start": 0.0, "stop": 0.5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_editor.save(tmp_path_factory.mktemp("editor"))
+
+
+def built(folder, mesh, **changes):
+    c = tiny_editor.config(folder, **changes)
+    tokenizer = load_tokenizer(folder / "processor")
+    p = program.build_program(c, mesh, tiny_editor.configs(), tokenizer)
+    with jax.set_mesh(mesh):
+        trainable, frozen = program.initial_weights(p, folder)
+        source = prompts.source(c, "train")
+        asked = [source[i] for i in range(c.rl.prompts)]
+        return p, p.init_state(trainable), frozen, asked, p.batch(asked, range(len(asked)), c.rl.group)
+
+
+def test_host_batch_and_its_branches(folder):
+    p, _, _, asked, batch = built(folder, make_mesh({"fsdp": 1}), rl__guidance=GUIDED)
+    lay, lengths = batch["layout"], (batch["segments"] > 0).sum(-1)  # [P, (instruction, negative)]
+    assert batch["prompt"].tolist() == [[0] * 4, [1] * 4] and batch["member"].tolist() == [[0, 1, 2, 3]] * 2
+    np.testing.assert_array_equal(lay["text_segments"].sum(-1), lengths[:, [0, 1, 1]])
+    np.testing.assert_array_equal((lay["reference_segments"] > 0).sum(-1), [[16, 16, 0]] * 2)  # 4 x 4 tokens
+    texts = [p.tokenizer.decode(t[:n]) for t, n in zip(batch["tokens"][:, 0], lengths[:, 0])]
+    assert all(a.instruction in t for a, t in zip(asked, texts)) and lengths[0, 1] == lengths[1, 1]
+    assert "You are a helpful assistant.<|im_end|>" in p.tokenizer.decode(batch["tokens"][0, 1])
+    long = prompts.Prompt("k", asked[0].source, "x" * 300)
+    with pytest.raises(program.ConfigError, match=r"rl\.text.*is 240"):
+        p.batch([long] * 2, [0, 1], 4)
+
+
+@pytest.mark.slow
+def test_sharded_equals_unsharded(folder):
+    """Show j: weights and rows over 8 devices against one: images, gradient step and metrics."""
+
+    def run(mesh):
+        p, state, frozen, _, batch = built(folder, mesh, rl__guidance=GUIDED, rows=8, rl__updates=1, rl__group=4)
+        rng = np.random.default_rng(0)
+        state["trainable"] = {k: v + 0.02 for k, v in state["trainable"].items()}  # B is 0 in a fresh adapter
+        number = np.int32(0)
+        with jax.set_mesh(mesh):
+            condition, drawn = p.rollout(state["trainable"], frozen, p.put(batch), number, number, number)
+            moved = state | {"trainable": {k: 1.01 * v for k, v in state["trainable"].items()}}
+            moved["trainable"] = {
+                k: jax.device_put(v, p.state["trainable"][k].sharding) for k, v in moved["trainable"].items()
+            }
+            values, keep = p.rows(rng.normal(size=(1, 8)).astype(np.float32)), p.rows(np.ones((1, 8), bool))
+            images = np.asarray(drawn.finished)
+            state, metrics = p.update(
+                moved, frozen, condition, drawn._replace(finished=None), values, keep, number, number, number
+            )
+        return images, np.asarray(drawn.final), jax.device_get(state), jax.device_get(metrics)
+
+    one, many = run(make_mesh({"fsdp": 1})), run(make_mesh({"fsdp": 4, "tensor": 2}))
+    assert (np.abs(one[0].astype(int) - many[0]) <= 1).all()
+    np.testing.assert_allclose(many[1], one[1], atol=1e-4)
+    moments = {k: v for k, v in jax.tree_util.tree_leaves_with_path(one[2]["opt_state"])}
+    for path, other in jax.tree_util.tree_leaves_with_path(many[2]["opt_state"]):
+        a, b = np.asarray(moments[path]), np.asarray(other)[tuple(slice(n) for n in np.shape(moments[path]))]
+        assert np.abs(a - b).max() <= 1e-5 * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
+    np.testing.assert_allclose(many[3]["loss"], one[3]["loss"], rtol=1e-4)

@@ -1,0 +1,66 @@
+"""Where prompts come from, in which order, and what is compared with what."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edit_rl_jax.editworld import oracle
+from edit_rl_jax.editworld.edits import candidate
+from edit_rl_jax.editworld.scene import rng
+from edit_rl_jax.rl import prompts
+from edit_rl_jax.training.config import ConfigError
+from tests.rl import tiny_editor
+
+
+def test_every_prompt_once_a_pass_in_an_order_of_the_seed():
+    c = tiny_editor.config("none", rl__prompts=3, data__shuffle=True)
+    passes = [[n for step in range(3 * k, 3 * k + 3) for n in prompts.numbers(c, 10, step)] for k in range(2)]
+    assert all(len(set(p)) == 9 for p in passes) and passes[0] != passes[1]  # one of ten waits for another pass
+    assert prompts.numbers(c, 10, 4) == passes[1][3:6]
+    c.seed = 1
+    assert prompts.numbers(c, 10, 0) != passes[0][:3]
+    c.data.shuffle = False
+    assert prompts.numbers(c, 10, 4) == [3, 4, 5]
+    with pytest.raises(ConfigError, match=r"rl\.prompts.*is 3, there are 2"):
+        prompts.numbers(c, 2, 0)
+
+
+def test_the_world_asks_what_its_oracle_knows():
+    c = tiny_editor.config("none", rl__size=(84, 84), data__size=20)
+    train, test = prompts.source(c, "train"), prompts.source(c, "test")
+    assert len(train) == 20 and len(test) == c.rl.eval_prompts and train.data_hash != test.data_hash
+    seen = {train[i].instruction for i in range(20)}
+    assert len(seen) > 15 and not seen & {test[i].instruction + test[i].key for i in range(len(test))}
+    one = train[3]
+    right = candidate(rng("x"), one.edit, "correct", 0.5, "train").render(84)
+    assert oracle.score(right, one.edit).is_success and not oracle.score(one.source, one.edit).is_success
+    assert one.key == train[3].key and np.array_equal(one.source, train[3].source)
+
+
+def test_lines_of_a_file(tmp_path):
+    picture = np.zeros((60, 100, 3), np.uint8)
+    picture[:, 20:80] = (10, 200, 30)
+    picture[:, 49:51] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    rows = [
+        {"source": "a.png", "instruction": "brighter", "task": "tone"},
+        {"input_images": ["a.png"], "instruction": "brighter", "task_type": "tone"},
+        {"source": "a.png", "instruction": "darker"},
+    ]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    c = tiny_editor.config("none", data__train=str(file))
+    source = prompts.source(c, "train")
+    found = [source[i] for i in range(3)]
+    assert [p.task for p in found] == ["tone", "tone", ""] and prompts.groups(found) == [0, 0, 2]
+    assert found[0].source.shape == (32, 32, 3)
+    edges, middle = found[0].source[:, [0, 31]].astype(int), found[0].source[:, 15:17]
+    assert (abs(edges - (10, 200, 30)) <= 3).all() and (middle > 120).all()  # the middle, whole in height
+    for bad in ({"instruction": "x"}, {"source": "a.png", "instruction": " "}, {"input_images": ["a.png", "a.png"]}):
+        file.write_text(json.dumps(bad))
+        with pytest.raises(ConfigError, match="row 1"):
+            prompts.source(c, "train")
+    with pytest.raises(ConfigError, match=r"did you mean 'editworld'"):
+        prompts.source(tiny_editor.config("none", data__train="editwrld"), "train")

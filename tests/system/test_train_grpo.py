@@ -1,0 +1,65 @@
+"""Show h: online RL interrupted and resumed equals uninterrupted, bit for bit; what a run leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.system import resume_grpo
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grpo")
+    resume_grpo.prepare(folder)
+    return folder
+
+
+def test_a_run_leaves_its_figures(folder):
+    run = folder / "straight"
+    figures = json.loads((run / "eval.json").read_text())
+    wanted = "oracle_success_before oracle_success_after oracle_success_gain_ci95 n_prompts reward_before reward_after"
+    assert set(wanted.split()) <= figures.keys() and figures["n_prompts"] == 4
+    assert len(figures["oracle_by_dimension"]) == 5 and figures["oracle_success_by_task"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    wanted = (
+        "reward_mean reward_group_std zero_std_share invalid_share ratio_positive_max ratio_negative_min clip_share kl"
+    )
+    assert set(wanted.split()) | {"grad_norm", "oracle_success", "rollout_s", "score_s", "update_s"} <= rows[0].keys()
+    assert all(row["compilations"] == 0 for row in rows[2:]), "a program is compiled again"
+    assert rows[0]["log_ratio_first"] == 0  # of two programs, through stored means
+    assert rows[-1]["log_ratio_first"] > 0  # overlapped: the samples are one update behind
+    page = (run / "report.html").read_text()
+    assert "reward against oracle" in page and "before and after" in page and "data:image/png" in page
+    assert figures["reward_gain"] > 0  # of saturation, which any policy learns at once
+
+
+def test_interrupted_equals_uninterrupted(folder):
+    print(resume_grpo.trial(folder, "kill", 0))
+
+
+@pytest.mark.slow
+def test_many_trials(tmp_path):
+    command = [sys.executable, resume_grpo.__file__, "--trials", "6", "--folder", str(tmp_path)]
+    assert subprocess.run(command, cwd=resume_grpo.ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(folder):
+    """Show j: the same samples, rewards and, but for rounding, the same updates."""
+    workdir, log = folder / "two", folder / "two.log"
+    processes = resume_grpo.start_two(folder, workdir, log)
+    try:
+        codes = [p.wait(timeout=1500) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert codes == [0, 0], log.read_text()[-3000:]
+    read = lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    one, two = read(folder / "straight"), read(workdir)
+    assert len(one) == len(two) and (workdir / "finished").exists()
+    np.testing.assert_allclose(two[0]["reward_mean"], one[0]["reward_mean"], atol=1e-4)
+    np.testing.assert_allclose(two[0]["grad_norm"], one[0]["grad_norm"], rtol=1e-3)
+    np.testing.assert_allclose([r["reward_mean"] for r in two], [r["reward_mean"] for r in one], rtol=0.02)
