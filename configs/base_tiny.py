@@ -63,11 +63,11 @@ def get_config():
     c.model.remat = "none"
     c.data.train = "editworld_perception"
     with c.unlocked():
-        c.data.options.easy = 4000
+        c.data.options.easy = 25_000
     c.data.size = 4_000_000
     c.data.shuffle = False  # the world is random by index, and starts with the easy tasks
     c.data.validation_size = 512
-    c.data.buckets = ((224, 6, 36, 144),)
+    c.data.buckets = ((240, 6, 36, 168),)
     c.data.workers = 1
     c.optim.name = "muon"
     c.optim.lr = 2e-2

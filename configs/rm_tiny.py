@@ -16,7 +16,7 @@ def get_config():
     c.name = "rm_tiny"
     c.objective = "editscore"
     c.steps = 550
-    c.rows = 12
+    c.rows = 11
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")
     c.model.prompts = "tiny"
     c.model.remat = "none"
@@ -24,7 +24,7 @@ def get_config():
     c.data.size = 100_000
     c.data.shuffle = False  # the world is random by index
     c.data.validation_size = 128
-    c.data.buckets = ((224, 4, 36, 168),)
+    c.data.buckets = ((256, 6, 36, 208),)
     c.data.workers = 1
     c.optim.lr = 5e-3
     c.optim.schedule = "linear"

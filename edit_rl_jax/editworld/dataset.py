@@ -11,7 +11,6 @@ from PIL import Image
 from edit_rl_jax.data.records import EditRecord, group_id
 from edit_rl_jax.editworld import language, oracle
 from edit_rl_jax.editworld.edits import KINDS, TASKS, Candidate, Edit, candidate, random_edit, third
-from edit_rl_jax.editworld.language import GRAMMAR, Grammar
 from edit_rl_jax.editworld.render import DAMAGES, NATIVE, render
 from edit_rl_jax.editworld.scene import SPLITS, choice, rng
 
@@ -40,9 +39,7 @@ def _source(edit: Edit, resolution: int) -> bytes:
     return png(render(edit.source, resolution))
 
 
-def make_record(
-    edit: Edit, made: Candidate, key: str, split: str, resolution: int = NATIVE, grammar: Grammar = GRAMMAR
-) -> EditRecord:
+def make_record(edit: Edit, made: Candidate, key: str, split: str, resolution: int = NATIVE) -> EditRecord:
     """A candidate as a record: scores by the oracle from the pixels, reasons from what was drawn.
 
     `meta`: kind, severity, third, damages {kind: severity}, overall, success, split.
@@ -60,8 +57,8 @@ def make_record(
         task=edit.task,
         sc=verdict.sc,
         pq=verdict.pq,
-        sc_reasoning=language.sc_reasoning(edit.source, made.scene, edit.ops, fractions, extra, grammar),
-        pq_reasoning=language.pq_reasoning({k: verdict.severities[k] for k in drawn}),
+        sc_reasoning=language.sc_reasoning(edit, made.scene, fractions, extra, verdict.sc),
+        pq_reasoning=language.pq_reasoning({k: verdict.severities[k] for k in drawn}, oracle.quality),
         group=group_id(source, edit.instruction),
         meta={
             "kind": made.kind,
@@ -92,14 +89,13 @@ class EditRecords:
         group: int = 4,
         mixture: dict[str, float] | None = None,
         tasks: tuple[str, ...] = TASKS,
-        grammar: Grammar = GRAMMAR,
     ):
         mixture = mixture or MIXTURE
         for what, names, known in (("split", (split,), SPLITS), ("kind", mixture, KINDS), ("task", tasks, TASKS)):
             if wrong := [n for n in names if n not in known]:
                 raise ValueError(f"unknown {what} {wrong[0]!r}; known: {', '.join(known)}")
         self.split, self.size, self.seed, self.resolution = split, size, seed, resolution
-        self.group, self.tasks, self.grammar = group, tasks, grammar
+        self.group, self.tasks = group, tasks
         self._kinds = tuple(mixture)
         weights = np.array([mixture[k] for k in self._kinds], float)
         self._weights = weights / weights.sum()
@@ -130,7 +126,7 @@ class EditRecords:
             raise IndexError(index)
         edit, made = self.candidate(index)
         key = f"{self.split}/{self.seed}/{index}"
-        return make_record(edit, made, key, self.split, self.resolution, self.grammar)
+        return make_record(edit, made, key, self.split, self.resolution)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,25 @@
 """Words of EditWorld: instructions, and the reasons that a judge writes.
 
-A reason transcribes before it concludes, cell by cell, so that comparing pictures becomes comparing words:
+A reason restates what was asked for, attribute by attribute, and transcribes both pictures cell by cell before it
+concludes. Whatever has to be compared stands close by: what would be there if it were what is asked about, what was
+there, then what was asked for there (if it was), then what is there now. Changes that nobody asked for are numbered.
 
-    north big red striped circle , big blue striped circle colour . south small blue plain star , none gone .
-    background sky , sky same . asked north big red striped circle to big blue striped circle done yes . extra 1 .
+    asked any any any striped any to any green any any .
+    north big red striped circle north big red striped circle asked big green striped circle , big green striped circle
+    same yes . south small blue striped star south small blue plain star , none gone extra 1 .
+    background sky , sky same . done yes 25 . extra 1 14 .
 
 Every word is one token of the world's tokenizer, and always has a space before it.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from edit_rl_jax.editworld.scene import ATTRIBUTES, CELLS, Obj, Scene, choice
+from edit_rl_jax.editworld.scene import ATTRIBUTES, BACKGROUND_SLOT, CELLS, Obj, Scene, choice
 
 LEVELS = ("none", "slight", "mild", "strong", "severe")
 DONE = ("no", "hardly", "half", "mostly", "yes")
@@ -94,116 +100,191 @@ PLACES = {
 BY_PLACE = ("the object in the {c} cell", "the object at {c}", "what is in the {c} cell", "the {s} in the {c} cell")
 
 
-def refer(gen: np.random.Generator, scene: Scene, cell: int) -> str:
-    """A phrase for the object of a cell that fits no other object of the scene: by attributes, in full, or by place."""
+def words_of(cell: str | None = None, **attributes: str) -> str:
+    """The five words that name an object: cell and ATTRIBUTES, `any` where nothing is said."""
+    return " ".join([cell or "any", *(attributes.get(a, "any") for a in ATTRIBUTES)])
+
+
+def phrase(attributes: dict[str, str]) -> str:
+    """`the striped circle`, `the big red object`."""
+    words = [attributes[a] for a in ATTRIBUTES if a in attributes]
+    return " ".join(["the", *words, *([] if "shape" in attributes else ["object"])])
+
+
+def refer(gen: np.random.Generator, scene: Scene, cell: int) -> tuple[str, str]:
+    """A phrase for the object of a cell that fits no other object of the scene (by attributes, in full, or by place),
+    and what it says as `words_of`."""
     obj = scene.objects[cell]
-    form = gen.random()
+    full, form = {a: getattr(obj, a) for a in ATTRIBUTES}, gen.random()
     if form < 0.3:
-        return choice(gen, BY_PLACE).format(c=CELLS[cell], s=obj.shape)
-    if form < 0.45:
-        return f"the {obj}"
+        template = choice(gen, BY_PLACE)
+        said = {"shape": obj.shape} if "{s}" in template else {}
+        return template.format(c=CELLS[cell], s=obj.shape), words_of(CELLS[cell], **said)
     others = [o for o in scene.objects if o is not None and o is not obj]
     subsets = [s for k in (1, 2, 3) for s in itertools.combinations(ATTRIBUTES, k)]
     unique = [s for s in subsets if all(any(getattr(o, a) != getattr(obj, a) for a in s) for o in others)]
-    if not unique:
-        return f"the {obj}"
-    shortest = len(unique[0])
-    subset = choice(gen, [s for s in unique if len(s) <= shortest + (gen.random() < 0.4)])
-    words = [getattr(obj, a) for a in subset]
-    return "the " + " ".join(words if "shape" in subset else [*words, "object"])
+    if form >= 0.45 and unique:
+        shortest = len(unique[0])
+        subset = choice(gen, [s for s in unique if len(s) <= shortest + (gen.random() < 0.4)])
+        full = {a: full[a] for a in subset}
+    return phrase(full), words_of(**full)
 
 
-def _one(gen: np.random.Generator, source: Scene, op) -> str:
+def _one(gen: np.random.Generator, source: Scene, op) -> tuple[str, str]:
     kind = "any" if not op.place else "cell" if op.place in CELLS else "line"
-    fill = {"v": op.value, "n": op.obj}
+    fill, words = {"v": op.value, "n": op.obj}, "background" if op.task == "background" else "none"
     if op.cell is not None:
-        fill["o"] = refer(gen, source, op.cell)
+        fill["o"], words = refer(gen, source, op.cell)
     if op.task in ("add", "move"):
         fill["p"] = choice(gen, PLACES[op.task, kind]).format(c=op.place)
-    return choice(gen, TEMPLATES[op.task]).format(**fill)
+    return choice(gen, TEMPLATES[op.task]).format(**fill), words
 
 
-def instruction(gen: np.random.Generator, source: Scene, ops: tuple) -> str:
-    """The instruction for one or two changes of a scene, in varied words."""
-    said = [_one(gen, source, op) for op in ops]
+def instruction(gen: np.random.Generator, source: Scene, ops: tuple) -> tuple[str, tuple[str, ...]]:
+    """The instruction for one or two changes of a scene, in varied words, and what it says of each change's object."""
+    said, references = zip(*(_one(gen, source, op) for op in ops))
     text = said[0] if len(said) == 1 else choice(gen, JOINS).format(a=said[0], b=said[1])
-    return f"please {text}" if gen.random() < 0.1 else text
+    return f"please {text}" if gen.random() < 0.1 else text, references
 
 
-@dataclasses.dataclass(frozen=True)
-class Grammar:
-    """How a comparison is written.
-
-    Attributes:
-      cells: "occupied" (in either picture) or "all".
-      repeat_same: write the second picture's content even where it equals the first's.
-      verdicts: "attributes" (same, new, gone, or what changed), "words" (same, new, gone, changed), "none".
-      asked: where the request is restated: "end", "start" or "none".
-    """
-
-    cells: str = "occupied"
-    repeat_same: bool = True
-    verdicts: str = "attributes"
-    asked: str = "end"
+ASKED = ("asked", "also")  # the first and the second change
 
 
-GRAMMAR = Grammar()
+def content(thing: Obj | str | None) -> str:
+    """`big red striped circle`, a background's name, or `none`."""
+    return "none" if thing is None else str(thing)
 
 
-def content(obj: Obj | None) -> str:
-    """`big red striped circle`, or `none`."""
-    return "none" if obj is None else str(obj)
-
-
-def describe(scene: Scene, grammar: Grammar = GRAMMAR) -> str:
-    """One picture, cell by cell, then its background."""
-    cells = [i for i in range(9) if grammar.cells == "all" or scene.objects[i] is not None]
-    parts = [f"{CELLS[i]} {content(scene.objects[i])} ." for i in cells]
+def describe(scene: Scene) -> str:
+    """One picture, occupied cell by cell, then its background."""
+    parts = [f"{CELLS[i]} {content(scene.objects[i])} ." for i in scene.occupied]
     return " ".join([*parts, f"background {scene.background} ."])
 
 
-def verdict(a: Obj | None, b: Obj | None, grammar: Grammar = GRAMMAR) -> str:
-    """What became of a cell: same, new, gone, or what changed."""
-    if (a is None) != (b is None):
-        return "new" if a is None else "gone"
-    changed = () if a is None or b is None else a.differs(b)
-    if not changed:
+def request(op, reference: str, word: str = ASKED[0]) -> str:
+    """What an instruction says of one change: `asked any any red any circle to any blue any any .`"""
+    if op.task in ATTRIBUTES:
+        new = words_of(**{op.task: op.value}).removeprefix("any ")
+    else:
+        new = {"move": "same", "remove": "none", "background": op.value}.get(op.task) or str(op.obj)
+    place = ["at", op.place or "any"] if op.places else []
+    return " ".join([word, reference, "to", new, *place, "."])
+
+
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """What the `number`-th change wants in a slot: an object, a background, nothing, or (MOVED) what was moved."""
+
+    number: int
+    op: Any
+    thing: Obj | str | None
+
+
+MOVED = "new"
+
+
+def wants(source: Scene, edited: Scene, ops) -> dict[int, Want]:
+    """What was asked for, by slot. Of a place left open: where the edited picture has something new, if anywhere."""
+    found: dict[int, Want] = {}
+    for k, op in enumerate(ops):
+        old = None if op.cell is None else source.objects[op.cell]
+        if op.task == "background":
+            found[BACKGROUND_SLOT] = Want(k, op, op.value)
+        elif op.cell is not None:
+            new = {"move": None, "remove": None, "replace": op.obj}
+            thing = new[op.task] if op.task in new else dataclasses.replace(old, **{op.task: op.value})
+            found[op.cell] = Want(k, op, thing)
+        if op.places:
+            filled = [p for p in op.places if edited.objects[p] is not None]
+            right = [p for p in filled if edited.objects[p].look == (op.obj or old).look]
+            for place in op.places[:1] if op.place in CELLS else (right or filled)[:1]:
+                found[place] = Want(k, op, op.obj or MOVED)
+    return found
+
+
+def verdict(a: Obj | str | None, b: Obj | str | None) -> str:
+    """What became of a slot: same, new, gone, changed (a background), or the attributes that changed."""
+    if isinstance(a, Obj) and isinstance(b, Obj):
+        return " ".join(a.differs(b)) or "same"
+    if a == MOVED and b is not None:
         return "same"
-    return " ".join(changed) if grammar.verdicts == "attributes" else "changed"
+    return "same" if a == b else "new" if a is None else "gone" if b is None else "changed"
 
 
-def _clause(name: str, a: str, b: str, word: str, grammar: Grammar) -> str:
-    second = [] if a == b and not grammar.repeat_same else [",", b]
-    return " ".join([name, a, *second, *([] if grammar.verdicts == "none" and second else [word]), "."])
+def progress(old: Obj | str | None, want: Want, got: Obj | str | None) -> str:
+    """How far one slot is what was asked for, as a word of DONE."""
+    if verdict(want.thing, got) == "same":
+        return "yes"
+    if got is None or verdict(old, got) == "same":
+        return "no"
+    if want.op.task == "remove":
+        return "hardly"
+    wrong = len(want.thing.differs(got)) if want.op.task in ("add", "replace") else 2
+    return ("mostly", "half", "hardly", "hardly")[wrong - 1]
 
 
-def compare_cell(source: Scene, edited: Scene, cell: int, grammar: Grammar = GRAMMAR) -> str:
-    """The clause of one cell."""
-    a, b = source.objects[cell], edited.objects[cell]
-    return _clause(CELLS[cell], content(a), content(b), verdict(a, b, grammar), grammar)
+def mixed(obj: Obj, reference: str) -> Obj:
+    """The object if it had every attribute that a reference (`words_of`) names."""
+    said = zip(ATTRIBUTES, reference.split()[1:])
+    return dataclasses.replace(obj, **{a: word for a, word in said if word != "any"})
 
 
-def compare(source: Scene, edited: Scene, grammar: Grammar = GRAMMAR) -> str:
-    """Two pictures, cell by cell, then their backgrounds."""
-    pairs = zip(source.objects, edited.objects)
-    cells = [i for i, (a, b) in enumerate(pairs) if grammar.cells == "all" or a is not None or b is not None]
-    word = "same" if source.background == edited.background else "changed"
-    last = _clause("background", source.background, edited.background, word, grammar)
-    return " ".join([*(compare_cell(source, edited, i, grammar) for i in cells), last])
+def checked(slot: int, thing: Obj | str | None, reference: str | None) -> list[str]:
+    """What is in a slot; of an object, after what would be there if it were the one that is asked about."""
+    name = "background" if slot == BACKGROUND_SLOT else CELLS[slot]
+    if reference is None or not isinstance(thing, Obj):
+        return [name, content(thing)]
+    place = reference.split()[0]
+    return [name, content(mixed(thing, reference)), name if place == "any" else place, content(thing)]
 
 
-def request(source: Scene, op) -> str:
-    """A change with its reference resolved: `asked north big red plain star to big blue plain star`."""
-    if op.task == "background":
-        return f"asked background {source.background} to {op.value}"
-    place = op.place or "any"
-    if op.task == "add":
-        return f"asked {place} none to {op.obj}"
-    old = source.objects[op.cell]
-    new = {"move": place, "remove": "none", "replace": content(op.obj)}.get(op.task)
-    if new is None:
-        new = str(dataclasses.replace(old, **{op.task: op.value}))
-    return f"asked {CELLS[op.cell]} {old} to {new}"
+def first_reference(references) -> str | None:
+    """What the first change that names an object says of it, as `words_of`."""
+    return next((r for r in references if len(r.split()) == 1 + len(ATTRIBUTES)), None)
+
+
+def compare(source: Scene, edited: Scene, edit=None, *, judge: bool = False, count: str = "") -> str:
+    """Two pictures, cell by cell, then their backgrounds, with what `edit` asks for in its place.
+
+    `judge`: also say how far that was done. `count`: the word that numbers the other changes.
+    """
+    wanted, number, clauses = wants(source, edited, edit.ops if edit else ()), 0, []
+    reference = first_reference(edit.references if edit else ())
+    for slot in range(BACKGROUND_SLOT + 1):
+        back = slot == BACKGROUND_SLOT
+        a, b = (s.background if back else s.objects[slot] for s in (source, edited))
+        if a is None and b is None and slot not in wanted:
+            continue
+        words = checked(slot, a, reference)
+        if want := wanted.get(slot):
+            words += [ASKED[want.number], content(want.thing), ",", content(b)]
+            words += [verdict(want.thing, b), progress(a, want, b)] if judge else []
+        else:
+            words += [",", content(b), verdict(a, b)]
+            if count and words[-1] != "same":
+                number += 1
+                words += [count, str(min(number, 9))]
+        clauses.append(" ".join([*words, "."]))
+    return " ".join(clauses)
+
+
+def requests(edit) -> str:
+    """Every change that an instruction asks for."""
+    return " ".join(map(request, edit.ops, edit.references, ASKED))
+
+
+def expect(edit) -> str:
+    """The source of an edit, with what was asked for in its place (a place left open is not said)."""
+    wanted, parts = wants(edit.source, edit.source, edit.ops), []
+    reference = first_reference(edit.references)
+    for slot in range(BACKGROUND_SLOT + 1):
+        back = slot == BACKGROUND_SLOT
+        a = edit.source.background if back else edit.source.objects[slot]
+        if a is None and slot not in wanted:
+            continue
+        asked = [ASKED[wanted[slot].number], content(wanted[slot].thing)] if slot in wanted else []
+        parts.append(" ".join([*checked(slot, a, reference), *asked, "."]))
+    return " ".join(parts)
 
 
 def done_word(fraction: float) -> str:
@@ -213,18 +294,11 @@ def done_word(fraction: float) -> str:
     ]
 
 
-def sc_reasoning(source: Scene, edited: Scene, ops, fractions, extra: int, grammar: Grammar = GRAMMAR) -> str:
+def sc_reasoning(edit, edited: Scene, fractions, extra: int, scores: tuple[int, int]) -> str:
     """Reason for the two scores of semantic consistency; `fractions[k]`: how far the k-th change was made."""
-    asks = [request(source, op) for op in ops]
-    done = [f"done {done_word(f)} ." for f in fractions]
-    parts = [compare(source, edited, grammar)]
-    if grammar.asked == "start":
-        parts = [*(f"{a} ." for a in asks), *parts, *done]
-    elif grammar.asked == "end":
-        parts += [f"{a} {d}" for a, d in zip(asks, done)]
-    else:
-        parts += done
-    return " ".join([*parts, f"extra {min(extra, 4)} ."])
+    compared = compare(edit.source, edited, edit, judge=True, count="extra")
+    done = done_word(sum(fractions) / len(fractions))
+    return f"{requests(edit)} {compared} done {done} {scores[0]} . extra {min(extra, 4)} {scores[1]} ."
 
 
 def level(severity: float) -> str:
@@ -232,6 +306,8 @@ def level(severity: float) -> str:
     return LEVELS[0 if severity < 0.04 else min(4, 1 + int(severity * 4))]
 
 
-def pq_reasoning(severities: dict[str, float]) -> str:
-    """Reason for the two scores of perceptual quality: every kind of damage in a fixed order."""
-    return " ".join(f"{k} {level(severities.get(k, 0.0))} ." for k in ("noise", "blur", "blocks", "cast"))
+def pq_reasoning(severities: dict[str, float], score: Callable[[float], float] | None = None) -> str:
+    """Every kind of damage in a fixed order; with `score`, the reason for the scores of perceptual quality: the score
+    that each kind alone would leave."""
+    found = {k: severities.get(k, 0.0) for k in ("noise", "blur", "blocks", "cast")}
+    return " ".join(f"{k} {level(s)}{f' {round(score(s))}' if score else ''} ." for k, s in found.items())

@@ -1,9 +1,9 @@
 """Perception tasks on EditWorld, for pretraining the tiny base: what is where, what a phrase means, what changed, how
 damaged a picture is. No task judges an edit, and the `train` split shows none of the held-out combinations.
 
-`cell` names the content of one cell, `grid` describes a picture, `find` locates an object, `refer` restates what an
-instruction refers to, `compare` describes two pictures cell by cell, `damage` grades damage, `request` compares and
-then restates an instruction, `count` compares and counts the changes, `say` repeats a phrase. With `json`, the share of
+`cell` names the content of one cell, `grid` describes a picture, `find` marks the objects that fit a phrase, `refer`
+restates an instruction and says where in the picture it wants what, `compare` describes two pictures cell by cell,
+`request` does both, `count` numbers the changes, `damage` grades damage, `say` repeats words. With `json`, the share of
 examples whose answer is wanted as a JSON object with two numbers of the prompt, the base also learns to write replies.
 """
 
@@ -21,6 +21,10 @@ from edit_rl_jax.editworld.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
     CELLS,
+    COLOURS,
+    MATERIALS,
+    SHAPES,
+    SIZES,
     Scene,
     allowed,
     choice,
@@ -30,28 +34,35 @@ from edit_rl_jax.editworld.scene import (
 )
 
 MIXTURE = {
-    "cell": 0.02,
-    "grid": 0.06,
-    "find": 0.03,
-    "refer": 0.14,
-    "compare": 0.14,
-    "request": 0.22,
+    "cell": 0.01,
+    "grid": 0.01,
+    "find": 0.18,
+    "refer": 0.18,
+    "compare": 0.02,
+    "request": 0.27,
     "count": 0.06,
-    "damage": 0.31,
-    "say": 0.02,
+    "damage": 0.22,
+    "say": 0.05,
 }
+# What everything else rests on and is learnt slowly beside it: what a cell holds, and to copy words.
+EASY = {"cell": 0.25, "grid": 0.35, "say": 0.4}
 PROMPTS = {
     "cell": "What is at {c}?",
     "grid": "Describe the picture.",
-    "find": "Where is {o}?",
-    "refer": "{d}What is asked: {i}",
+    "find": "Find {o}.",
+    "refer": "What is asked: {i}",
     "compare": "Compare the pictures.",
     "damage": "How damaged is the picture?",
     "request": "Compare the pictures. What is asked: {i}",
-    "count": "Compare the pictures. How many changed?",
+    "count": "Compare the pictures. Number the changes.",
     "say": "Say: {t}",
 }
 REPLY = " Reply in JSON with score {a} and {b}."
+WORDS = (
+    *(SIZES + MATERIALS + SHAPES + CELLS + BACKGROUNDS + tuple(COLOURS) + language.LEVELS + language.DONE),
+    *"asked : to done extra number new gone same changed background any . ,".split(),
+    *"0123456789",
+)
 CHANGED_KINDS = ("correct", "half", "wrong_object", "over_edited", "untouched")
 
 
@@ -102,10 +113,25 @@ def _reshuffled(gen: np.random.Generator, scene: Scene, split: str) -> Scene:
     return dataclasses.replace(scene, background=choice(gen, BACKGROUNDS)) if gen.random() < 0.3 else scene
 
 
-def _phrase(gen: np.random.Generator, split: str) -> str:
-    """Words that answers use, in the order of a reply but without a picture behind them."""
-    words = (f"done {choice(gen, language.DONE)} .", f"extra {gen.integers(5)} .", f"{random_object(gen, split)} .")
-    return " ".join(words[i] for i in gen.permutation(3)[: gen.integers(1, 4)])
+def _phrase(gen: np.random.Generator) -> str:
+    """Words of the world in random order: what is learnt here is to copy, on which finding and resolving rest."""
+    return " ".join(WORDS[i] for i in gen.permutation(len(WORDS))[: gen.integers(2, 17)])
+
+
+def _find(gen: np.random.Generator, scene: Scene, split: str) -> tuple[str, str]:
+    """A phrase that any number of the scene's objects may fit, and the scene with those marked."""
+    while True:
+        obj = scene.objects[choice(gen, scene.occupied)] if gen.random() < 0.8 else random_object(gen, split)
+        said = {str(a): getattr(obj, a) for a in gen.permutation(ATTRIBUTES)[: gen.integers(1, 4)]}
+        words = language.words_of(**said)
+        mixed = [language.mixed(o, words) for o in scene.objects if o is not None]
+        if all(allowed(o, split) for o in mixed):
+            break
+    clauses = [f"asked {words} ."]
+    for i, other in zip(scene.occupied, mixed):
+        fits = other.look == scene.objects[i].look
+        clauses.append(" ".join([*language.checked(i, scene.objects[i], words), *(["asked"] if fits else []), "."]))
+    return language.phrase(said), " ".join(clauses)
 
 
 def example(
@@ -119,34 +145,29 @@ def example(
         if task == "cell":
             fill, answer = {"c": CELLS[cell]}, f"{language.content(scene.objects[cell])} ."
         elif task == "find":
-            fill, answer = {"o": f"the {scene.objects[cell]}"}, f"{CELLS[cell]} ."
+            fill["o"], answer = _find(gen, scene, split)
         else:
             answer = language.describe(scene)
         images = [render(scene, resolution)]
     elif task == "refer":
         edit = random_edit(gen, split)
         fill, images = {"i": edit.instruction}, [render(edit.source, resolution)]
-        answer = " ".join(f"{language.request(edit.source, op)} ." for op in edit.ops)
-        if describe := gen.random() < 0.5:
-            answer = f"{language.describe(edit.source)} {answer}"
-        fill["d"] = "Describe the picture. " if describe else ""
+        answer = f"{language.requests(edit)} {language.expect(edit)}"
     elif task in ("compare", "request", "count"):
         edit, found = _changed(gen, split)
         edited = paint(found, resolution)
         if gen.random() < 0.3:
             edited, _ = _damaged(gen, edited)
-        answer, images = language.compare(edit.source, found), [render(edit.source, resolution), quantise(edited)]
+        images = [render(edit.source, resolution), quantise(edited)]
+        asked = edit if task == "request" else None
+        answer = language.compare(edit.source, found, asked, count="number" if task == "count" else "")
         if task == "request":
-            fill = {"i": edit.instruction}
-            answer = " ".join([answer, *(f"{language.request(edit.source, op)} ." for op in edit.ops)])
-        if task == "count":
-            changed = sum(a != b for a, b in zip(edit.source.slots, found.slots))
-            answer = f"{answer} changed {changed} ."
+            fill, answer = {"i": edit.instruction}, f"{language.requests(edit)} {answer}"
     elif task == "damage":
         image, severities = _damaged(gen, paint(random_scene(gen, split), resolution))
         answer, images = language.pq_reasoning(severities), [quantise(image)]
     elif task == "say":
-        answer, images = _phrase(gen, split), []
+        answer, images = _phrase(gen), []
         fill = {"t": answer}
     else:
         raise ValueError(f"unknown task {task!r}; one of {sorted(PROMPTS)}")
@@ -161,8 +182,8 @@ def example(
 class Perception:
     """Random access to `size` examples; item i depends on (split, seed, i) alone.
 
-    mixture: task -> weight. The first `easy` items are of the tasks on one plain picture only: what a cell holds is
-    learnt first. `json_share` of the others are wanted as JSON. Raises ValueError for an unknown task.
+    mixture: task -> weight. The first `easy` items are of EASY instead. `json_share` of the others are wanted as JSON.
+    Raises ValueError for an unknown task.
     """
 
     def __init__(
@@ -180,8 +201,7 @@ class Perception:
             raise ValueError(f"unknown tasks {sorted(unknown)}; they are {sorted(PROMPTS)}")
         self._split, self._size, self._seed, self._resolution = split, size, seed, resolution
         self._easy, self._json_share = easy, json_share
-        self._tasks = sorted(mixture)
-        self._weights = np.array([mixture[t] for t in self._tasks], float)
+        self._mixture = mixture
 
     def __len__(self) -> int:
         return self._size
@@ -190,9 +210,10 @@ class Perception:
         if not 0 <= index < self._size:
             raise IndexError(index)
         gen = rng("perception", self._split, self._seed, index)
-        easy = [t in ("cell", "grid", "find") or index >= self._easy for t in self._tasks]
-        weights = self._weights * (easy if any(easy) else 1)
-        task = str(gen.choice(self._tasks, p=weights / weights.sum()))
+        mixture = EASY if index < self._easy else self._mixture
+        tasks = sorted(mixture)
+        weights = np.array([mixture[t] for t in tasks], float)
+        task = str(gen.choice(tasks, p=weights / weights.sum()))
         share = self._json_share if index >= self._easy else 0.0
         key = f"{self._split}/{self._seed}/{index}/{task}"
         return example(gen, task, self._split, self._resolution, key, share)

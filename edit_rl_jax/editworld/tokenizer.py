@@ -36,7 +36,9 @@ def corpus(count: int = 4000, seed: int = 0) -> Iterator[str]:
     for split in SPLITS:
         for i in range(count // len(SPLITS)):
             edit = random_edit(rng("corpus", split, seed, i), split)
-            reason = language.sc_reasoning(edit.source, edit.targets[0].scene, edit.ops, [1.0] * len(edit.ops), i % 4)
+            reason = language.sc_reasoning(
+                edit, edit.targets[0].scene, [(0, 0.2, 0.36, 0.6, 1)[i % 5]], i % 4, (i % 26, i % 7)
+            )
             quality = language.pq_reasoning({"noise": i % 7 / 7, "blur": i % 5 / 5, "blocks": i % 3 / 3})
             yield f"user\nJudge the edit: {edit.instruction}"
             yield "user\nJudge the image quality."

@@ -23,7 +23,7 @@ def run(
     resolution: int = 84,
     seed: int = 0,
     rows: int = 128,
-    max_new_tokens: int = 128,
+    max_new_tokens: int = 224,
     sampling: Sampling | None = None,
     passes: int = 1,
     prompts: str | None = None,
@@ -34,7 +34,7 @@ def run(
 
     model: model or adapter folder, or hub id; `base` of an adapter, where it is not where the adapter says.
     untrained: model to compare with, asked the same questions (the base before training).
-    rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 120).
+    rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 220).
     mesh: to lay the models out on; default: one device.
     """
     settings = dict(sampling=sampling or greedy(max_new_tokens), passes=passes, rows=rows, seed=seed, mesh=mesh)

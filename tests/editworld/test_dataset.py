@@ -38,7 +38,7 @@ def test_labels():
         fractions, extra = oracle.judge(made.scene, edit)
         success, over = oracle.semantic(fractions, extra)
         agree += record.sc == (round(success), round(over))
-        assert record.sc_reasoning.endswith(f"extra {min(extra, 4)} .")
+        assert record.sc_reasoning.endswith(f"extra {min(extra, 4)} {record.sc[1]} .")
         assert record.meta["success"] == (min(*record.sc) >= 20 and min(*record.pq) >= 18) or 18 in record.pq
         image = np.asarray(Image.open(io.BytesIO(record.edited)))
         assert oracle.score(image, edit).overall == pytest.approx(record.meta["overall"])

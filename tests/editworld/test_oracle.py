@@ -28,7 +28,7 @@ def all_scores(v: oracle.Verdict) -> tuple[float, float, float, float]:
 def test_every_acceptable_result_is_a_success(split):
     """The true edit scores at least 23 on everything, at every placement that the instruction leaves open."""
     places = []
-    for edit in edits("true", 3, split):
+    for edit in edits("true", 4, split):
         for target in edit.targets:
             verdict = oracle.score(render(target.scene), edit)
             assert min(all_scores(verdict)) >= 23, (edit.instruction, verdict)

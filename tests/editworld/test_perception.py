@@ -32,7 +32,7 @@ def test_perception_shows_no_held_out_combination_and_judges_nothing(task):
     looks = re.compile(f"({'|'.join(COLOURS)}) ({'|'.join(MATERIALS)}) ({'|'.join(SHAPES)})")
     for index in range(30):
         example = source[index]
-        for colour, material, shape in looks.findall(example.answer):
+        for colour, material, shape in looks.findall(example.answer if task != "say" else ""):  # random words
             assert (colour, shape) not in banned and (colour, material) not in banned
         images = [p for p in example.prompt if isinstance(p, np.ndarray)]
         assert len(images) == {"say": 0, "compare": 2, "request": 2, "count": 2}.get(task, 1)
@@ -73,16 +73,17 @@ def test_tokenizer_files(folder):
 
 
 def test_words_of_the_reasons_are_single_tokens(folder):
-    """Comparisons, damage and instructions cost about one token a word."""
+    """Comparisons, damage and instructions cost about one token a word; a number its digits and the space before."""
     from transformers import AutoTokenizer
 
+    cost = lambda text: sum(1 + len(w) * w.isdigit() for w in text.split())
     tok, source = AutoTokenizer.from_pretrained(str(folder)), EditRecords("test", 100, seed=9)
     for index in range(0, 40, 4):
         record = source[index]
         comparison = " " + record.sc_reasoning.split(" done ")[0]
-        assert len(tok(comparison)["input_ids"]) == len(comparison.split())
+        assert len(tok(comparison)["input_ids"]) == cost(comparison)
         for text in (record.pq_reasoning, record.instruction):
-            assert len(tok(text)["input_ids"]) <= len(text.split()) + 2, text
+            assert len(tok(text)["input_ids"]) <= cost(text) + 2, text
 
 
 def test_tokenizer_is_deterministic(folder, texts):

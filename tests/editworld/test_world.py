@@ -1,5 +1,6 @@
 """Scenes, renderer, edits and candidates: deterministic, split by scene and by combination, at any resolution."""
 
+import dataclasses
 import hashlib
 import inspect
 
@@ -8,7 +9,9 @@ import pytest
 
 from edit_rl_jax.editworld import edits, language, render
 from edit_rl_jax.editworld.scene import (
+    ATTRIBUTES,
     BACKGROUNDS,
+    CELLS,
     HELD_OUT,
     SPLITS,
     VALUES,
@@ -85,13 +88,13 @@ def test_looks_differ_to_the_eye():
 def test_targets_of_an_open_place_are_all_empty_cells():
     """Every acceptable result differs from the source in the concerned slots alone."""
     gen, open_places = rng("targets"), 0
-    for _ in range(200):
+    for _ in range(600):
         edit = edits.random_edit(gen, "train")
         for target in edit.targets:
             changed = {i for i in range(10) if target.scene.slots[i] != edit.source.slots[i]}
             assert changed == {s for group in target.slots for s in group}
         open_places += len(edit.targets) > 1
-    assert 20 < open_places < 120
+    assert 40 < open_places < 120
 
 
 @pytest.mark.parametrize("kind", edits.KINDS[1:])
@@ -112,28 +115,77 @@ def test_instructions_vary_and_refer_to_one_object():
     for _ in range(200):
         scene = random_scene(gen, "train")
         cell = scene.occupied[0]
-        phrase = language.refer(gen, scene, cell)
-        words = set(phrase.split()) & {v for values in VALUES.values() for v in values}
-        if "cell" in phrase or " at " in phrase:
-            continue
-        assert [i for i in scene.occupied if words <= set(scene.objects[i].look)] == [cell]
+        phrase, words = language.refer(gen, scene, cell)
+        place, *said = words.split()
+        assert place in ("any", CELLS[cell]) and len(said) == len(ATTRIBUTES)
+        if place == "any":
+            assert {w for w in said if w != "any"} == set(phrase.split()) & {v for vs in VALUES.values() for v in vs}
+            fits = [all(w in ("any", v) for w, v in zip(said, scene.objects[i].look)) for i in scene.occupied]
+            assert [i for i, f in zip(scene.occupied, fits) if f] == [cell]
 
 
-def test_reasons_transcribe_then_conclude():
-    """The grammar of the reasons, and its options."""
+def test_reasons_compare_close_by():
+    """The grammar of the reasons: the request, what stands in each cell before and after, the sum."""
     a, b = Obj("big", "red", "striped", "circle"), Obj("small", "blue", "plain", "star")
     source = Scene((None, a, None, None, None, None, None, b, None), "sky")
-    edited = source.put(1, edits.change(a, "colour", "blue")).put(7, None)
-    op = edits.Op("colour", 1, value="blue")
-    assert language.sc_reasoning(source, edited, (op,), (1.0,), 1) == (
-        "north big red striped circle , big blue striped circle colour . south small blue plain star , none gone . "
-        "background sky , sky same . asked north big red striped circle to big blue striped circle done yes . extra 1 ."
+    op = edits.Op("colour", 1, value="green")
+    text, said = "make the striped object green", (language.words_of(material="striped"),)
+    edit = edits.Edit("colour", source, (op,), text, said, edits.targets(source, (op,)))
+    right = edits.change(a, "colour", "green")
+    edited = dataclasses.replace(source.put(1, right).put(7, None), background="sand")
+    assert language.sc_reasoning(edit, edited, (1.0,), 2, (25, 8)) == (
+        "asked any any any striped any to any green any any . "
+        "north big red striped circle north big red striped circle asked big green striped circle , "
+        "big green striped circle same yes . south small blue striped star south small blue plain star , "
+        "none gone extra 1 . background sky , sand changed extra 2 . "
+        "done yes 25 . extra 2 8 ."
     )
-    short = language.Grammar(cells="all", repeat_same=False, verdicts="words", asked="none")
-    text = language.sc_reasoning(source, edited, (op,), (1.0,), 1, short)
-    assert text.startswith("northwest none same . north big red striped circle , big blue striped circle changed . ")
-    assert text.endswith("background sky same . done yes . extra 1 .")
+    assert language.expect(edit) == (
+        f"north {a} north {a} asked {right} . south small blue striped star south {b} . background sky ."
+    )
     assert language.pq_reasoning({"blur": 0.6}) == "noise none . blur strong . blocks none . cast none ."
+    scored = language.pq_reasoning({"blur": 0.6, "cast": 1.0}, lambda severity: 25 - 23 * severity)
+    assert scored == "noise none 25 . blur strong 11 . blocks none 25 . cast severe 2 ."
+
+
+SMALL_RING = Obj("small", "red", "dotted", "ring")
+
+
+@pytest.mark.parametrize(
+    "op, got, said",
+    [
+        (edits.Op("colour", 0, value="green"), Obj("big", "red", "striped", "circle"), "colour no"),
+        (edits.Op("colour", 0, value="green"), Obj("big", "cyan", "striped", "circle"), "colour half"),
+        (edits.Op("remove", 0), Obj("big", "red", "striped", "circle"), "new no"),
+        (edits.Op("remove", 0), Obj("big", "red", "plain", "circle"), "new hardly"),
+        (edits.Op("remove", 0), None, "same yes"),
+        (edits.Op("replace", 0, obj=Obj("big", "red", "dotted", "star")), None, "gone no"),
+        (
+            edits.Op("replace", 0, obj=Obj("big", "red", "dotted", "star")),
+            Obj("big", "red", "plain", "star"),
+            "material mostly",
+        ),
+    ],
+)
+def test_what_came_of_a_change(op, got, said):
+    """A slot that was to change: how it differs from what was wanted, and how far that is done."""
+    source = Scene((Obj("big", "red", "striped", "circle"), *(None,) * 8), "sky")
+    edit = edits.Edit(op.task, source, (op,), "", ("none",), ())
+    clause = language.compare(source, source.put(0, got), edit, judge=True).split(" . ")[0]
+    assert clause.endswith(f", {language.content(got)} {said}")
+
+
+def test_what_was_asked_for_stands_where_it_belongs():
+    """A place that is left open is the one where something new is; a named one is itself, filled or not."""
+    a, b = Obj("big", "red", "striped", "circle"), Obj("small", "blue", "plain", "star")
+    source = Scene((a, *(None,) * 8), "sky")
+    things = lambda edited, op: {slot: w.thing for slot, w in language.wants(source, edited, (op,)).items()}
+    open_add = edits.Op("add", obj=b, places=tuple(range(1, 9)))
+    assert things(source, open_add) == {}
+    assert things(source.put(4, a).put(6, b), open_add) == {6: b}
+    assert things(source.put(4, a), open_add) == {4: b}
+    assert things(source, edits.Op("move", 0, places=(5,), place="east")) == {0: None, 5: language.MOVED}
+    assert things(source, edits.Op("background", value="sand")) == {9: "sand"}
 
 
 def test_wrong_names_are_errors():
