@@ -219,8 +219,8 @@ def train(args, overrides, stack) -> int:
     if lead and config.eval.pairs:
         say("judging held-out pairs of the built-in world by generation")
         alone = jax.process_count() == 1 and mesh.size > 1  # else the first process judges on its first device
-        settings = dict(pairs=config.eval.pairs, resolution=config.data.resolution, mesh=mesh if alone else None)
-        found = editworld.run(out, folder, base=base, untrained=base, **settings)
+        settings = dict(pairs=config.eval.pairs, passes=config.eval.passes, resolution=config.data.resolution)
+        found = editworld.run(out, folder, base=base, untrained=base, mesh=mesh if alone else None, **settings)
         figures |= {k: found[k] for k in ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")}
         (out / "README.md").write_text(export.card(config, **card))
         print(summary(found))

@@ -30,14 +30,16 @@ def run(
     mesh: Any = None,
     controls: bool = True,
 ) -> dict[str, Any]:
-    """Judges at least `pairs` pairs, greedily unless told otherwise, and returns what it wrote to `output`/eval.json.
+    """Judges at least `pairs` pairs and returns what it wrote to `output`/eval.json.
 
     model: model or adapter folder, or hub id; `base` of an adapter, where it is not where the adapter says.
     untrained: model to compare with, asked the same questions (the base before training).
     rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 220).
+    sampling: how answers are drawn; default: greedily for one pass, as EditScore does for more.
     mesh: to lay the models out on; default: one device.
     """
-    settings = dict(sampling=sampling or greedy(max_new_tokens), passes=passes, rows=rows, seed=seed, mesh=mesh)
+    sampling = sampling or (greedy(max_new_tokens) if passes == 1 else Sampling(max_new_tokens=max_new_tokens))
+    settings = dict(sampling=sampling, passes=passes, rows=rows, seed=seed, mesh=mesh)
     reward = EditScore.load(model, base=base, prompts=prompts, **settings)
     before = EditScore.load(untrained, prompts=reward.prompts, **settings) if untrained else None
     drawn = dataset.pairs(split, pairs, seed, resolution)

@@ -95,6 +95,7 @@ def default() -> ConfigDict:
     c.checkpoint = ConfigDict(dict(every=250, keep=3))
     c.eval = ConfigDict(dict(every=0, batches=8))  # validation loss every so many steps; 0 = only at the end
     c.eval.pairs = 0  # at the end, pairs scored by generation for eval.json; 0 = no pairs
+    c.eval.passes = 1  # sampled answers a question, averaged; 1 = greedy
     c.log = ConfigDict(dict(every=1, tensorboard=True, wandb=False, profile_steps=""))  # profile_steps "10:13"
     c.log.peak_flops = 0.0  # of one device, for MFU; 0 = by device kind, no MFU where unknown
     c.max_bad_steps = 10  # stop after this many non-finite steps in a row
@@ -109,6 +110,7 @@ RESUME_MAY_CHANGE = (
     "compilation_cache",
     "checkpoint.keep",
     "eval.pairs",
+    "eval.passes",
     "name",
     "data.workers",
     "data.worker_kind",
