@@ -15,7 +15,7 @@ def get_config():
     c = default()
     c.name = "rm_tiny"
     c.objective = "editscore"
-    c.steps = 550
+    c.steps = 500
     c.rows = 11
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")
     c.model.prompts = "tiny"
@@ -26,7 +26,7 @@ def get_config():
     c.data.validation_size = 128
     c.data.buckets = ((256, 6, 36, 208),)
     c.data.workers = 1
-    c.optim.lr = 5e-3
+    c.optim.lr = 2e-3
     c.optim.schedule = "linear"
     c.optim.warmup = 20
     c.optim.b2 = 0.98

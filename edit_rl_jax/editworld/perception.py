@@ -34,15 +34,15 @@ from edit_rl_jax.editworld.scene import (
 )
 
 MIXTURE = {
-    "cell": 0.01,
-    "grid": 0.01,
-    "find": 0.18,
-    "refer": 0.18,
-    "compare": 0.02,
-    "request": 0.27,
-    "count": 0.06,
-    "damage": 0.22,
-    "say": 0.05,
+    "cell": 0.02,
+    "grid": 0.12,
+    "find": 0.10,
+    "refer": 0.05,
+    "compare": 0.05,
+    "request": 0.22,
+    "count": 0.04,
+    "damage": 0.38,
+    "say": 0.02,
 }
 # What everything else rests on and is learnt slowly beside it: what a cell holds, and to copy words.
 EASY = {"cell": 0.25, "grid": 0.35, "say": 0.4}
