@@ -136,9 +136,9 @@ def test_the_place_of_the_scores_is_found_in_an_answer(tokenizer):
 
 
 def test_every_walk_of_the_automaton_is_a_valid_reply(tokenizer):
-    automaton, end = reply_automaton(tokenizer, 704), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    automaton, end = reply_automaton(tokenizer, 768), tokenizer.convert_tokens_to_ids("<|im_end|>")
     rng, seen = np.random.default_rng(0), set()
-    for _ in range(150):
+    for _ in range(600):
         state, left, out = 0, 40, []
         while not out or out[-1] != end:
             rows = automaton.hurried if left <= automaton.needed[state] else automaton.following
