@@ -35,7 +35,7 @@ def tokenizer(request):
 def model():
     cfg = Config(
         vision=VisionConfig(2, 32, 48, 2, out_hidden_size=64, fullatt_block_indexes=(1,), window_size=84),
-        text=TextConfig(704, 64, 128, 2, 4, 2, 16, mrope_section=(2, 3, 3)),
+        text=TextConfig(768, 64, 128, 2, 4, 2, 16, mrope_section=(2, 3, 3)),
         image_token_id=6,
         vision_start_token_id=3,
         vision_end_token_id=4,
