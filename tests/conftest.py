@@ -28,6 +28,14 @@ for _name, _value in STRICT.items():
 install_import_hook("edit_rl_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
+# Files of minutes, the longest first: begun last, one of them would keep a single worker busy at the end.
+LONG = "test_plan.py test_resume.py test_engine.py test_sharded_step.py test_update.py test_omnigen2_ladder.py".split()
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (LONG + [item.path.name]).index(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real photographs and Qwen's tokenizer: `shared` beside the checkout, or the folder EDIT_RL_SHARED."""

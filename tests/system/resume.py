@@ -53,8 +53,11 @@ def start_two(folder: Path, workdir: Path, log: Path, **changes: object) -> list
 
 def finish(folder: Path, workdir: Path, log: Path, **changes: object) -> None:
     process = start(folder, workdir, log, **changes)
-    if code := process.wait():
-        raise AssertionError(f"exit status {code}: {log.read_text()[-2000:]}")
+    try:
+        code = process.wait()
+    finally:
+        process.kill()  # where a time limit ends the wait
+    assert not code, f"exit status {code}: {log.read_text()[-2000:]}"
 
 
 def prepare(folder: Path) -> Path:
@@ -81,13 +84,16 @@ def interrupt(process: subprocess.Popen, workdir: Path, kind: str, rng: random.R
     """Ends the process at the moment that the kind names; False if it was through before."""
     begun, goal = steps_done(workdir), rng.randint(1, 16)
     hit = lambda: saving(workdir) if kind == "save" else steps_done(workdir) >= begun + goal
-    while process.poll() is None and not hit():
-        time.sleep(0.002)
-    time.sleep(rng.random() * 0.05)
-    if process.poll() is not None:
-        return False
-    process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
-    code = process.wait()
+    try:
+        while process.poll() is None and not hit():
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        if process.poll() is not None:
+            return False
+        process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
+        code = process.wait()
+    finally:
+        process.kill()
     assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}"
     return True
 
