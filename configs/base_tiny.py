@@ -65,6 +65,7 @@ def get_config():
     with c.unlocked():
         c.data.options.easy = 25_000
     c.data.size = 4_000_000
+    c.data.max_pixels = 84 * 84
     c.data.shuffle = False  # the world is random by index, and starts with the easy tasks
     c.data.validation_size = 512
     c.data.buckets = ((240, 6, 36, 168),)

