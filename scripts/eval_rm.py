@@ -8,7 +8,8 @@
 `editworld`, the built-in world: pairs of edits of one (source, instruction) whose oracle scores differ by at least 3 of
 25, equally many of every task x error kind x severity third, in scenes with held-out combinations of attributes. Ties
 and answers that cannot be read are wrong. Beside the accuracy stand the same base's before training, and controls that
-should not work: images blanked, instructions shuffled, the plain pixel distance to the source.
+should not work: images blanked, instructions shuffled, the plain pixel distance to the source. With --passes K a table
+compares Avg@1, 2, 4, ..., K on the same answers; --expected measures expected scores.
 
 `editreward_bench`, EditScore's EditReward-Bench, from a folder of its arrow or parquet files or a hub id: strict
 accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
@@ -50,7 +51,7 @@ def parse(argv=None):
     if judges.given(args) + (args.predictions is not None) != 1:
         parser.error("give one of --model, --server, --endpoint, --predictions")
     args.rows = args.rows or (128 if args.benchmark == "editworld" else 32)
-    args.max_new_tokens = args.max_new_tokens or (128 if args.benchmark == "editworld" else 512)
+    args.max_new_tokens = args.max_new_tokens or (224 if args.benchmark == "editworld" else 512)
     return args
 
 
@@ -79,6 +80,7 @@ def evaluate(args) -> int:
             prompts=args.prompts,
             mesh=make_mesh(args.mesh) if args.mesh else None,
             controls=not args.no_controls,
+            modes=judges.modes(args),
         )
         print(summary(figures))
     else:

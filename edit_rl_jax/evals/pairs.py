@@ -12,7 +12,7 @@ import numpy as np
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.statistics import interval
-from edit_rl_jax.rewards.editscore.reward import EditScore, Judgement, overall
+from edit_rl_jax.rewards.editscore.reward import EditScore, Judgement, judge, overall
 from edit_rl_jax.training.report import Sample
 
 GAP = 3  # of 25: pairs that are nearer than this in SC or PQ say nothing about that dimension
@@ -152,7 +152,8 @@ def evaluate(
     """The content of eval.json, and the judgements of the pairs.
 
     `untrained`: the base before training, on the same pairs. `controls`: images blanked; instructions shuffled (SC);
-    the pixel distance to the source, in whichever direction does better.
+    the pixel distance to the source, in whichever direction does better. A sampling judge of K passes is also measured
+    on the first 1, 2, 4, ... of them.
     """
     judged = score_pairs(reward, pairs)
     out = accuracies(pairs, judged)
@@ -176,9 +177,30 @@ def evaluate(
         "invalid_answers": sum(not r.valid for ab in judged for j in ab for r in (*j.sc_replies, *j.pq_replies))
     }
     figures |= {"by_task": whole.by(whole.tasks), "by_kind": whole.by(whole.kinds)}
+    if reward.passes > 1 and not reward.expected:
+        figures["by_passes"] = by_passes(pairs, judged, reward.passes, reward.judge)
     if controls:
         figures["controls"] = run_controls(reward, pairs, seed)
     return figures, judged
+
+
+def by_passes(
+    pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]], passes: int, judge: Callable = judge
+) -> dict[str, dict[str, Any]]:
+    """Avg@k against Avg@1: the overall accuracy of the first k passes, k = 1, 2, 4, ..., `passes`; gains are paired.
+
+    judge(sc_replies, pq_replies): the judgement of some of the replies.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    once = None
+    for k in sorted({2**i for i in range(passes.bit_length())} | {passes}):
+        cut = lambda j, k=k: judge(j.sc_replies[:k], j.pq_replies[:k]) if j.sc_replies else j
+        found = accuracies(pairs, [(cut(a), cut(b)) for a, b in judged])["overall"]
+        once = once or found
+        gain = found.right - once.right
+        paired = {} if k == 1 else {"gain": float(gain.mean()), "gain_ci95": list(interval(gain, found.groups))}
+        out[f"Avg@{k}"] = found.row() | paired
+    return out
 
 
 def compare_base(untrained: EditScore, pairs: Sequence[Pair]) -> Outcome:
@@ -243,7 +265,7 @@ def summary(figures: dict[str, Any]) -> str:
         lines.append(f"  the base before training: {text('untrained_pair_accuracy')}")
     lines.append(f"  SC {text('sc_pair_accuracy')}, PQ {text('pq_pair_accuracy')}")
     lines.append(f"  {figures['ties']} ties, {figures['invalid_pairs']} pairs with an answer that cannot be read")
-    for table in ("by_task", "by_kind", "controls"):
+    for table in ("by_task", "by_kind", "by_passes", "controls"):
         rows = figures.get(table, {}).items()
         lines += (
             [f"  {table.replace('_', ' ')}: " + ", ".join(f"{k} {v['accuracy']:.2f}" for k, v in rows)] if rows else []

@@ -102,6 +102,9 @@ def programs(
         settings = dict(sampling=sampling, places=places, automaton=automaton)
         return decoder.decode_chunk(merge(state), tiles, own, answers, slots, seed, steps, until, **settings)
 
+    def copy(tiles, contexts, rows, sources):  # of its own: engines that jit one function share its cache
+        return decoder.copy_rows(tiles, contexts, rows, sources)
+
     def branch(state, tiles, own, answers, *where):
         return score_tree(merge(state), (tiles, own, answers), *where, tree=tree)
 
@@ -110,7 +113,7 @@ def programs(
         "encode": jit(encode, donate_argnums=1),
         "inner": jit(inner, donate_argnums=1, static_argnames="follows"),
         "leaf": jit(leaf, donate_argnums=1, static_argnames="follows"),
-        "copy": jit(decoder.copy_rows, donate_argnums=0),
+        "copy": jit(copy, donate_argnums=0),
         "decode": jit(decode, donate_argnums=1, static_argnames="places"),
     }
 
@@ -305,7 +308,9 @@ class Engine:
                 places = np.full((n, self._merged(arrays, merged)), self._ring.rows, np.int32)
                 for i, ((_, place), (_, index)) in enumerate(zip(part, loaded)):
                     places[i, index] = place + np.arange(len(index))
-                self._features = self._programs["encode"](self.state, self._features, arrays, places)
+                place = self._features.sharding
+                new = self._programs["encode"](self.state, self._features, arrays, places)
+                self._features = jax.device_put(new, place)  # the same layout under the same name: nothing recompiles
                 self.counters.images += len(part)
 
     def _merged(self, arrays: Mapping[str, Any], least: int) -> int:

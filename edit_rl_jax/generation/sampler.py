@@ -73,9 +73,9 @@ def sample(
 
 
 def _top_k(logits: Float[Array, "B V"], k: int, parts: int = 16) -> tuple[Float[Array, "B n"], Int[Array, "B n"]]:
-    """`jax.lax.top_k`, of the best of each of `parts` pieces: over a mesh each device looks at its own vocabulary."""
+    """`jax.lax.top_k`; on a mesh of the best of each of `parts` pieces: each device looks at its own vocabulary."""
     B, V = logits.shape
-    if V % parts or V // parts < k:
+    if jax.sharding.get_abstract_mesh().empty or V % parts or V // parts < k:
         return tuple(jax.lax.top_k(logits, k))
     best, at = jax.lax.top_k(shard(logits.reshape(B, parts, V // parts), "batch", "vocab", None), k)
     ids = (at + (jnp.arange(parts, dtype=at.dtype) * (V // parts))[None, :, None]).reshape(B, parts * k)

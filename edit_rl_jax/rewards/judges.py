@@ -59,6 +59,12 @@ def sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(temperature, args.top_k, args.top_p, args.max_new_tokens)
 
 
+def modes(args: argparse.Namespace) -> dict[str, Any]:
+    """How scores are read: settings of `EditScore`."""
+    names = ("constrained", "retries", "reduction")
+    return {"expected": args.expected or "", **{name: getattr(args, name) for name in names}}
+
+
 def given(args: argparse.Namespace) -> int:
     """How many judges the flags name."""
     return sum(x is not None for x in (args.model, args.server, args.endpoint))
@@ -72,6 +78,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
     """
     if given(args) != 1 or (args.endpoint is None) != (args.endpoint_model is None):
         raise ValueError("one judge is wanted: --model, --server, or --endpoint with --endpoint-model")
+    if not args.model and (args.expected or args.constrained):
+        raise ValueError("--expected and --constrained look into the model: they want --model")
     if args.server:
         client = RewardClient(args.server, os.environ.get(TOKEN, ""))
         return client, {"server": client.settings()}
@@ -79,13 +87,13 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
         drawn = sampling(args)
         options = dict(passes=args.passes, temperature=drawn.temperature, top_p=drawn.top_p, seed=args.seed)
         options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
+        options |= dict(attempts=1 + args.retries, reduction=args.reduction)
         vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
         return vlm, vlm.settings()
     options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
-    modes = dict(expected=args.expected or "", constrained=args.constrained)
-    modes |= dict(retries=args.retries, reduction=args.reduction)
+    how = modes(args)
     mesh = make_mesh(args.mesh) if args.mesh else None
-    judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options, **modes)
+    judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options, **how)
     settings = {
         "weights_sha256": fingerprint(args.model, args.base),
         "prompts": judge.prompts.name,
@@ -94,7 +102,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
         "sampling": dataclasses.asdict(options["sampling"]),
         "passes": args.passes,
         "seed": args.seed,
-        **modes,
+        **how,
+        "retries": judge.retries,
     }
     return judge, json.loads(json.dumps(settings))
 

@@ -58,6 +58,21 @@ def test_ties_and_invalid_replies_are_wrong_and_counted():
     assert {k: v["n"] for k, v in out.by(out.kinds).items()} == {"blur": 1, "half": 2}
 
 
+def test_more_passes_break_ties():
+    """Two passes of each: the first ties everywhere, the mean of both is right in two of three pairs."""
+    reply = lambda *s: Reply(tuple(map(float, s)), "", "")
+    of = lambda *sc: judge([reply(s, s) for s in sc], [reply(25, 25)] * len(sc))
+    judged = [(of(20, 25), of(20, 10)), (of(20, 20), of(20, 15)), (of(20, 5), of(20, 25))]
+    table = P.by_passes(PAIRS, judged, 2)
+    assert [(k, row["accuracy"], row["ties"]) for k, row in table.items()] == [
+        ("Avg@1", 0.0, 3),
+        ("Avg@2", pytest.approx(2 / 3), 0),
+    ]
+    assert table["Avg@2"]["gain"] == pytest.approx(2 / 3) and table["Avg@2"]["gain_ci95"][1] == 1.0
+    none = Judgement(problem="no image")
+    assert P.by_passes(PAIRS[:1], [(none, judged[0][1])], 2)["Avg@2"]["invalid"] == 1
+
+
 def test_controls_change_what_they_say():
     r = PAIRS[0].better
     assert (decode_image(P.blanked(r).edited) == 128).all() and P.blanked(r).instruction == r.instruction

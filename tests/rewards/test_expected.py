@@ -20,7 +20,7 @@ from edit_rl_jax.rewards.wire import from_wire, to_wire
 from tests.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (2, 56, 84, 3), np.uint8)
 TRIPLE = (PICTURE[0], PICTURE[1], "make it red")
@@ -48,7 +48,7 @@ def model():
 
 
 def load(model, tokenizer, **options):
-    settings = dict(prompts=TINY, images=ImageSettings(), rows=2, unit=64, compiler_options=FAST)
+    settings = dict(prompts=TINY, images=ImageSettings(), rows=2, unit=64)
     return EditScore(model, tokenizer, **settings | options)
 
 
@@ -62,7 +62,7 @@ def one_by_one(model, scores, prompt, images, written, pairs):
         tokens = np.concatenate([prompt.tokens, written, path]).astype(np.int32)
         rope, _ = rope_index(tokens, grids, model.cfg.image_token_id)
         write_row(batch, row, [Encoded("", tokens, np.zeros(len(tokens), bool), rope, patches, grids)], model.cfg)
-    forward = jax.jit(lambda m, b: jax.nn.log_softmax(m.logits(m.hidden(b)), axis=-1), compiler_options=FAST)
+    forward = jax.jit(lambda m, b: jax.nn.log_softmax(m.logits(m.hidden(b)), axis=-1))
     logp, start = np.asarray(forward(model, jax.tree.map(jnp.asarray, batch))), len(prompt.tokens) + len(written)
     return [np.exp(sum(logp[r, start + i - 1, t] for i, t in enumerate(path))) for r, path in enumerate(paths)]
 

@@ -30,6 +30,7 @@ from edit_rl_jax.rewards.editscore.reward import EditScore, judge
 from scripts import score
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 RECORDS = [
     EditRecord(
@@ -47,7 +48,6 @@ RECORDS = [
     )
 ]
 SHAPE = Shape(shared=64, own=64, slots=4, prompts=4, answers=1, tiles=4, queries=4)
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiling is most of the time
 TRIPLES = [(r.source, r.edited, r.instruction) for r in RECORDS]
 
 
@@ -118,7 +118,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward(trained):
-    return EditScore.load(trained[1], sampling=greedy(64), rows=4, shape=SHAPE, unit=64, compiler_options=FAST)
+    return EditScore.load(trained[1], sampling=greedy(64), rows=4, shape=SHAPE, unit=64)
 
 
 def test_the_memorised_scores_come_back(reward):
@@ -205,6 +205,8 @@ def test_means_are_over_the_passes_that_could_be_read():
     assert got.sc == (14, 15.5) and got.pq == (19.5, 25)
     assert got.overall == pytest.approx(((22 * 23) ** 0.5 + 8) / 2)
     assert got.overall_std == pytest.approx(((22 * 23) ** 0.5 - 8) / 2)
+    line = got.to_json()
+    assert (line["sc"], line["pq"], line["std"]["sc"]) == (13, 19.5, 9)  # of the minima 22, 4 and 23, 16
     none = judge([reply()], [reply(1, 2)])
     assert not none.valid and none.overall is None and none.problem == "no score"
     # golden figures of the paper's example (reference scale 0-10): 9.6, 8.8, 9.2 -> 8.9978

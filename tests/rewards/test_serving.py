@@ -33,6 +33,7 @@ from edit_rl_jax.rewards.editscore.reward import EditScore, Judgement, judge
 from edit_rl_jax.rewards.serving import server as S
 from edit_rl_jax.rewards.serving.client import RewardClient, Service, ServiceError, VLMJudge
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a token"
 LIMITS = S.Limits(body=200_000, items=3, pixels=500_000, read=1.0, answer=2.0, queue=8, batch=16)
@@ -345,9 +346,14 @@ def test_flags_name_one_judge(url, monkeypatch):
     monkeypatch.setenv(judges.TOKEN, TOKEN)
     found, settings = judges.from_arguments(parser.parse_args(["--server", url]))
     assert settings == {"server": {"judge": "levels"}} and found.score([OK], progress=False)[0].valid
+    for flag in (["--expected", "empty"], ["--constrained"]):
+        with pytest.raises(ValueError, match="want --model"):
+            judges.from_arguments(parser.parse_args(["--server", url, *flag]))
     flags = ["--endpoint", "http://x/v1", "--endpoint-model", "m", "--passes", "4", "--prompts", "tiny"]
+    flags += ["--reduction", "average_first", "--retries", "0"]
     found, settings = judges.from_arguments(parser.parse_args(flags))
     assert settings["temperature"] == 0.7 and settings["passes"] == 4 and settings["prompts"] == "tiny"
+    assert settings["reduction"] == found.reduction == "average_first" and settings["attempts"] == 1
 
 
 def test_a_server_wants_a_token():

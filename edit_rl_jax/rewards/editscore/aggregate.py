@@ -7,7 +7,7 @@ Everything stays on the judge's own scale 0..R (R = 25); `FIGURE_SCALE` gives th
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from edit_rl_jax.data.records import SCORE_RANGE
@@ -83,6 +83,12 @@ def one_pass(sc: Scores | None, pq: Scores | None) -> Figures:
     return Figures(*(sc or (None, None)), s, *(pq or (None, None)), p, both)
 
 
+def over(passes: Sequence[Figures], of: Callable[[list[float]], float]) -> Figures:
+    """A statistic of each figure over passes; None where a question was not asked, or there are no passes."""
+    columns = {f.name: [getattr(p, f.name) for p in passes] for f in dataclasses.fields(Figures)}
+    return Figures(**{k: of(v) if v and None not in v else None for k, v in columns.items()})
+
+
 def aggregate(
     passes: Sequence[tuple[Scores | None, Scores | None]],
     reduction: str = "average_last",
@@ -98,9 +104,7 @@ def aggregate(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is one of {REDUCTIONS}, not {reduction!r}")
     single = tuple(one_pass(*p) for p in passes)
-    columns = {f.name: [getattr(p, f.name) for p in single] for f in dataclasses.fields(Figures)}
-    over = lambda of: Figures(**{k: None if None in v else of(v) for k, v in columns.items()})
-    mean, std = over(statistics.fmean), over(statistics.pstdev)
+    mean, std = over(single, statistics.fmean), over(single, statistics.pstdev)
     if reduction == "average_first" and mean.overall is not None:
         mean = dataclasses.replace(mean, overall=math.sqrt(getattr(mean, profile(behaviour).first) * mean.pq))
     return Aggregate(single, mean, std)

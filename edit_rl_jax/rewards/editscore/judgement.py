@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from edit_rl_jax.rewards.editscore.aggregate import Figures, aggregate
+from edit_rl_jax.rewards.editscore.aggregate import Figures, aggregate, over
 from edit_rl_jax.rewards.editscore.parsing import Reply
 
 
@@ -40,22 +41,26 @@ class Judgement:
         return not self.problem
 
     def to_json(self) -> dict[str, Any]:
-        """A line of score.py's output."""
+        """A line of score.py's output; `sc` and `pq` are means of the passes' minima, `std` of each figure (n)."""
         replies = {"sc": self.sc_replies, "pq": self.pq_replies}
         passes = {
             q: [{"scores": r.scores, "reasoning": r.reasoning, "raw": r.raw} for r in rs] for q, rs in replies.items()
         }
+        mean, std = over(self.passes, statistics.fmean), over(self.passes, statistics.pstdev)
         return {
             "valid": self.valid,
             "prompt_following": self.sc and self.sc[0],
             "consistency": self.sc and self.sc[1],
             "naturalness": self.pq and self.pq[0],
             "artifacts": self.pq and self.pq[1],
+            "sc": mean.sc,
+            "pq": mean.pq,
             "overall": self.overall,
             "overall_std": self.overall_std,
             "problem": self.problem,
             "passes": passes,
             "figures": [dataclasses.asdict(p) for p in self.passes],
+            "std": dataclasses.asdict(std),
             **({} if self.outside is None else {"outside": self.outside}),
         }
 

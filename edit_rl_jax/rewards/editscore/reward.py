@@ -119,11 +119,10 @@ class EditScore:
             texts = get(prompts)
         else:
             texts = Prompts.from_json(stored["prompts"]) if stored.get("prompts") else get("standard")
-        budget = stored.get("images", {})
+        budget = stored.get("images") or {"max_pixels": 512 * 512}
         has = lambda name: folder if (folder / name).exists() else home
-        images = ImageSettings()
-        if (has("preprocessor_config.json") / "preprocessor_config.json").exists():
-            images = ImageSettings.from_hf(has("preprocessor_config.json"), **(budget or {"max_pixels": 512 * 512}))
+        file = has("preprocessor_config.json") / "preprocessor_config.json"
+        images = ImageSettings.from_hf(file.parent, **budget) if file.exists() else ImageSettings(**budget)
         tokenizer = load_tokenizer(has("tokenizer.json"))
         return cls(model, tokenizer, prompts=texts, images=images, mesh=mesh, **settings)
 
@@ -162,7 +161,11 @@ class EditScore:
 
     def _judgement(self, found: dict[Question, tuple[Any, ...]]) -> Judgement:
         sc, pq = found.get("sc", ()), found.get("pq", ())
-        return judge_expected(sc, pq) if self.expected else judge(sc, pq, self.reduction, self.prompts.profile)
+        return judge_expected(sc, pq) if self.expected else self.judge(sc, pq)
+
+    def judge(self, sc: Sequence[Reply], pq: Sequence[Reply]) -> Judgement:
+        """The judgement of replies, one a pass, by this model's reduction and profile."""
+        return judge(sc, pq, self.reduction, self.prompts.profile)
 
     def _replies(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Any, ...] | str]:
         """Replies (`Expected` in that mode) by prompt; a text instead of replies says why there are none."""

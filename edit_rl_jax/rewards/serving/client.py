@@ -182,7 +182,8 @@ class VLMJudge:
       url: up to and with the version, `http://host:8000/v1`.
       prompts: the texts; the chat layout is the end point's.
       passes: answers a question; each has a seed of its own, made from the content.
-      attempts: how often an answer that cannot be read is asked for again, with another seed.
+      attempts: how often an answer is asked for, with another seed each time, until it can be read.
+      reduction: of the passes (see `aggregate`).
       extra: more fields of the request, as `{"top_k": 20}` for vLLM; None takes a field out.
       options: Service's.
     """
@@ -200,12 +201,13 @@ class VLMJudge:
         max_new_tokens: int = 512,
         seed: int = 0,
         attempts: int = 3,
+        reduction: str = "average_last",
         at_once: int = 16,
         extra: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         self.service, self.prompts, self.passes, self.seed = Service(url, token, **options), get(prompts), passes, seed
-        self.attempts, self.at_once = attempts, at_once
+        self.attempts, self.at_once, self.reduction = attempts, at_once, reduction
         self.fields = {"model": model, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
         self.fields |= extra or {}
 
@@ -213,6 +215,7 @@ class VLMJudge:
         """What decides the answers, as far as it is known here."""
         texts = {"prompts": self.prompts.name, "prompts_sha256": self.prompts.sha256}
         own = {"passes": self.passes, "seed": self.seed, "attempts": self.attempts}
+        own |= {"reduction": self.reduction}
         return {"endpoint": self.service.url, **self.fields, **texts, **own}
 
     def score(
@@ -225,7 +228,7 @@ class VLMJudge:
                 replies = {q: self._ask(q, item) for q in questions}
             except (ServiceError, ValueError, KeyError, TypeError) as error:
                 return Judgement(problem=str(error))
-            return judge(replies.get("sc", ()), replies.get("pq", ()))
+            return judge(replies.get("sc", ()), replies.get("pq", ()), self.reduction, self.prompts.profile)
 
         return _each(one, items, self.at_once, progress)
 
