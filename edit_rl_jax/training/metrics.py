@@ -13,6 +13,8 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from edit_rl_jax.training.config import ConfigError
+
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects of a `metrics.jsonl`; a last line that a kill cut short is left out."""
@@ -55,8 +57,10 @@ class Writer:
 
             self._tensorboard = SummaryWriter(str(folder / "events"), purge_step=step + 1 if step else None)
         if config.log.wandb:
-            import wandb
-
+            try:
+                import wandb
+            except ImportError as e:
+                raise ConfigError("config key 'log.wandb' needs the extra: pip install 'edit-rl-jax[wandb]'") from e
             name, identity = config.name or folder.name, run_id(mirror or folder, config.name)
             self._wandb = wandb.init(project="edit_rl_jax", name=name, dir=str(folder), resume="allow", id=identity)
 

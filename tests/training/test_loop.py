@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -81,6 +83,20 @@ def test_runs_have_ids_of_their_own(tmp_path, monkeypatch):
     ]
     assert len(set(demo)) == 4 and all(identity.startswith("demo-") for identity in demo)
     assert metrics.run_id(epath.Path("a/../a/demo"), "rm") == demo[0] == metrics.run_id(tmp_path / "a/demo", "rm")
+
+
+def test_wandb_goes_on_under_its_id_or_says_what_is_missing(tmp_path, monkeypatch):
+    config = micro.config(log__tensorboard=False, log__wandb=True, name="rm")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(config_lib.ConfigError, match=r"log.wandb.*\[wandb\]"):
+        metrics.Writer(tmp_path, 0, config=config)
+    asked = []
+    run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    stub = SimpleNamespace(init=lambda **settings: asked.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for step in (0, 4):
+        metrics.Writer(tmp_path, step, config=config).close()
+    assert asked[0] == asked[1] and (asked[0]["id"], asked[0]["resume"]) == (metrics.run_id(tmp_path, "rm"), "allow")
 
 
 def test_a_moved_checkout_and_a_fresh_machine_continue_a_run(tmp_path):
