@@ -1,5 +1,6 @@
 """The step: exact accumulation, refusal of non-finite updates, frozen base, every weight moves, optimizers."""
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from edit_rl_jax.training import build, loop, optim
 from edit_rl_jax.training import state as st
+from tests.system.sharded_step import FAST
 from tests.training import micro
 
 pytestmark = pytest.mark.standard_promotion
@@ -16,9 +18,12 @@ pytestmark = pytest.mark.standard_promotion
 
 @cache
 def program(**changes):
-    """A program of the micro model on one device (tests share the compiled step)."""
+    """A program of the micro model on one device, its step compiled (quickly: LLVM's optimisations cost more)."""
     config = micro.config(**changes)
-    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    p = build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    with jax.set_mesh(p.mesh):
+        step = p.step.lower(p.trainable, p.opt_state, p.frozen, *p.batches.values(), jnp.int32(0))
+        return dataclasses.replace(p, step=step.compile(compiler_options=FAST))
 
 
 def start(p, seed=0):
