@@ -22,3 +22,22 @@ class Example:
     prompt: tuple[str | np.ndarray | bytes, ...]
     answer: str
     key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EditExample:
+    """One edit to learn. Images as in Example.
+
+    Attributes:
+      instruction: in words, None where training leaves it out.
+      references: the images to edit.
+      target: the result.
+      key: as in Example.
+      seed: of the example's random numbers on the device, below 2^31.
+    """
+
+    instruction: str | None
+    references: tuple[np.ndarray | bytes, ...]
+    target: np.ndarray | bytes
+    key: str
+    seed: int = 0

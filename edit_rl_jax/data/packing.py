@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edit_rl_jax.data.tokenizer import Encoded
+from edit_rl_jax.data.example import Example
+from edit_rl_jax.data.images import ImageSettings, image_size
+from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.data.tokenizer import Encoded, Measured, TextEncoder, Tokenizer, encode_measured, measure_example
 from edit_rl_jax.qwen2_5_vl.config import Config, VisionConfig
 from edit_rl_jax.qwen2_5_vl.inputs import batch_spec
 from edit_rl_jax.qwen2_5_vl.positions import Grid, pack_vision
@@ -31,6 +34,11 @@ class Bucket:
     @property
     def slots(self) -> int:
         return self.vision_rows * self.row_patches
+
+    @property
+    def area(self) -> int:
+        """Grows with what a row costs."""
+        return self.tokens + self.slots
 
     def __str__(self) -> str:
         return f"T{self.tokens} V{self.vision_rows}x{self.row_patches} A{self.answers}"
@@ -218,7 +226,7 @@ def plan_batches(
     rest = sorted(i for q in queues for row in q for i in row)
     if not final or not rest:
         return batches, rest
-    area = [b.tokens + b.slots for b in buckets]
+    area = [b.area for b in buckets]
     options = [(sum(area[b] for b, q in enumerate(queues) if q), [(b, q) for b, q in enumerate(queues) if q])]
     for b, bucket in enumerate(buckets):
         if all(demands[i].fits(bucket, vision) for i in rest):
@@ -270,3 +278,68 @@ def _image_places(tokens: np.ndarray, grids: Sequence[Grid], cfg: Config) -> lis
     pads = np.flatnonzero(tokens == cfg.image_token_id)
     ends = np.cumsum([t * h * w // cfg.vision.merge_unit for t, h, w in grids])
     return np.split(pads, ends[:-1]) if len(grids) else []
+
+
+class Packed:
+    """The `pipeline.Format` of Qwen2.5-VL: samples one after another in rows of text, their images in vision rows.
+
+    tokenizer: None where only shapes are wanted. cfg: image token id and vision geometry. images: default the model's
+    geometry. Raises ValueError for a bucket whose patch slots are not whole windows.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        cfg: Config,
+        buckets: Sequence[Bucket],
+        images: ImageSettings | None = None,
+        patch_dtype=np.float32,
+    ):
+        v = cfg.vision
+        for b in buckets:
+            if b.row_patches % v.merge_unit or b.slots % v.window_tokens:
+                raise ValueError(f"bucket {b}: patch slots must fill whole windows of {v.window_tokens}")
+        self.buckets, self.cfg, self.patch_dtype = tuple(buckets), cfg, patch_dtype
+        self.images = images or ImageSettings(v.patch_size, v.temporal_patch_size, v.spatial_merge_size)
+        self._text = None if tokenizer is None else TextEncoder(tokenizer)
+
+    def _demand(self, sample: Measured) -> Demand:
+        return Demand(len(sample.tokens), sample.grids, int(sample.answer.sum()))
+
+    def measure(self, example: Example) -> Measured:
+        sample = measure_example(example, self._text, self.cfg.image_token_id, self.images)
+        demand = self._demand(sample)
+        if not any(demand.fits(b, self.cfg.vision) for b in self.buckets):
+            raise RecordError(sample.key, "too long for every bucket", str(demand))
+        return sample
+
+    def load(self, sample: Measured) -> tuple[int, int]:
+        return len(sample.tokens), self._demand(sample).patches
+
+    def capacity(self) -> tuple[int, int]:
+        return max(b.tokens for b in self.buckets), max(b.slots for b in self.buckets)
+
+    def plan(self, samples: Sequence[Measured], rows: int, final: bool, rng: np.random.Generator | None):
+        return plan_batches([self._demand(s) for s in samples], self.buckets, self.cfg.vision, rows, final, rng)
+
+    def empty(self, bucket: int, rows: int) -> dict[str, np.ndarray]:
+        return empty_batch(self.buckets[bucket], rows, self.cfg.vision.patch_dim, self.patch_dtype)
+
+    def encode(self, sample: Measured) -> Encoded:
+        return encode_measured(sample, self.cfg, self.images)
+
+    def blank(self, sample: Measured) -> Encoded:
+        pixels = tuple(np.zeros(image_size(im, max_pixels=2**62) + (3,), np.uint8) for im in sample.images)
+        return self.encode(dataclasses.replace(sample, images=pixels, answer=np.zeros_like(sample.answer)))
+
+    def write(self, batch: dict[str, np.ndarray], row: int, encoded: Sequence[Encoded]) -> None:
+        write_row(batch, row, encoded, self.cfg)
+
+    def counts(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
+        return {
+            "answers": int((batch["answer_index"] >= 0).sum()),
+            "tokens": int((batch["segments"] > 0).sum()),
+            "patches": int((batch["patch_segments"] > 0).sum()),
+            "token_slots": batch["tokens"].size,
+            "patch_slots": batch["patch_segments"].size,
+        }

@@ -1,4 +1,7 @@
-"""The input pipeline: random-access source -> seeded shuffle -> packing -> fixed-shape batches, on Grain.
+"""The input pipeline: random-access source -> seeded shuffle -> planning -> fixed-shape batches, on Grain.
+
+What a sample is and how samples share a batch is a `Format`: packed rows of text and images (`packing.Packed`) or rows
+of one edit (`edit_rows.EditRows`).
 
 Plans are global, building is local. Every process measures the same samples (text encoded, image *headers* read) and
 plans the same batches, so all processes agree on the bucket of each step and the order of data does not depend on their
@@ -22,12 +25,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from edit_rl_jax.data import packing
-from edit_rl_jax.data.example import Example
-from edit_rl_jax.data.images import ImageError, ImageSettings, image_size
-from edit_rl_jax.data.packing import Bucket, Demand
+from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.data.tokenizer import Encoded, Measured, TextEncoder, encode_measured, measure_example
 
 
 @runtime_checkable
@@ -38,7 +37,56 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-ToExamples = Callable[[Any, int], list[Example]]
+@runtime_checkable
+class Format(Protocol):
+    """The samples of a kind of model and their batches. Picklable. Samples carry a `key`.
+
+    Attributes:
+      buckets: shapes of a row, at most 8.
+    """
+
+    buckets: Sequence[Any]
+
+    def measure(self, example: Any) -> Any:
+        """The example as a sample to plan with, its images still encoded. Raises RecordError."""
+        ...
+
+    def load(self, sample: Any) -> tuple[int, ...]:
+        """What a sample takes, by resource."""
+        ...
+
+    def capacity(self) -> tuple[int, ...]:
+        """What a row holds, by resource."""
+        ...
+
+    def plan(
+        self, samples: Sequence[Any], rows: int, final: bool, rng: np.random.Generator | None
+    ) -> tuple[list[tuple[int, list[list[int]]]], list[int]]:
+        """Batches (bucket index, at most `rows` rows of samples' indices), and the samples left (none when final)."""
+        ...
+
+    def empty(self, bucket: int, rows: int) -> dict[str, np.ndarray]:
+        """`rows` rows of padding."""
+        ...
+
+    def encode(self, sample: Any) -> Any:
+        """Decodes the images. Raises ImageError."""
+        ...
+
+    def blank(self, sample: Any) -> Any:
+        """What stands in for a sample whose pixels failed: it keeps its place and teaches nothing."""
+        ...
+
+    def write(self, batch: dict[str, np.ndarray], row: int, encoded: Sequence[Any]) -> None:
+        """Places encoded samples into a row, in place."""
+        ...
+
+    def counts(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
+        """`answers`, `tokens`, `patches`, `token_slots` and `patch_slots` of `BatchMeta`."""
+        ...
+
+
+ToExamples = Callable[[Any, int], list[Any]]
 MAX_BUCKETS = 8
 
 
@@ -50,7 +98,8 @@ class BatchMeta:
       bucket: index into the buckets.
       keys: [accum][row] -> keys of the samples in the row ([] = padding row).
       epoch: epoch of the samples, from 0.
-      samples, answers, tokens, patches: real counts in this process's rows.
+      samples, answers, tokens, patches: real counts in this process's rows (of an editor: edited images, tokens of text
+        and images, those of images).
       token_slots, patch_slots: what these rows could hold, padding included.
       skipped: (key, reason) of records found bad since the previous batch.
     """
@@ -73,10 +122,7 @@ class _Spec:
 
     source: Any
     to_examples: ToExamples | None
-    tokenizer: Any
-    cfg: Any
-    images: ImageSettings
-    buckets: tuple[Bucket, ...]
+    format: Format
     rows: int
     accum: int
     seed: int
@@ -86,7 +132,6 @@ class _Spec:
     shuffle: bool
     lookahead: int
     threads: int
-    patch_dtype: Any
 
     def order(self, epoch: int) -> Any:
         """Random-access order of the epoch's records."""
@@ -96,16 +141,13 @@ class _Spec:
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         return order.seed(seed).shuffle()
 
-    def demand(self, sample: Measured) -> Demand:
-        return Demand(len(sample.tokens), sample.grids, int(sample.answer.sum()))
-
 
 @dataclasses.dataclass
 class _Plan:
     """A planned batch on its way to the builder."""
 
     bucket: int
-    rows: list[list[Measured]]  # all processes' rows: accum * rows of them
+    rows: list[list[Any]]  # all processes' rows: accum * rows of them
     epoch: int
     skipped: tuple[tuple[str, str], ...]
 
@@ -116,7 +158,7 @@ class _Planner(grain.DatasetIterator):
     def __init__(self, spec: _Spec, stride: slice):
         super().__init__()
         self._spec, self._stride = spec, stride
-        self._encode = TextEncoder(spec.tokenizer)
+        self._known: dict[tuple[int, int], Any] = {}  # samples carried over, so that they need not be read again
         # state at the start of the round, and how many of the round's batches were given out
         self._epoch, self._position, self._carry = 0, 0, []
         self._unreported: list[tuple[str, str]] = []  # skipped in a round that gave no batch to report them with
@@ -139,7 +181,7 @@ class _Planner(grain.DatasetIterator):
         self._carry = [(int(p), int(e)) for p, e in state["carry"]]
         self._unreported = [(str(k), str(r)) for k, r in state.get("unreported", [])]
         self._given, self._index = int(state["given"]), int(state["index"])
-        self._round = None
+        self._round, self._known = None, {}
 
     def __next__(self) -> _Plan:
         while True:
@@ -167,29 +209,32 @@ class _Planner(grain.DatasetIterator):
     def _plan_round(self) -> tuple[list[_Plan], tuple[int, int, list, list]]:
         spec, order = self._spec, self._spec.order(self._epoch)
         refs: list[tuple[int, int]] = []
-        samples: list[Measured] = []
-        demands: list[Demand] = []
+        samples: list[Any] = []
         skipped: list[tuple[str, str]] = list(self._unreported)
         wanted = set(self._carry)
         for position in sorted({p for p, _ in self._carry}):
-            self._read(order, position, refs, samples, demands, [], wanted)
+            mine = [r for r in self._carry if r[0] == position]
+            if all(r in self._known for r in mine):
+                refs, samples = refs + mine, samples + [self._known[r] for r in mine]
+            else:
+                self._read(order, position, refs, samples, [], wanted)
         size = spec.accum * spec.rows
-        tokens, slots = max(b.tokens for b in spec.buckets) * size, max(b.slots for b in spec.buckets) * size
+        capacity = np.array(spec.format.capacity()) * size
         position, wanted_batches, batches = self._position, spec.lookahead, []
         while not batches:
-            held = [sum(d.tokens for d in demands), sum(d.patches for d in demands)]
-            while position < len(order) and held[0] < tokens * wanted_batches and held[1] < slots * wanted_batches:
-                before = len(demands)
-                self._read(order, position, refs, samples, demands, skipped)
-                held[0] += sum(d.tokens for d in demands[before:])
-                held[1] += sum(d.patches for d in demands[before:])
+            held = sum((np.array(spec.format.load(s)) for s in samples), np.zeros_like(capacity))
+            while position < len(order) and (held < capacity * wanted_batches).all():
+                before = len(samples)
+                self._read(order, position, refs, samples, skipped)
+                held = sum((np.array(spec.format.load(s)) for s in samples[before:]), held)
                 position += 1
             final = position >= len(order)
             rng = np.random.default_rng([spec.seed, self._epoch, self._position]) if spec.shuffle else None
-            batches, rest = packing.plan_batches(demands, spec.buckets, spec.cfg.vision, size, final, rng)
+            batches, rest = spec.format.plan(samples, size, final, rng)
             if final:
                 break
             wanted_batches *= 2  # nothing filled: the samples lie scattered over the buckets
+        self._known = {refs[i]: samples[i] for i in rest}
         plans = []
         for n, (bucket, rows) in enumerate(batches):
             chosen = [[samples[i] for i in row] for row in rows]
@@ -199,7 +244,7 @@ class _Planner(grain.DatasetIterator):
         after = (self._epoch + 1, 0, []) if final else (self._epoch, position, [refs[i] for i in rest])
         return plans, (*after, [] if plans else skipped)
 
-    def _read(self, order, position, refs, samples, demands, skipped, wanted=None) -> None:
+    def _read(self, order, position, refs, samples, skipped, wanted=None) -> None:
         spec, index = self._spec, int(order[position])
         where = f"record {index}"
         try:
@@ -214,21 +259,17 @@ class _Planner(grain.DatasetIterator):
                 raise RecordError(where, "unusable record", f"{type(e).__name__}: {e}") from e
             found = []
             for e, example in enumerate(examples):
-                sample = measure_example(example, self._encode, spec.cfg.image_token_id, spec.images)
-                demand = spec.demand(sample)
-                if not any(demand.fits(b, spec.cfg.vision) for b in spec.buckets):
-                    raise RecordError(sample.key, "too long for every bucket", str(demand))
+                sample = spec.format.measure(example)
                 if wanted is None or (position, e) in wanted:
-                    found.append(((position, e), sample, demand))
+                    found.append(((position, e), sample))
         except RecordError as e:
             if spec.on_bad_record == "error":
                 raise
             skipped.append((e.where, e.reason))
             return
-        for ref, sample, demand in found:
+        for ref, sample in found:
             refs.append(ref)
             samples.append(sample)
-            demands.append(demand)
 
 
 class _Plans(grain.IterDataset):
@@ -259,15 +300,15 @@ class _Build(grain.transforms.Map):
         self.__init__(state["_spec"])
 
     def map(self, plan: _Plan) -> tuple[dict[str, np.ndarray], BatchMeta]:
-        spec, bucket = self._spec, self._spec.buckets[plan.bucket]
+        spec = self._spec
         index, count = spec.shard
         local = spec.rows // count
         numbers = [a * spec.rows + index * local + r for a in range(spec.accum) for r in range(local)]
         rows = [plan.rows[n] if n < len(plan.rows) else [] for n in numbers]
         skipped = list(plan.skipped)
-        batch = packing.empty_batch(bucket, len(rows), spec.cfg.vision.patch_dim, spec.patch_dtype)
+        batch = spec.format.empty(plan.bucket, len(rows))
         encoded = iter(self._map(self._encode, [s for samples in rows for s in samples]))
-        keys, samples_n, patches_n = [], 0, 0
+        keys, samples_n = [], 0
         for r, samples in enumerate(rows):
             placed, good = [], []
             for sample in samples:
@@ -276,39 +317,28 @@ class _Build(grain.transforms.Map):
                     if spec.on_bad_record == "error":
                         raise result
                     skipped.append((sample.key, result.reason))
-                    placed.append(self._blank(sample))
+                    placed.append(spec.format.blank(sample))
                 else:
                     placed.append(result)
                     good.append(result)
-            packing.write_row(batch, r, placed, spec.cfg)
+            spec.format.write(batch, r, placed)
             keys.append([s.key for s in good])
             samples_n += len(good)
-            patches_n += sum(len(s.patches) for s in good)
         meta = BatchMeta(
             bucket=plan.bucket,
             keys=[keys[a * local : (a + 1) * local] for a in range(spec.accum)],
             epoch=plan.epoch,
             samples=samples_n,
-            answers=int((batch["answer_index"] >= 0).sum()),
-            tokens=int((batch["segments"] > 0).sum()),
-            patches=patches_n,
-            token_slots=batch["tokens"].size,
-            patch_slots=batch["patch_segments"].size,
+            **spec.format.counts(batch),
             skipped=tuple(skipped),
         )
         return {k: v.reshape(spec.accum, local, *v.shape[1:]) for k, v in batch.items()}, meta
 
-    def _encode(self, sample: Measured) -> Encoded | ImageError:
+    def _encode(self, sample: Any) -> Any:
         try:
-            return encode_measured(sample, self._spec.cfg, self._spec.images)
+            return self._spec.format.encode(sample)
         except ImageError as e:
             return e
-
-    def _blank(self, sample: Measured) -> Encoded:
-        """What stands in for a sample whose pixels failed: it keeps its place and has no answer to learn."""
-        pixels = tuple(np.zeros(image_size(im, max_pixels=2**62) + (3,), np.uint8) for im in sample.images)
-        blank = dataclasses.replace(sample, images=pixels, answer=np.zeros_like(sample.answer))
-        return encode_measured(blank, self._spec.cfg, self._spec.images)
 
     def _map(self, function, items):
         if self._spec.threads <= 1:
@@ -321,9 +351,7 @@ class _Build(grain.transforms.Map):
 def make_pipeline(
     source: Source,
     to_examples: ToExamples | None,
-    tokenizer: Any,
-    cfg: Any,
-    buckets: Sequence[Bucket],
+    format: Format,
     *,
     rows: int,
     accum: int = 1,
@@ -336,16 +364,13 @@ def make_pipeline(
     epochs: int | None = None,
     shuffle: bool = True,
     lookahead: int = 4,
-    images: ImageSettings | None = None,
-    patch_dtype: Any = np.float32,
 ) -> grain.DatasetIterator:
     """Batches for training: a Grain iterator of (dict of arrays [accum, rows / shards, ...], BatchMeta).
 
     Args:
-      source: random access (`len`, `[i]`) to records; to Examples when `to_examples` is None.
-      to_examples: `(record, seed) -> list[Example]`; the seed depends on (run seed, epoch, record) only.
-      cfg: qwen2_5_vl Config (image token id, vision geometry).
-      buckets: at most 8 shapes; a sample must fit at least one.
+      source: random access (`len`, `[i]`) to records; to examples when `to_examples` is None.
+      to_examples: `(record, seed) -> list of examples`; the seed depends on (run seed, epoch, record) only.
+      format: of the samples, with its buckets; a sample must fit at least one.
       rows: text rows of one accumulation step over *all* processes; `shard=(index, count)` takes its count-th part.
       workers: 0 = everything inline; "thread": one thread runs ahead and `workers` threads decode; "process": that many
         worker processes (each plans everything, builds its part of the batches).
@@ -356,7 +381,7 @@ def make_pipeline(
     `get_state()` is the state that came with the last batch *consumed*, whatever was prefetched; `set_state` continues
     the identical stream, given the same arguments (compare a `fingerprint` of them). Call `close()` when done.
     """
-    buckets = tuple(buckets)
+    buckets = tuple(format.buckets)
     if not 1 <= len(buckets) <= MAX_BUCKETS or len(set(buckets)) != len(buckets):
         raise ValueError(f"1 to {MAX_BUCKETS} different buckets wanted, got {[str(b) for b in buckets]}")
     if on_bad_record not in ("error", "skip"):
@@ -367,17 +392,10 @@ def make_pipeline(
         raise ValueError(f"{rows} rows do not divide over shard {shard[0]} of {shard[1]}")
     if not len(source):
         raise RecordError("dataset", "no record")
-    for b in buckets:
-        if b.row_patches % cfg.vision.merge_unit or b.slots % cfg.vision.window_tokens:
-            raise ValueError(f"bucket {b}: patch slots must fill whole windows of {cfg.vision.window_tokens}")
-    images = images or ImageSettings(
-        cfg.vision.patch_size, cfg.vision.temporal_patch_size, cfg.vision.spatial_merge_size
-    )
     threads = workers if worker_kind == "thread" else 1
     spec = _Spec(
-        source, to_examples, tokenizer, cfg, images, buckets, rows, accum, seed, shard, on_bad_record, epochs, shuffle,
-        lookahead, threads, patch_dtype,
-    )  # fmt: skip
+        source, to_examples, format, rows, accum, seed, shard, on_bad_record, epochs, shuffle, lookahead, threads
+    )
     dataset: grain.IterDataset = _Plans(spec).map(_Build(spec))
     if workers and worker_kind == "thread":
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
@@ -389,7 +407,7 @@ def make_pipeline(
     return iter(dataset)
 
 
-def fingerprint(source: Any, buckets: Sequence[Bucket], **settings: Any) -> str:
+def fingerprint(source: Any, buckets: Sequence[Any], **settings: Any) -> str:
     """16 hex digits over the data's hash and all that determines the order of batches; saved with checkpoints."""
     data = getattr(source, "data_hash", None) or f"{type(source).__name__}[{len(source)}]"
     text = "\n".join([str(data), *map(str, buckets), *(f"{k}={settings[k]!r}" for k in sorted(settings))])

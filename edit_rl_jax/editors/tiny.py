@@ -5,13 +5,17 @@ A scene of 84 pixels is 21 x 21 latents and 3 x 3 tokens: one a cell.
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from flax import nnx
 
+from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.omnigen2 import prompts, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
@@ -48,6 +52,7 @@ TRANSFORMER = OmniGen2Config(
 )
 
 
+@functools.cache
 def tokenizer() -> tokenizers.Tokenizer:
     """The world's tokenizer on its instructions. The turns that every chat shares are an entry each: on a CPU the
     length of the text is most of the cost. Deterministic, trained in a second."""
@@ -56,6 +61,13 @@ def tokenizer() -> tokenizers.Tokenizer:
     heads = [prompts.chat("", system).removesuffix("<|im_end|>\n") for system in (prompts.EDIT, prompts.DROPPED)]
     found.add_special_tokens([tokenizers.AddedToken(h, special=True, normalized=False) for h in heads])
     return found
+
+
+def transformers_tokenizer() -> Any:
+    """The same as `transformers` loads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        world.save(folder, tokenizer())
+        return load_tokenizer(folder)
 
 
 def configs(vae: VAEConfig = VAE) -> Configs:
@@ -87,9 +99,9 @@ _TOKENS = {
 }
 
 
-def save_random(folder: str | Path, seed: int = 0) -> Path:
+def save_random(folder: str | Path, seed: int = 0, cfg: Configs | None = None) -> Path:
     """A folder in the released layout with random weights, for tests of what comes after training."""
-    cfg, folder, rng = configs(), Path(folder), np.random.default_rng(seed)
+    cfg, folder, rng = cfg or configs(), Path(folder), np.random.default_rng(seed)
 
     def value(path: tuple, v: nnx.Variable) -> nnx.Variable:  # by NumPy: compiling the initializers takes a minute
         if path[-1] in ("scale", "bias"):

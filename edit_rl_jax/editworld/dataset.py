@@ -8,6 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
+from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.records import EditRecord, group_id
 from edit_rl_jax.editworld import language, oracle
 from edit_rl_jax.editworld.edits import KINDS, TASKS, Candidate, Edit, candidate, random_edit, third
@@ -127,6 +128,32 @@ class EditRecords:
         edit, made = self.candidate(index)
         key = f"{self.split}/{self.seed}/{index}"
         return make_record(edit, made, key, self.split, self.resolution)
+
+
+class RightEdits:
+    """Random access to `size` right edits, each a function of (split, seed, index) alone: what an editor learns from.
+
+    Where several results are right, it is one of them at random.
+    """
+
+    def __init__(self, split: str, size: int, seed: int = 0, resolution: int = NATIVE, tasks: tuple[str, ...] = TASKS):
+        self.split, self.size, self.seed, self.resolution, self.tasks = split, size, seed, resolution, tasks
+
+    def __len__(self) -> int:
+        return self.size
+
+    def edit(self, index: int) -> Edit:
+        """The edit of item `index`."""
+        gen = rng("right edit", self.split, self.seed, index)
+        return random_edit(gen, self.split, choice(gen, self.tasks))
+
+    def __getitem__(self, index: int) -> EditExample:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        edit = self.edit(index)
+        result = choice(rng("right result", self.split, self.seed, index), edit.targets).scene
+        images = [render(scene, self.resolution) for scene in (edit.source, result)]
+        return EditExample(edit.instruction, (images[0],), images[1], f"{self.split}/{self.seed}/{index}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """From a config and a mesh to a `Program`: abstract weights with shardings, and the jitted step. Allocates nothing.
 
-`train_rm.py` runs a Program; `plan.py` lowers the same one for a topology that is not there.
+The training scripts run a Program; `plan.py` lowers the same one for a topology that is not there.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax import flops, sharding
-from edit_rl_jax.data.packing import Bucket
 from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.qwen2_5_vl import sizes, weights
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.qwen2_5_vl.inputs import batch_spec
-from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.training import optim, registry, step
 from edit_rl_jax.training import state as st
 from edit_rl_jax.training.config import ConfigError
@@ -34,14 +27,14 @@ class Program:
 
     config: Any
     mesh: Mesh
-    model_config: Config
+    model_config: Any
     graphdef: nnx.GraphDef
     trainable_state: nnx.State  # abstract, with logical axes: templates for `state.unflatten`
     frozen_state: nnx.State
     trainable: st.Flat
     frozen: st.Flat
     opt_state: Any
-    batches: dict[Bucket, dict[str, jax.ShapeDtypeStruct]]  # arrays [accum, B, ...]
+    batches: dict[Any, dict[str, jax.ShapeDtypeStruct]]  # arrays [accum, B, ...]
     step: Callable  # jitted: (trainable, opt_state, frozen, batch, step_number) -> (trainable, opt_state, metrics)
     evaluate: Callable  # jitted: (trainable, frozen, batch) -> {name: (sum, weight)}
     init: Callable  # jitted: (key) -> (trainable, frozen), random weights
@@ -49,17 +42,21 @@ class Program:
     init_optimizer: Callable  # jitted: (trainable) -> opt_state
     loss: Callable
 
-    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Qwen25VL:
+    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Any:
         """The model with these weights."""
         t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
         return nnx.merge(self.graphdef, t, f)
+
+    def averaged(self, trainable: st.Flat, opt_state: Any) -> st.Flat:
+        """The weights to validate and to export: their moving average where the config wants one."""
+        return opt_state["ema"] if self.config.optim.ema else trainable
 
     def with_shardings(self, part: str) -> nnx.State:
         """The abstract state "trainable" or "frozen" whose values carry shardings, for the loaders."""
         template = self.trainable_state if part == "trainable" else self.frozen_state
         return st.unflatten(template, self.trainable if part == "trainable" else self.frozen)
 
-    def model_flops(self, bucket: Bucket, remat: bool = False) -> int:
+    def model_flops(self, bucket: Any, remat: bool = False) -> int:
         """FLOPs that the mathematics of one step needs, over all devices: forward and backward without
         rematerialisation (with `remat`: as executed). That is 4N + attention a token for LoRA and 6N + attention for
         full training, less what needs no gradient."""
@@ -73,7 +70,7 @@ def hub_folder(config: Any, key: str, revision: str | None = None) -> Path:
     """The local folder of the path or hub id under a key of `config.model`. Raises ConfigError where there is none."""
     name = config.model[key]
     try:
-        return weights.local_folder(name, revision)
+        return registry.model(config).local_folder(name, revision)
     except OSError as e:  # the hub's errors are of this kind too
         raise ConfigError(f"config key 'model.{key}', '{name}': {str(e).splitlines()[0]}") from e
 
@@ -83,15 +80,9 @@ def base_folder(config: Any) -> Path | None:
     return hub_folder(config, "init_from", config.model.revision or None) if config.model.init_from else None
 
 
-def model_config(config: Any) -> Config:
-    """The architecture that `config.model` names. The four published sizes need no download."""
-    if config.model.config:
-        text = config.model.config
-        return Config.from_hf(json.loads(text) if text.lstrip().startswith("{") else text)
-    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
-    if config.model.init_from in by_id and not Path(config.model.init_from).exists():
-        return Config.from_hf(sizes.config(by_id[config.model.init_from]))
-    return Config.from_hf(base_folder(config))
+def model_config(config: Any) -> Any:
+    """The architecture that `config.model` names. The published reward models need no download."""
+    return registry.model(config).model_config(config)
 
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:
@@ -107,13 +98,14 @@ def make_mesh(config: Any, devices: Any = None) -> Mesh:
     return mesh
 
 
-def abstract_batch(bucket: Bucket, config: Any, cfg: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a batch of `qwen2_5_vl.inputs`, with the accumulation axis in front."""
-    b = bucket
-    sizes = (config.rows, b.tokens, b.vision_rows, b.row_patches, b.answers)
-    spec = batch_spec(*sizes, patch_dim=cfg.vision.patch_dim, accum=config.accum)
-    batch = {k: jax.ShapeDtypeStruct(shape, dtype) for k, (shape, dtype) in spec.items()}
-    return st.abstract(batch, sharding.batch_shardings(batch, mesh, accum=True))
+def abstract_batches(config: Any, cfg: Any, mesh: Mesh) -> dict[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes and shardings of every bucket's batch, with the accumulation axis in front."""
+    form, out = registry.model(config).batch_format(config, cfg, None), {}
+    for i, bucket in enumerate(form.buckets):
+        empty = form.empty(i, config.rows)
+        batch = {k: jax.ShapeDtypeStruct((config.accum, *v.shape), v.dtype) for k, v in empty.items()}
+        out[bucket] = st.abstract(batch, sharding.batch_shardings(batch, mesh, accum=True))
+    return out
 
 
 def _dtype(config: Any, mesh: Mesh) -> Any:
@@ -138,30 +130,26 @@ def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
     steps: total optimizer steps of the schedule; default `config.steps`. Raises ConfigError or ShardingError, naming
     the key or the tensor.
     """
-    cfg, m = model_config(config), config.model
-    make = partial(
-        Qwen25VL,
-        cfg,
-        lora=LoRAConfig(**m.lora.to_dict()) if m.trainable == "lora" else None,
-        trainable=m.trainable,
-        dtype=_dtype(config, mesh),
-        remat=m.remat,
-        attention=m.attention or None,
-    )
-    objective = registry.objective(config.objective)
+    cfg = model_config(config)
+    make = registry.model(config).make(config, cfg, mesh, _dtype(config, mesh))
+    objective = registry.objective(config)
     split = lambda rngs: nnx.split(make(rngs=rngs), Trainable, Frozen)
     with jax.set_mesh(mesh):
         graphdef, trainable, frozen = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), Trainable, Frozen)
     replicated = NamedSharding(mesh, PartitionSpec())
     t_shard, f_shard = (st.flatten(sharding.shardings(s, mesh)) for s in (trainable, frozen))
     t_flat, f_flat = st.flatten(trainable), st.flatten(frozen)
-    tx = optim.make(config.optim)
-    opt = jax.eval_shape(tx.init, t_flat)
+    tx, ema = optim.make(config.optim), config.optim.ema
+    start = (lambda t: {"optimizer": tx.init(t), "ema": jax.tree.map(jnp.copy, t)}) if ema else tx.init
+    opt = jax.eval_shape(start, t_flat)
     o_shard = _opt_shardings(opt, t_shard, t_flat, replicated)
 
-    buckets = [Bucket(*b) for b in config.data.buckets]
     loss = step.make_loss(graphdef, trainable, frozen, objective)
-    train = step.make_step(loss, tx, optim.schedule(config.optim, steps or config.steps or 1), config.optim.clip)
+    train = step.make_step(loss, tx, optim.schedule(config.optim, steps or config.steps or 1), config.optim.clip, ema)
+
+    # The initializers of many small weights run once and would take XLA's CPU compiler half a minute.
+    quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    once = quickly if mesh.devices.flat[0].platform == "cpu" else None
 
     def init(key):
         _, t, f = split(nnx.Rngs(params=key))
@@ -177,11 +165,11 @@ def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
         trainable=st.abstract(t_flat, t_shard),
         frozen=st.abstract(f_flat, f_shard),
         opt_state=st.abstract(opt, o_shard),
-        batches={b: abstract_batch(b, config, cfg, mesh) for b in buckets},
+        batches=abstract_batches(config, cfg, mesh),
         step=jax.jit(train, out_shardings=(t_shard, o_shard, replicated), donate_argnums=(0, 1)),
         evaluate=jax.jit(step.make_evaluate(loss), out_shardings=replicated),
-        init=jax.jit(init, out_shardings=(t_shard, f_shard)),
-        init_trainable=jax.jit(lambda key: init(key)[0], out_shardings=t_shard),
-        init_optimizer=jax.jit(tx.init, out_shardings=o_shard),
+        init=jax.jit(init, out_shardings=(t_shard, f_shard), compiler_options=once),
+        init_trainable=jax.jit(lambda key: init(key)[0], out_shardings=t_shard, compiler_options=once),
+        init_optimizer=jax.jit(start, out_shardings=o_shard),
         loss=loss,
     )

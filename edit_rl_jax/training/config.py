@@ -38,26 +38,29 @@ def default() -> ConfigDict:
     c.objective = "editscore"  # a name of `training.registry`, or "my_pkg.mod:Class"
     c.epochs = 0.0  # passes over the data; used when steps is 0
     c.steps = 0  # optimizer steps; 0 = from epochs
-    c.rows = 8  # text rows of one microbatch over all devices and processes
+    c.rows = 8  # rows of one microbatch over all devices and processes
     c.accum = 1  # microbatches a step
 
     c.model = ConfigDict()
+    c.model.kind = "qwen2_5_vl"  # qwen2_5_vl | omnigen2 | autoencoder | "my_pkg.mod" (training.registry)
     c.model.init_from = ""  # Hugging Face folder or hub id; "" = random weights from model.config
     c.model.revision = ""  # hub revision (commit) of init_from
     c.model.init_adapter = ""  # PEFT folder whose LoRA weights are the start
     c.model.prompts = ""  # named prompt texts; "" = those stored with init_from, else "standard"
     c.model.tokenizer = ""  # folder, hub id, or "editworld" (trained on the spot, in a second); "" = init_from's
     c.model.config = ""  # a Hugging Face config.json's content as JSON, or a path; only when init_from is ""
+    c.model.vae = ""  # folder of the autoencoder of an editor that is trained from scratch
     c.model.trainable = "lora"  # lora | full
+    c.model.train_text = False  # an editor's language model too, all weights
     c.model.lora = ConfigDict(dict(rank=32, alpha=64.0, vision=False, merger=False))
     c.model.dtype = "auto"  # frozen weights and activations; auto = bfloat16 on accelerators, float32 on CPU
+    c.model.save_dtype = "float32"  # of an exported model; adapters are float32
     c.model.remat = "nothing_saveable"
     c.model.attention = ""  # "" = chosen by platform; else xla | cudnn | splash | splash_interpret
 
     c.data = ConfigDict()
-    c.data.train = (
-        "editworld"  # editworld | editworld_perception | a folder written by prepare_data.py | "my_pkg.mod:function"
-    )
+    # editworld | editworld_perception | editworld_edits | a folder written by prepare_data.py | "my_pkg.mod:function"
+    c.data.train = "editworld"
     c.data.validation = ""  # as train; "" = the same source's validation split (built-in worlds only)
     c.data.options = ConfigDict()  # further arguments of a built-in world, any keys
     c.data.shuffle = True
@@ -68,7 +71,8 @@ def default() -> ConfigDict:
     c.data.max_pixels = 512 * 512  # a larger image is shrunk to this many pixels
     c.data.buckets = (
         (1024, 1, 1024, 128),
-    )  # (tokens, vision rows, patch slots a vision row, answer tokens) of a row; at most 8
+    )  # of a row, at most 8: (tokens, vision rows, patch slots a vision row, answer tokens), or of an editor (text
+    # tokens, references, height, width in pixels)
     c.data.workers = 0  # 0 = inline
     c.data.worker_kind = "thread"  # thread: one runs ahead, `workers` decode | process: `workers` processes
     c.data.on_bad_record = "error"  # error | skip (counted)
@@ -87,6 +91,15 @@ def default() -> ConfigDict:
     c.optim.clip = 1.0  # global norm; 0 = off
     c.optim.momentum = 0.95  # muon
     c.optim.ns_steps = 5  # muon
+    c.optim.ema = 0.0  # decay of the average of the weights that is validated and exported; 0 = none
+
+    c.flow = ConfigDict()  # of the objective flow_matching
+    c.flow.times = "lognormal"  # lognormal | uniform
+    c.flow.shift = "linear"  # none | linear | sqrt: see flow.matching.Times
+    c.flow.drop_text = 1e-4  # probability that the instruction is left out
+    c.flow.drop_references = 0.5  # given that, that each reference is, too
+    c.flow.sample_latents = True  # of the autoencoder's posterior; else its mean
+    c.autoencoder = ConfigDict(dict(kl=3e-4))  # weight of the KL divergence, of the objective autoencoder
 
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # -1 = what is left of the devices
     c.mesh_presets = ConfigDict()  # topology name ("v5p:4x4x4") -> mesh, used by `--config.topology` and plan.py
@@ -96,6 +109,8 @@ def default() -> ConfigDict:
     c.eval = ConfigDict(dict(every=0, batches=8))  # validation loss every so many steps; 0 = only at the end
     c.eval.pairs = 0  # at the end, pairs scored by generation for eval.json; 0 = no pairs
     c.eval.passes = 1  # sampled answers a question, averaged; 1 = greedy
+    c.eval.prompts = 0  # at the end, of an editor: held-out prompts of EditWorld edited and scored; 0 = none
+    c.eval.sample_steps = 20  # of those edits, Euler, without guidance
     c.log = ConfigDict(dict(every=1, tensorboard=True, wandb=False, profile_steps=""))  # profile_steps "10:13"
     c.log.peak_flops = 0.0  # of one device, for MFU; 0 = by device kind, no MFU where unknown
     c.max_bad_steps = 10  # stop after this many non-finite steps in a row
@@ -111,6 +126,8 @@ RESUME_MAY_CHANGE = (
     "checkpoint.keep",
     "eval.pairs",
     "eval.passes",
+    "eval.prompts",
+    "eval.sample_steps",
     "name",
     "data.workers",
     "data.worker_kind",
@@ -238,8 +255,11 @@ def check(config: ConfigDict) -> None:
         "data.on_bad_record": ("error", "skip"),
         "data.worker_kind": ("thread", "process"),
         "model.dtype": ("auto", "float32", "bfloat16"),
+        "model.save_dtype": ("float32", "bfloat16"),
         "model.remat": ("nothing_saveable", "dots", "everything_saveable", "none"),
         "model.attention": ("", "xla", "cudnn", "splash", "splash_interpret"),
+        "flow.times": ("lognormal", "uniform"),
+        "flow.shift": ("none", "linear", "sqrt"),
     }
     flat = dict(flatten(config))
     for key, allowed in choices.items():
@@ -251,7 +271,7 @@ def check(config: ConfigDict) -> None:
     if config.steps <= 0 and config.epochs <= 0:
         raise ConfigError("one of config keys 'steps' and 'epochs' must be above 0")
     if not 1 <= len(config.data.buckets) <= 8 or any(len(b) != 4 for b in config.data.buckets):
-        raise ConfigError("config key 'data.buckets' holds 1 to 8 entries (tokens, vision rows, patch slots, answers)")
+        raise ConfigError("config key 'data.buckets' holds 1 to 8 entries of 4 numbers each, see training/config.py")
     if config.topology and config.topology not in config.mesh_presets:
         have = list(config.mesh_presets)
         raise ConfigError(

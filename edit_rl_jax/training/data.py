@@ -1,7 +1,6 @@
 """The data of a run, from `config.data`: sources by name, the training pipeline, the validation batches."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ import numpy as np
 
 from edit_rl_jax.data import pipeline
 from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.data.packing import Bucket
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.training import registry
 from edit_rl_jax.training.config import ConfigError, nearest, resolve
@@ -21,6 +18,7 @@ from edit_rl_jax.training.config import ConfigError, nearest, resolve
 WORLDS = {
     "editworld": "edit_rl_jax.editworld.dataset:EditRecords",
     "editworld_perception": "edit_rl_jax.editworld.perception:Perception",
+    "editworld_edits": "edit_rl_jax.editworld.dataset:RightEdits",
 }
 
 NO_SPLIT = {
@@ -54,30 +52,14 @@ def source(config: Any, split: str) -> pipeline.Source:
         raise ConfigError(f"{e}. {NO_SPLIT[split]}") from e
 
 
-def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
+def tokenizer(config: Any, base: Path | None, cfg: Any) -> Any:
     """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError if the model is another's."""
-    if config.model.tokenizer == "editworld":
-        from edit_rl_jax.editworld import tokenizer as world
-
-        with tempfile.TemporaryDirectory() as folder:
-            world.save(folder)
-            found = load_tokenizer(folder)
-    else:
-        try:
-            found = load_tokenizer(config.model.tokenizer or base)
-        except (OSError, ValueError) as e:
-            name = config.model.tokenizer or base
-            raise ConfigError(f"no tokenizer in '{name}': {str(e).splitlines()[0]}") from e
-    image = found.convert_tokens_to_ids("<|image_pad|>")
-    if len(found) > cfg.text.vocab_size or image != cfg.image_token_id:
-        have = f"{len(found)} entries, <|image_pad|> {image}"
-        raise ConfigError(f"tokenizer ({have}) is not the model's ({cfg.text.vocab_size}, {cfg.image_token_id})")
-    return found
+    return registry.model(config).tokenizer(config, base, cfg)
 
 
 def to_examples(config: Any, prompts: Any) -> Callable[[Any, int], list[Any]]:
     """The objective's `to_examples`, bound to the prompts of the model where the objective has any."""
-    objective = registry.objective(config.objective)
+    objective = registry.objective(config)
     return objective.examples_with(prompts) if hasattr(objective, "examples_with") else objective.to_examples
 
 
@@ -89,12 +71,12 @@ def image_settings(config: Any, cfg: Config) -> ImageSettings:
     )
 
 
-def _pipeline(config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, **options: Any) -> Any:
+def _pipeline(config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, **options: Any) -> Any:
     """`pipeline.make_pipeline` with what the config says. Raises ConfigError for buckets or rows that cannot be."""
-    options = {"rows": config.rows, "accum": config.accum, "images": image_settings(config, cfg)} | options
-    buckets = [Bucket(*b) for b in config.data.buckets]
+    options = {"rows": config.rows, "accum": config.accum} | options
     try:
-        return pipeline.make_pipeline(data, make, tokenizer, cfg, buckets, **options)
+        form = registry.model(config).batch_format(config, cfg, tokenizer)
+        return pipeline.make_pipeline(data, make, form, **options)
     except RecordError:
         raise
     except ValueError as e:
@@ -102,7 +84,7 @@ def _pipeline(config: Any, data: pipeline.Source, make: Callable, tokenizer: Any
 
 
 def batches(
-    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
+    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, shard: tuple[int, int] = (0, 1)
 ) -> Any:
     """The training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
     d = config.data
@@ -111,7 +93,7 @@ def batches(
 
 
 def validation_batches(
-    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, shard: tuple[int, int] = (0, 1)
+    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
     """The first `config.eval.batches` batches of the validation records in order: the same every time."""
     options = dict(shard=shard, shuffle=False, epochs=1, on_bad_record="skip")
@@ -141,7 +123,7 @@ def fingerprint(config: Any, data: pipeline.Source) -> str:
     """16 hex digits over the data and what determines the order of batches; the same on any mesh and process count."""
     return pipeline.fingerprint(
         data,
-        [Bucket(*b) for b in config.data.buckets],
+        [registry.model(config).Bucket(*b) for b in config.data.buckets],
         rows=config.rows,
         accum=config.accum,
         seed=config.seed,
@@ -151,7 +133,7 @@ def fingerprint(config: Any, data: pipeline.Source) -> str:
 
 
 def steps_of_epochs(
-    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Config, sample: int = 256
+    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, sample: int = 256
 ) -> int:
     """Optimizer steps of `config.epochs` passes, from how `sample` records (evenly spread) pack into rows.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.qwen2_5_vl.weights import METADATA
@@ -38,15 +39,16 @@ def export(
     prompts: Any,
     facts: dict[str, Any],
     revision: str = "",
+    frozen: st.Flat | None = None,
 ) -> Path:
     """Writes the model (`trainable: full`) or the adapter (`lora`) with tokenizer, processor, metadata and card.
 
     facts: of the card: `steps`, final figures. revision: of the base (`start.revision`); a packaged base is written by
-    its name in the package. Every process must call; the first writes.
+    its name in the package. frozen: not needed. Every process must call; the first writes.
     """
     config, state = program.config, st.unflatten(program.trainable_state, trainable)
     if config.model.trainable == "full":
-        weights.save(state, program.model_config, folder)
+        weights.save(state, program.model_config, folder, dtype=jnp.dtype(config.model.save_dtype))
     else:
         lora = config.model.lora
         adapter = peft.make_adapter(state, lora.rank, lora.alpha, portable(config.model.init_from) or None)
@@ -63,8 +65,10 @@ def export(
     return folder
 
 
-def card(config: Any, prompts: Any, facts: dict[str, Any], revision: str = "") -> str:
-    """The model card: base and its revision, data, prompt version, figures, licence."""
+def card(
+    config: Any, prompts: Any, facts: dict[str, Any], revision: str = "", title: str = "A reward model of image edits"
+) -> str:
+    """The model card: base and its revision, data, prompt version, figures, licence. title: where there is no name."""
     m, base = config.model, portable(config.model.init_from)
     size = {hub_id: s for s, hub_id in sizes.HUB_IDS.items()}.get(m.init_from, "")
     licence = sizes.LICENCES[size] if size else "that of the base" if m.init_from else "Apache-2.0"
@@ -77,7 +81,7 @@ def card(config: Any, prompts: Any, facts: dict[str, Any], revision: str = "") -
     )
     rows = "\n".join(f"| {k} | {text(v)} |" for k, v in facts.items())
     head = f"---\nbase_model: {base}\nlibrary_name: peft\n---\n" if m.trainable == "lora" and m.init_from else ""
-    return f"""{head}# {config.name or "A reward model of image edits"}
+    return f"""{head}# {config.name or title}
 
 Trained by edit_rl_jax, objective `{config.objective}`.
 

@@ -20,13 +20,16 @@ def is_matrix(name: str) -> bool:
 
 
 def _muon_dims(params: Mapping[str, Any]) -> dict[str, MuonDimensionNumbers | None]:
-    """[.., in, out]: leading axes (stacked layers) are separate matrices. Embeddings are lookups, the head is its
-    transpose, and a LoRA factor is a matrix of its own."""
+    """[.., in, out]: leading axes (stacked layers) are separate matrices, but a filter [k, k, in, out] is one.
+    Embeddings are lookups, the head is its transpose, and a LoRA factor is a matrix of its own."""
     spec = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    filters = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     skip = ("embedding",)
     return {
-        k: spec if is_matrix(k) and k.rsplit(".", 1)[-1] not in skip and not k.startswith("lm_head.") else None
-        for k in params
+        k: (filters if getattr(v, "ndim", 0) == 4 else spec)  # optax also asks for trees without the others' leaves
+        if is_matrix(k) and k.rsplit(".", 1)[-1] not in skip and not k.startswith("lm_head.")
+        else None
+        for k, v in params.items()
     }
 
 

@@ -1,8 +1,10 @@
-"""Objectives by name. An objective is a module or a class without constructor arguments that has
+"""Objectives and kinds of models by name.
 
-    to_examples(record, seed) -> list[Example]                  the training examples of one record
+An objective is a module or a class that has
+
+    to_examples(record, seed) -> list of examples               the training examples of one record
     loss(model, batch) -> (sum f32 [], weight f32 [], metrics)  metrics: name -> (sum, weight), both scalars, except
-                                                                `rows`: (sums [B], weights [B]) of each text row
+                                                                `rows`: (sums [B], weights [B]) of each row
 
 and, where it asks the model something in words (without these two it has no prompts, and none are chosen for it),
 
@@ -11,7 +13,19 @@ and, where it asks the model something in words (without these two it has no pro
                                                                 `sha256` and `to_json()`
     examples_with(prompts) -> to_examples                       bound to them
 
-`loss` must be a plain sum: the step divides by the weight of all microbatches and devices.
+A class is made without arguments, or by its `configured(config)` where it has one. `loss` must be a plain sum: the step
+divides by the weight of all microbatches and devices.
+
+A kind of model is a module that has
+
+    model_config(config) -> cfg                      the architecture that `config.model` names; hashable
+    make(config, cfg, mesh, dtype) -> (rngs) -> module
+    Bucket                                           class of the entries of `config.data.buckets`
+    tokenizer(config, base, cfg) -> tokenizer        or None
+    batch_format(config, cfg, tokenizer) -> `data.pipeline.Format`; without a tokenizer for its shapes only
+    local_folder(name, revision) -> Path             of a base: a folder, or the snapshot of a hub id
+    initial_weights(program, base) -> (trainable, frozen)
+    export(program, trainable, folder, frozen=, tokenizer=, prompts=, facts=, revision=) -> Path
 """
 
 from typing import Any
@@ -21,13 +35,27 @@ from edit_rl_jax.training.config import resolve
 OBJECTIVES = {
     "editscore": "edit_rl_jax.rewards.editscore.objective",
     "sft": "edit_rl_jax.training.sft",  # the source already gives examples (pretraining of the tiny base)
+    "flow_matching": "edit_rl_jax.training.flow_matching:FlowMatching",
+    "autoencoder": "edit_rl_jax.training.autoencoder:Reconstruction",
+}
+MODELS = {
+    "qwen2_5_vl": "edit_rl_jax.training.reward_model",
+    "omnigen2": "edit_rl_jax.training.omnigen2",
+    "autoencoder": "edit_rl_jax.training.autoencoder",
 }
 
 # Modules with `local_folder`, `from_folder`, `tokenizer` and `schedule`, as OmniGen2's.
 EDITORS = {"omnigen2": "edit_rl_jax.editors.omnigen2.weights"}
 
 
-def objective(name: str) -> Any:
-    """The objective of that name or "my_pkg.mod:Class". Raises ConfigError naming the nearest right name."""
-    found = resolve(name, OBJECTIVES)
-    return found() if isinstance(found, type) else found
+def objective(config: Any) -> Any:
+    """The objective `config.objective`, a name or "my_pkg.mod:Class". ConfigError names the nearest right name."""
+    found = resolve(config.objective, OBJECTIVES)
+    if not isinstance(found, type):
+        return found
+    return found.configured(config) if hasattr(found, "configured") else found()
+
+
+def model(config: Any) -> Any:
+    """The kind of model `config.model.kind`, a name or "my_pkg.mod". ConfigError names the nearest right name."""
+    return resolve(config.model.kind, MODELS)

@@ -69,7 +69,11 @@ def apply_gradients(
 
 
 def make_step(
-    loss: Loss, tx: optax.GradientTransformation, learning_rate: Callable[[Array], Array], clip: float
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    learning_rate: Callable[[Array], Array],
+    clip: float,
+    ema: float = 0.0,
 ) -> Callable[..., tuple[st.Flat, Any, dict[str, Array]]]:
     """step(trainable, opt_state, frozen, batch, step_number) -> (trainable, opt_state, metrics).
 
@@ -77,6 +81,9 @@ def make_step(
     and devices: accumulation is exact, also for masked means. When the loss or the gradient's norm is not finite,
     weights and optimizer state come back unchanged. Metrics (fp32 scalars): loss, grad_norm (before clipping), lr,
     finite, the objective's means; and `row_sums` [accum, B] where the objective gives `rows`.
+
+    ema: with a decay above 0, opt_state is {"optimizer", "ema"}; the average of the weights has decay
+    (1 + n) / (10 + n) in step n until that is larger, and stays where an update is refused.
     """
 
     def step(trainable: st.Flat, opt_state: Any, frozen: st.Flat, batch: Batch, step_number: Int[Array, ""]):
@@ -89,7 +96,15 @@ def make_step(
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums["loss"][1], 1e-30), grads)
         means = _means(sums)
         lr = learning_rate(step_number)
-        trainable, opt_state, metrics = apply_gradients(tx, lr, clip, trainable, opt_state, grads, means["loss"])
+        inner = opt_state["optimizer"] if ema else opt_state
+        trainable, inner, metrics = apply_gradients(tx, lr, clip, trainable, inner, grads, means["loss"])
+        if ema:
+            share = 1 - jnp.minimum(ema, (1 + step_number) / (10 + step_number))
+            share = jnp.where(metrics["finite"], share, 0.0)
+            average = jax.tree.map(lambda a, p: a + share * (p - a), opt_state["ema"], trainable)
+            opt_state = {"optimizer": inner, "ema": average}
+        else:
+            opt_state = inner
         metrics = means | metrics
         if rows is not None:
             metrics["row_sums"] = rows[0]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.packing import Bucket
+from edit_rl_jax.data.packing import Bucket, Packed
 from edit_rl_jax.data.pipeline import fingerprint, make_pipeline
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tokenizer import TextEncoder, encode_example
@@ -18,9 +18,9 @@ SIZE = 16
 
 
 def pipeline(size: int = SIZE, bad: dict | None = None, **options):
-    options = dict(rows=2, accum=2, seed=3, epochs=2, images=IMAGES, lookahead=2) | options
-    buckets = options.pop("buckets", BUCKETS)
-    return make_pipeline(Records(size, bad), to_examples, Bytes(), CFG, buckets, **options)
+    options = dict(rows=2, accum=2, seed=3, epochs=2, lookahead=2) | options
+    packed = Packed(Bytes(), CFG, options.pop("buckets", BUCKETS), options.pop("images", IMAGES))
+    return make_pipeline(Records(size, bad), to_examples, packed, **options)
 
 
 def collect(iterator) -> list:
@@ -142,8 +142,9 @@ def test_endless_and_sharding_errors():
 def test_examples_in_order_give_the_same_batches_each_time():
     """As the validation loss wants them."""
     examples = [e for i in range(12) for e in to_examples(Records(12)[i], 0)]
-    options = dict(rows=4, images=IMAGES, epochs=1, shuffle=False)
-    one, two = (collect(make_pipeline(examples, None, Bytes(), CFG, BUCKETS, **options)) for _ in range(2))
+    options = dict(rows=4, epochs=1, shuffle=False)
+    packed = Packed(Bytes(), CFG, BUCKETS, IMAGES)
+    one, two = (collect(make_pipeline(examples, None, packed, **options)) for _ in range(2))
     assert len(one) == len(two) and all(map(same, one, two))
     assert keys_of(one, 0) == collections.Counter(e.key for e in examples)
 

@@ -57,7 +57,7 @@ def test_lines_of_a_file(tmp_path):
     assert [p.task for p in found] == ["tone", "tone", ""] and prompts.groups(found) == [0, 0, 2]
     assert found[0].source.shape == (32, 32, 3)
     edges, middle = found[0].source[:, [0, 31]].astype(int), found[0].source[:, 15:17]
-    assert (abs(edges - (10, 200, 30)) <= 15).all() and (middle > 120).all()  # the middle, whole in height
+    assert (abs(edges - (10, 200, 30)) <= 3).all() and (middle > 120).all()  # the middle, whole in height
     for bad in ({"instruction": "x"}, {"source": "a.png", "instruction": " "}, {"input_images": ["a.png", "a.png"]}):
         file.write_text(json.dumps(bad))
         with pytest.raises(ConfigError, match="row 1"):

@@ -1,4 +1,4 @@
-"""Interrupted and resumed against uninterrupted: the trials of `test_resume.py`, and a command for many.
+"""Interrupted and resumed against uninterrupted: the trials of the tests of resuming, and a command for many.
 
     python tests/system/resume.py --trials 10          (CPU, about 15 s a trial; prints one line each)
 
@@ -26,10 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMED = {"input_wait_s", "step_s", "tokens_per_s", "model_tflops_per_s", "mfu"}  # what a clock says
 
 
+SCRIPTS = {"train_rm": "toy_config.py", "train_editor": "toy_editor_config.py"}
+
+
 def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
-    changes = {"model.tokenizer": folder / "tokenizer", "compilation_cache": folder / "cache"} | changes
+    """Of the script that the folder's name begins with; of train_rm unless it is another's."""
+    name = next((s for s in SCRIPTS if folder.name.startswith(s)), "train_rm")
+    base = {"model.init_from": folder / "base", "model.config": "", "model.tokenizer": ""}
+    base = {"model.tokenizer": folder / "tokenizer"} if name == "train_rm" else base
+    changes = {**base, "compilation_cache": folder / "cache"} | changes
     words = [f"--config.{k}={v}" for k, v in changes.items()]
-    script, config = ROOT / "scripts" / "train_rm.py", ROOT / "tests" / "training" / "toy_config.py"
+    script, config = ROOT / "scripts" / f"{name}.py", ROOT / "tests" / "training" / SCRIPTS[name]
     return [sys.executable, str(script), "--config", str(config), "--workdir", str(workdir), *words]
 
 
@@ -61,11 +68,13 @@ def finish(folder: Path, workdir: Path, log: Path, **changes: object) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """The tokenizer and the uninterrupted run, once; returns the run's folder."""
-    from tests.training import toy
+    """What a run starts from and the uninterrupted run, once; returns the run's folder."""
+    from edit_rl_jax.editors import tiny
+    from tests.training import micro_editor, toy
 
     if not (folder / "straight" / "report.html").exists():
         toy.save_tokenizer(folder / "tokenizer")
+        tiny.save_random(folder / "base", cfg=micro_editor.configs())
         finish(folder, folder / "straight", folder / "straight.log")
     return folder / "straight"
 
@@ -125,8 +134,8 @@ def same(a: Path, b: Path) -> None:
     assert one.keys() == two.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-    weights = [(x / "model" / "model.safetensors").read_bytes() for x in (a, b)]
-    assert weights[0] == weights[1], "exported weights differ"
+    weights = [{f.relative_to(x): f.read_bytes() for f in (x / "model").rglob("*.safetensors")} for x in (a, b)]
+    assert weights[0] and weights[0] == weights[1], "exported weights differ"
 
 
 def state(checkpoints: Path) -> dict[str, object]:

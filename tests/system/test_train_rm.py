@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 
 from edit_rl_jax.training import build, metrics
+from edit_rl_jax.training import run as run_lib
 from tests.system.sharded_step import FAST
 from tests.training import toy
 
@@ -60,13 +61,13 @@ def run(train_rm, main, tmp_path_factory):
     def count(event, duration, **_):
         seen.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-    def validation_batches(*args, real=train_rm.data_lib.validation_batches):
+    def validation_batches(*args, real=run_lib.data_lib.validation_batches):
         began = seen.compiled
         yield from real(*args)
         seen.late += PAUSE
         seen.compiled_validating.append(seen.compiled - began)
 
-    def save(self, step, trees, *args, real=train_rm.checkpoint.Checkpoints.save):
+    def save(self, step, trees, *args, real=run_lib.checkpoint.Checkpoints.save):
         rows = metrics.read(remote / "metrics.jsonl")
         seen.mirrored[step] = rows[-1]["step"] if rows else 0
         weights.update(x.shape for x in jax.tree.leaves(trees) if x.size > 1000)
@@ -84,10 +85,10 @@ def run(train_rm, main, tmp_path_factory):
     handler = signal.getsignal(signal.SIGTERM)
     jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_rm, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
-        patch.setattr(train_rm.workdir, "local_folder", lambda name: (folder, remote))
-        patch.setattr(train_rm.data_lib, "validation_batches", validation_batches)
-        patch.setattr(train_rm.checkpoint.Checkpoints, "save", save)
+        patch.setattr(run_lib, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
+        patch.setattr(run_lib.workdir, "local_folder", lambda name: (folder, remote))
+        patch.setattr(run_lib.data_lib, "validation_batches", validation_batches)
+        patch.setattr(run_lib.checkpoint.Checkpoints, "save", save)
         patch.setattr(train_rm.editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
         assert main("gs://nowhere/run", steps=4, **every) == 0
@@ -145,10 +146,10 @@ def test_bad_input_is_one_line(main, tmp_path, caplog):
 def test_a_sick_run_stops_and_is_closed(train_rm, main, tmp_path, caplog):
     """Weights that are NaN: it gives up in one line, what it wrote is whole, nothing is left open."""
     closed, handler = [], signal.getsignal(signal.SIGTERM)
-    initial = lambda *args, real=train_rm.start.initial_weights: jax.tree.map(lambda x: x * float("nan"), real(*args))
+    initial = lambda *args, real=run_lib.start.initial_weights: jax.tree.map(lambda x: x * float("nan"), real(*args))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_rm.start, "initial_weights", initial)
-        for owner in (train_rm.metrics.Writer, train_rm.checkpoint.Checkpoints):
+        patch.setattr(run_lib.start, "initial_weights", initial)
+        for owner in (run_lib.metrics.Writer, run_lib.checkpoint.Checkpoints):
             close = lambda self, real=owner.close: (closed.append(type(self).__name__), real(self))
             patch.setattr(owner, "close", close)
         assert main(tmp_path, max_bad_steps=2, **{"eval.batches": 0}) == 1

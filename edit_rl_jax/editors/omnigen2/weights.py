@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,13 @@ def save(
     files_from: str | Path | None = None,
     parts: Sequence[str] | None = None,
     dtype: Any = None,
+    scheduler: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a folder in the released layout; every process must call, the first one writes.
 
     state: base weights of the editor (`peft.merge` adapters first). files_from: a released folder that gives everything
     else. parts: networks written from `state`; by default only the transformer where there is `files_from`, else all. A
-    language model without its vision tower is written without it.
+    language model without its vision tower is written without it. scheduler: what differs from `SCHEDULER`.
     """
     folder, lead = Path(folder), jax.process_index() == 0
     source = None if files_from is None else Path(files_from)
@@ -174,7 +175,9 @@ def save(
         index.write_text(json.dumps({"_class_name": "OmniGen2Pipeline", **_CLASSES}, indent=2) + "\n")
     if not (folder / "scheduler").is_dir():
         (folder / "scheduler").mkdir(parents=True)
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
+        (folder / "scheduler" / "scheduler_config.json").write_text(
+            json.dumps({**SCHEDULER, **(scheduler or {})}, indent=2) + "\n"
+        )
     return folder
 
 

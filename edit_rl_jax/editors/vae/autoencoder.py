@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from edit_rl_jax.nn.conv import Conv
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.norms import GroupNorm
 from edit_rl_jax.nn.params import Init
-from edit_rl_jax.nn.weights import Naming
+from edit_rl_jax.nn.weights import Naming, load
 
 EPS = 1e-6
 
@@ -235,3 +236,10 @@ def _name(path: Sequence[str]) -> str:
 
 
 NAMING = Naming(_name, stem="diffusion_pytorch_model")
+
+
+def from_folder(folder: str | Path, **options: Any) -> Autoencoder:
+    """The autoencoder of a diffusers folder; `options` are Autoencoder's. Errors as `nn.weights.load`."""
+    cfg = VAEConfig.from_hf(folder)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(cfg, rngs=nnx.Rngs(0), **options)))
+    return nnx.merge(graphdef, load(Path(folder), state, NAMING))

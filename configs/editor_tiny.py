@@ -1,0 +1,49 @@
+"""The tiny editor, from scratch on EditWorld: a small OmniGen2 with its language model, on configs/vae_tiny.py's
+autoencoder.
+
+    python scripts/train_editor.py --config configs/editor_tiny.py --workdir runs/editor_tiny \\
+        --config.model.vae=runs/vae_tiny/model
+
+Hardware: two CPU cores, about eight minutes.
+"""
+
+from edit_rl_jax.editors import tiny
+from edit_rl_jax.training import omnigen2
+from edit_rl_jax.training.config import default
+
+
+def get_config():
+    c = default()
+    c.name = "editor_tiny"
+    c.objective = "flow_matching"
+    c.steps = 1000
+    c.rows = 64
+    c.model.kind = "omnigen2"
+    c.model.config = omnigen2.to_json(tiny.configs())
+    c.model.tokenizer = "editworld"
+    c.model.trainable = "full"
+    c.model.save_dtype = "bfloat16"
+    c.model.train_text = True
+    c.model.remat = "none"
+    c.data.train = "editworld_edits"
+    c.data.size = 1_000_000
+    c.data.shuffle = False  # the world is random by index
+    c.data.validation_size = 256
+    c.data.buckets = ((16, 1, 84, 84), (32, 1, 84, 84))
+    c.data.workers = 1
+    c.flow.times = "uniform"
+    c.flow.shift = "none"
+    c.flow.drop_text = 0.02
+    c.flow.sample_latents = False
+    c.optim.name = "muon"
+    c.optim.lr = 2e-2
+    c.optim.adam_lr = 2e-3
+    c.optim.schedule = "linear"
+    c.optim.warmup = 100
+    c.optim.b2 = 0.98
+    c.optim.ema = 0.99
+    c.checkpoint.every = 200
+    c.eval.batches = 4
+    c.eval.prompts = 512
+    c.log.every = 20
+    return c

@@ -1,0 +1,166 @@
+"""The benchmark `editworld` of editors: edits of held-out scenes, scored by the oracle from their pixels."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from edit_rl_jax.editors.sampling import Edit, EditorSampler
+from edit_rl_jax.editors.vae.autoencoder import Autoencoder
+from edit_rl_jax.editworld import edits as world
+from edit_rl_jax.editworld import oracle
+from edit_rl_jax.editworld.dataset import png
+from edit_rl_jax.editworld.render import NATIVE, render
+from edit_rl_jax.editworld.scene import rng
+from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.training.report import Sample, write_report
+
+DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts")
+LEAST = {"success": 20, "over_editing": 20, "naturalness": 18, "artifacts": 18}  # of a successful edit
+
+
+def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
+    """n edits of as many scenes, the tasks in turn; each a function of (split, seed, index) alone."""
+    tasks = world.TASKS
+    return [world.random_edit(rng("asked edit", split, seed, i), split, tasks[i % len(tasks)]) for i in range(n)]
+
+
+def run(
+    sampler: EditorSampler,
+    output: str | Path,
+    *,
+    n: int = 512,
+    split: str = "test",
+    seed: int = 0,
+    samples: int = 1,
+    edit_seed: int = 0,
+    resolution: int = NATIVE,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Edits n scenes, `samples` times each, and returns what it wrote to `output`/eval.json; samples.png and
+    report.html beside it. about: facts for eval.json."""
+    asked = prompts(split, n, seed)
+    sources = [render(e.source, resolution) for e in asked]
+    wanted = [
+        Edit(e.instruction, (image,), item=i, member=k, where=f"scene {i}")
+        for i, (e, image) in enumerate(zip(asked, sources))
+        for k in range(samples)
+    ]
+    images = sampler.edit(wanted, edit_seed)
+    scenes = [e.item for e in wanted]
+    facts = {"benchmark": "editworld", "split": split, "seed": seed, "samples": samples, **(about or {})}
+    return _write(output, [asked[i] for i in scenes], [sources[i] for i in scenes], images, scenes, facts)
+
+
+def reconstruct(
+    vae: Autoencoder, output: str | Path, *, n: int = 256, split: str = "test", seed: int = 0, resolution: int = NATIVE
+) -> dict[str, Any]:
+    """Right edits through an autoencoder: figures as `run`, how much better no editor on its latents can be."""
+    asked = prompts(split, n, seed)
+    results = [render(e.targets[0].scene, resolution) for e in asked]
+    graphdef, state = nnx.split(vae)
+
+    @jax.jit
+    def through(state, images):
+        model = nnx.merge(graphdef, state)
+        found = model.decode(model.encode(images.astype(jnp.float32) / 127.5 - 1))
+        return jnp.round(jnp.clip(found / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+    images = [x for i in range(0, n, 32) for x in np.asarray(through(state, _batch(results[i : i + 32], 32)))][:n]
+    return _write(output, asked, results, images, range(n), {"benchmark": "editworld, reconstruction"})
+
+
+def _batch(images: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """Images as one array, the last repeated to fill the rows."""
+    return np.stack([*images, *[images[-1]] * (rows - len(images))])
+
+
+def _write(
+    output: str | Path,
+    edits: Sequence[world.Edit],
+    before: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
+    scenes: Sequence[int],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Scores images as results of edits; writes and returns the figures."""
+    verdicts = oracle.score_batch(images, edits)
+    figures = about | table(verdicts, scenes) | {"intervals": "95%, bootstrap over scenes"}
+    by = {t: [i for i, e in enumerate(edits) if e.task == t] for t in world.TASKS}
+    pick = lambda values, at: [values[i] for i in at]
+    figures["by_task"] = {t: table(pick(verdicts, at), pick(scenes, at), short=True) for t, at in by.items() if at}
+    figures["by_dimension"] = {d: _dimension(verdicts, scenes, d) for d in DIMENSIONS}
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+    page = montage(before, images, verdicts)
+    (folder / "samples.png").write_bytes(page)
+    shown = [scenes.index(scene) for scene in sorted(set(scenes))[:24]]
+    cards = [_sample(edits[i], before[i], images[i], verdicts[i]) for i in shown]
+    title = "Before and after; a green bar is a success, a red one a failure"
+    write_report(folder, cards, pictures={title: page})
+    return figures
+
+
+def table(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], short: bool = False) -> dict[str, Any]:
+    """Share of successes and mean overall score, with intervals over scenes; short: without the latter's."""
+    right = [float(v.is_success) for v in verdicts]
+    overall = [v.overall for v in verdicts]
+    out = {"success_rate": float(np.mean(right)), "success_rate_ci95": list(interval(right, scenes)), "n": len(right)}
+    out["overall"] = float(np.mean(overall))
+    return out if short else out | {"overall_ci95": list(interval(overall, scenes))}
+
+
+def _dimension(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], name: str) -> dict[str, Any]:
+    """Mean score of one dimension, and the share that is good enough for a success."""
+    values = [float(getattr(v, name)) for v in verdicts]
+    enough = [float(x >= LEAST[name]) for x in values]
+    return {
+        "enough": float(np.mean(enough)),
+        "enough_ci95": list(interval(enough, scenes)),
+        "mean": float(np.mean(values)),
+        "mean_ci95": list(interval(values, scenes)),
+    }
+
+
+def _sample(edit: world.Edit, source: np.ndarray, image: np.ndarray, verdict: oracle.Verdict) -> Sample:
+    truth = {"overall": verdict.overall} | {d: float(getattr(verdict, d)) for d in DIMENSIONS}
+    return Sample(
+        edit.instruction, png(source), png(image), {}, truth, "", task=edit.task, right=bool(verdict.is_success)
+    )
+
+
+def montage(
+    sources: Sequence[np.ndarray], images: Sequence[np.ndarray], verdicts: Sequence[oracle.Verdict], most: int = 64
+) -> bytes:
+    """A PNG of pairs (source, edit), eight a row, each over a bar in the colour of its verdict."""
+    pairs = list(zip(sources, images, verdicts))[:most]
+    height, width = images[0].shape[:2]
+    cell = (height + 8, 2 * width + 10)
+    page = np.full((-(-len(pairs) // 8) * cell[0], 8 * cell[1], 3), 255, np.uint8)
+    for k, (source, image, verdict) in enumerate(pairs):
+        y, x = k // 8 * cell[0], k % 8 * cell[1]
+        page[y : y + height, x : x + width] = source
+        page[y : y + height, x + width + 2 : x + 2 * width + 2] = image
+        page[y + height + 1 : y + height + 4, x : x + 2 * width + 2] = (
+            (40, 160, 60) if verdict.is_success else (210, 50, 40)
+        )
+    out = io.BytesIO()
+    Image.fromarray(page).save(out, "png")
+    return out.getvalue()
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """The figures in a few lines."""
+    share = lambda row, key: f"{row[key]:.3f} ({row[f'{key}_ci95'][0]:.3f} to {row[f'{key}_ci95'][1]:.3f})"
+    lines = [f"success {share(figures, 'success_rate')} of {figures['n']}, overall {share(figures, 'overall')}"]
+    lines += [f"  {t}: {share(row, 'success_rate')} of {row['n']}" for t, row in figures["by_task"].items()]
+    lines += [f"  {d}: enough {share(r, 'enough')}, mean {r['mean']:.2f}" for d, r in figures["by_dimension"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,122 @@
+"""The autoencoder of an editor: a kind of model and its objective (see `training.registry`), from scratch.
+
+The exported folder is an AutoencoderKL of diffusers. Its latents have mean 0 and variance 1 over the validation images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from edit_rl_jax.data.edit_rows import Bucket, EditRows
+from edit_rl_jax.data.example import EditExample
+from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, VAEConfig
+from edit_rl_jax.flow import random
+from edit_rl_jax.nn import weights
+from edit_rl_jax.nn.weights import local_folder
+from edit_rl_jax.training import export as cards
+from edit_rl_jax.training import state as st
+from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.training.flow_matching import edit_example, pixels
+
+__all__ = ["Bucket", "Reconstruction", "batch_format", "export", "initial_weights", "local_folder", "make"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Mean absolute error of images in [-1, 1] from a sample of the posterior, and `kl` times its KL divergence from
+    the standard normal distribution, mean over the latents."""
+
+    kl: float
+    seed: int
+
+    @classmethod
+    def configured(cls, config: Any) -> Reconstruction:
+        return cls(config.autoencoder.kl, config.seed)
+
+    def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
+        """The images of a record, one each."""
+        example = edit_example(record)
+        images = (*example.references, example.target)
+        make = lambda i, image: EditExample(None, (), image, f"{example.key}/{i}", (seed + i) % 2**31)
+        return [make(i, image) for i, image in enumerate(images)]
+
+    def loss(self, model: Autoencoder, batch: dict[str, Array]):
+        """Sum over images; weight: their number. The moments of the latents are among the metrics."""
+        real = jnp.any(batch["noise_segments"] > 0, axis=1)
+        images = pixels(batch["target"])
+        keys = random.item_keys(self.seed, random.Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
+        mean, log_variance = model.moments(images)
+        z = mean + jnp.exp(0.5 * log_variance) * random.normal(keys, mean.shape[1:])
+        cfg = model.cfg
+        decoded = model.decode((z - cfg.shift_factor) * cfg.scaling_factor)
+        each = lambda x: jnp.where(real, jnp.mean(x, axis=(1, 2, 3)), 0.0)
+        error = each(jnp.abs(decoded - images))
+        kl = each(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance))
+        count = jnp.sum(real, dtype=jnp.float32)
+        values = {"error": error, "kl": kl, "latent_mean": each(mean), "latent_square": each(mean**2)}
+        metrics: dict[str, Any] = {k: (jnp.sum(v), count) for k, v in values.items()}
+        rows = error + self.kl * kl
+        return jnp.sum(rows), count, metrics | {"rows": (rows, real.astype(jnp.float32))}
+
+
+def model_config(config: Any) -> VAEConfig:
+    m = config.model
+    if m.init_from:
+        return VAEConfig.from_hf(local_folder(m.init_from, m.revision or None))
+    return VAEConfig.from_hf(json.loads(m.config) if m.config.lstrip().startswith("{") else m.config)
+
+
+def make(config: Any, cfg: VAEConfig, mesh: Mesh, dtype: Any) -> partial:
+    if config.model.trainable != "full":
+        raise ConfigError("config key 'model.trainable': an autoencoder is trained whole, say 'full'")
+    return partial(Autoencoder, cfg, trainable="full", dtype=dtype)
+
+
+def tokenizer(config: Any, base: Path | None, cfg: VAEConfig) -> None:
+    """It reads no text."""
+    return None
+
+
+def _no_text(instruction: str | None) -> str:
+    return ""
+
+
+def index_arrays(lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
+    """Which images are no padding."""
+    return {"noise_segments": np.array(real, np.int32)[:, None]}
+
+
+def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
+    buckets = [Bucket(*b) for b in config.data.buckets]
+    return EditRows(None, buckets, index_arrays, _no_text, cfg.downscale)
+
+
+def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
+    if base is None:
+        return program.init(jax.random.key(program.config.seed))
+    return st.flatten(weights.load(base, program.with_shardings("trainable"), NAMING)), {}
+
+
+def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
+    """diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was one."""
+    cfg = program.model_config
+    if "validation_latent_mean" in facts:
+        mean, square = facts["validation_latent_mean"], facts["validation_latent_square"]
+        cfg = dataclasses.replace(cfg, shift_factor=mean, scaling_factor=1 / math.sqrt(square - mean**2))
+    state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(program.config.model.save_dtype)
+    weights.save(state, cfg.to_hf(), folder, NAMING, dtype=dtype)
+    if jax.process_index() == 0:
+        (folder / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
+    return folder

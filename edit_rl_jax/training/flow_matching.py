@@ -1,0 +1,77 @@
+"""The objective `flow_matching` of editors: predict the velocity between noise and the edited image.
+
+Works on anything that is an `editors.base.Editor`, on batches of `data.edit_rows.EditRows`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from edit_rl_jax.data.example import EditExample
+from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.flow import matching, random
+from edit_rl_jax.flow.matching import Times
+
+OWN = ("target", "references", "tokens", "seed")  # the rest of a batch is the editor's condition
+
+
+def edit_example(record: EditRecord | EditExample) -> EditExample:
+    """A record's edit; an example as it is."""
+    if isinstance(record, EditExample):
+        return record
+    return EditExample(record.instruction, (record.source,), record.edited, record.key)
+
+
+def pixels(images: UInt8[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]:
+    """uint8 to [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMatching:
+    """times: how t is drawn. drop_text: probability that the instruction is left out; drop_references: given that, that
+    each reference is too. sample: latents are drawn from the autoencoder's posterior. seed: the run's."""
+
+    times: Times = Times()
+    drop_text: float = 1e-4
+    drop_references: float = 0.5
+    sample: bool = True
+    seed: int = 0
+
+    @classmethod
+    def configured(cls, config: Any) -> FlowMatching:
+        f = config.flow
+        return cls(Times(f.times, f.shift), f.drop_text, f.drop_references, f.sample_latents, config.seed)
+
+    def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
+        """The edit; what is dropped and its random numbers depend on `seed` alone."""
+        example, rng = edit_example(record), np.random.default_rng(seed)
+        if rng.random() < self.drop_text:
+            kept = tuple(r for r in example.references if rng.random() >= self.drop_references)
+            example = dataclasses.replace(example, instruction=None, references=kept)
+        return [dataclasses.replace(example, seed=seed % 2**31)]
+
+    def loss(self, model: Any, batch: dict[str, Array]):
+        """Squared error of the velocity, summed over the numbers of all valid tokens; weight: how many they are."""
+        B, R = batch["references"].shape[:2]
+        keys = lambda items, passes: random.item_keys(self.seed, random.Purpose.TRAINING, 0, items, passes)
+        images = jnp.concatenate([batch["target"][:, None], batch["references"]], axis=1)
+        images = pixels(images.reshape(-1, *images.shape[2:]))
+        passes = jnp.tile(jnp.arange(1, R + 2, dtype=jnp.int32), B)
+        latents = model.encode_images(images, keys(jnp.repeat(batch["seed"], R + 1), passes) if self.sample else None)
+        latents = latents.reshape(B, R + 1, *latents.shape[1:])
+        condition = {k: v for k, v in batch.items() if k not in OWN}
+        condition["text"] = model.encode_text(batch["tokens"], batch["text_segments"])
+        if R:
+            condition["references"] = latents[:, 1:].reshape(B, -1, latents.shape[-1])
+        data, mask = latents[:, 0], batch["noise_segments"] > 0
+        own = keys(batch["seed"], jnp.zeros_like(batch["seed"]))
+        t = self.times.draw(own, jnp.sum(mask, axis=1))
+        x, target = matching.noised(data, t, own)
+        squares, counts = matching.loss(model.velocity(x, t, condition), target, mask)
+        return jnp.sum(squares), jnp.sum(counts), {"rows": (squares, counts)}

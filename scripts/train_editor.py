@@ -1,0 +1,56 @@
+"""Train an image editor by flow matching, or the autoencoder of one from scratch.
+
+    python scripts/train_editor.py --config configs/editor_omnigen2.py --workdir runs/editor
+    python scripts/train_editor.py --config configs/vae_tiny.py --workdir runs/vae_tiny
+
+The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM saves and exits with status
+0. Checkpoints, metrics, reports and several hosts are as in train_rm.py: the run itself is
+`edit_rl_jax/training/run.py`.
+"""
+
+import sys
+
+from edit_rl_jax.data.tokenizer import load_tokenizer
+from edit_rl_jax.editors.sampling import EditorSampler, Settings
+from edit_rl_jax.editors.vae import autoencoder
+from edit_rl_jax.evals import editing
+from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.training import export, run
+from edit_rl_jax.training.config import resolve
+from edit_rl_jax.training.registry import EDITORS
+from edit_rl_jax.training.report import write_report
+
+
+def main(argv=None) -> int:
+    return run.main(argv, __doc__, finish)
+
+
+def finish(done: run.Finished) -> None:
+    """Edits held-out scenes of the built-in world, where the config wants it, and writes the report."""
+    config = done.config
+    if not config.eval.prompts:
+        write_report(done.folder)
+        return
+    run.log.info("scoring pixels on held-out scenes of the built-in world")
+    how = dict(n=config.eval.prompts, resolution=config.data.resolution)
+    if config.model.kind == "autoencoder":
+        found = editing.reconstruct(autoencoder.from_folder(done.model), done.folder, **how)
+    else:
+        found = editing.run(sampler(done), done.folder, **how)
+    figures = done.figures | {k: found[k] for k in ("success_rate", "success_rate_ci95", "n", "overall")}
+    (done.model / "README.md").write_text(export.card(config, None, figures, done.revision))
+    print(editing.summary(found))
+
+
+def sampler(done: run.Finished) -> EditorSampler:
+    """The trained editor, sampled without guidance."""
+    config, kind = done.config, resolve(done.config.model.kind, EDITORS)
+    lora = config.model.trainable == "lora"
+    folder, steps = done.base if lora else done.model, config.eval.sample_steps
+    editor = kind.from_folder(folder, lora=done.model if lora else None)
+    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=64)
+    return EditorSampler(editor, load_tokenizer(folder / kind.TOKENIZER), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Training an editor: what is dropped, what the loss counts, the average of the weights, that it learns."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edit_rl_jax.data.edit_rows import Bucket, EditRows, cover
+from edit_rl_jax.data.example import EditExample
+from edit_rl_jax.data.images import ImageError
+from edit_rl_jax.data.records import EditRecord, RecordError
+from edit_rl_jax.editors.base import Bucket as Lengths
+from edit_rl_jax.flow import random
+from edit_rl_jax.flow.matching import Times
+from edit_rl_jax.training import build, data
+from edit_rl_jax.training.flow_matching import FlowMatching
+from tests.editors import toy
+from tests.training import micro_editor
+
+pytestmark = pytest.mark.standard_promotion
+SIDE = 8
+
+
+@cache
+def program(**changes):
+    config = micro_editor.config(**changes)
+    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+
+
+def start(p):
+    rng = np.random.default_rng(0)
+
+    def value(name, like):  # by NumPy: the initializers take longer to compile than these tests to run
+        if name.endswith(("scale", "bias")):
+            return jnp.full(like.shape, float(name.endswith("scale")), like.dtype)
+        return jnp.asarray(rng.normal(0, like.shape[-2] ** -0.5, like.shape), like.dtype)
+
+    trainable, frozen = ({k: value(k, v) for k, v in part.items()} for part in (p.trainable, p.frozen))
+    with jax.set_mesh(p.mesh):
+        return trainable, p.init_optimizer(trainable), frozen
+
+
+@cache
+def batch():
+    """A batch of real edits: [accum, rows, ...] arrays."""
+    config, cfg = program().config, program().model_config
+    words = data.tokenizer(config, None, cfg)
+    stream = data.batches(config, data.source(config, "train"), data.to_examples(config, None), words, cfg)
+    found = next(stream)[0]
+    stream.close()
+    return found
+
+
+def test_dropped_instructions_and_references():
+    record = EditRecord("key", b"source", b"edited", "make it red")
+    objective = FlowMatching(drop_text=0.3, drop_references=0.5)
+    made = [objective.to_examples(record, seed)[0] for seed in range(4000)]
+    assert all(x.target == b"edited" and x.key == "key" for x in made)
+    dropped = [x for x in made if x.instruction is None]
+    bare = [x for x in dropped if not x.references]
+    assert abs(len(dropped) - 1200) < 4 * np.sqrt(4000 * 0.3 * 0.7)
+    assert abs(len(bare) - len(dropped) / 2) < 4 * np.sqrt(len(dropped) / 4)
+    assert all(x.references == (b"source",) for x in made if x.instruction is not None)
+    assert len({x.seed for x in made}) == 4000 and objective.to_examples(record, 7)[0] == made[7]
+
+
+def toy_rows(examples: list[EditExample], rows: int):
+    """A batch of the toy editor, whose velocity leads to reference + 0.1 x pluses."""
+    editor, tokens = toy.Editor(), SIDE * SIDE // 4
+
+    def layout(lengths, references, bucket, real):
+        size = (SIDE // 2, SIDE // 2)
+        sizes = [size if r else (0, 0) for r in real]
+        return editor.layout(lengths, [[size] * k for k in references], sizes, Lengths(bucket.text, tokens, tokens))
+
+    form = EditRows(toy.tokenizer(), [Bucket(6, 1, SIDE, SIDE)], layout, lambda text: editor.chat(text or ""), 2)
+    out = form.empty(0, rows)
+    for r, example in enumerate(examples):
+        form.write(out, r, [form.encode(form.measure(example))])
+    return editor, {k: jnp.asarray(v) for k, v in out.items()}
+
+
+def edits(shifts: list[int], seed: int = 0) -> list[EditExample]:
+    """Grey pictures whose edit is `shift` levels from what the toy editor does."""
+    rng = np.random.default_rng(seed)
+    sources = [rng.integers(0, 200, (SIDE, SIDE, 3)).astype(np.uint8) for _ in shifts]
+    return [
+        EditExample("x", (s,), (s + d).astype(np.uint8), f"e{i}", 11 + i)
+        for i, (s, d) in enumerate(zip(sources, shifts))
+    ]
+
+
+def test_the_loss_in_closed_form():
+    """The velocity's error is the picture's over 1 - t; rows of padding count nothing."""
+    objective = FlowMatching(times=Times("uniform", "none"), sample=False, seed=5)
+    editor, rows = toy_rows(edits([0, 20, 40]), 5)
+    total, weight, metrics = objective.loss(editor, rows)
+    keys = random.item_keys(5, random.Purpose.TRAINING, 0, rows["seed"], jnp.zeros(5, jnp.int32))
+    t = np.asarray(objective.times.draw(keys, jnp.full(5, 16)))
+    shifts = np.array([0, 20, 40, 0, 0]) / 127.5
+    numbers = SIDE * SIDE * 3
+    wanted = numbers * (shifts / (1 - t)) ** 2
+    np.testing.assert_allclose(metrics["rows"][0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(float(total), wanted.sum(), rtol=1e-4)
+    assert metrics["rows"][1].tolist() == [numbers] * 3 + [0, 0] and float(weight) == 3 * numbers
+
+
+def test_an_edit_has_the_same_loss_in_any_company():
+    objective = FlowMatching(sample=False)
+    alone = objective.loss(*toy_rows(edits([9, 30])[1:], 1))[2]["rows"][0][0]
+    beside = objective.loss(*toy_rows(edits([9, 30]), 2))[2]["rows"][0][1]
+    np.testing.assert_allclose(alone, beside, rtol=1e-6)
+
+
+def test_padding_reaches_no_loss():
+    """Of the micro editor: other tokens, pixels and random numbers in padding change nothing."""
+    p = program()
+    weights, rows = start(p), batch()
+    first = {k: jnp.asarray(v[0]) for k, v in rows.items()}
+    empty = jnp.all(first["reference_segments"] == 0, axis=1) | (jnp.arange(4) == 3)
+    for name in ("reference_segments", "noise_segments", "text_segments"):
+        first[name] = jnp.where((jnp.arange(4) == 3)[:, None], 0, first[name])
+    other = dict(first)
+    other["target"] = other["target"].at[3].set(77)
+    other["references"] = jnp.where(empty[:, None, None, None, None], 99, other["references"]).astype(jnp.uint8)
+    other["tokens"] = jnp.where(first["text_segments"] > 0, first["tokens"], 5)
+    other["seed"] = other["seed"].at[3].set(1)
+    with jax.set_mesh(p.mesh):
+        grad = jax.jit(jax.value_and_grad(p.loss, has_aux=True))
+        (a, (n, _)), ga = grad(weights[0], weights[2], first)
+        (b, _), gb = grad(weights[0], weights[2], other)
+    assert float(n) == 3 * 16 * 8
+    assert float(a) == float(b)
+    jax.tree.map(np.testing.assert_array_equal, ga, gb)
+
+
+def test_the_average_of_the_weights_follows_its_recursion():
+    p = program()
+    trainable, opt_state, frozen = start(p)
+    rows = {k: jnp.asarray(v) for k, v in batch().items()}
+    average = {k: np.asarray(v, np.float64) for k, v in trainable.items()}
+    for n in range(3):
+        with jax.set_mesh(p.mesh):
+            trainable, opt_state, out = p.step(trainable, opt_state, frozen, rows, np.int32(n))
+        decay = min(0.9, (1 + n) / (10 + n))
+        average = {k: decay * a + (1 - decay) * np.asarray(trainable[k]) for k, a in average.items()}
+        assert bool(out["finite"])
+    for name, value in p.averaged(trainable, opt_state).items():
+        np.testing.assert_allclose(value, average[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    before = jax.tree.map(np.asarray, opt_state["ema"])
+    sick = {k: v * float("nan") for k, v in frozen.items()}
+    with jax.set_mesh(p.mesh):
+        _, after, out = p.step(trainable, opt_state, sick, rows, np.int32(3))
+    assert not bool(out["finite"])
+    jax.tree.map(np.testing.assert_array_equal, before, after["ema"])
+
+
+def test_it_learns_one_batch_by_heart():
+    p = program(optim__lr=2e-2, optim__name="muon", optim__adam_lr=5e-3, optim__schedule="constant", optim__warmup=5)
+    trainable, opt_state, frozen = start(p)
+    rows = {k: jnp.asarray(v) for k, v in batch().items()}
+    losses = []
+    for n in range(150):
+        with jax.set_mesh(p.mesh):
+            trainable, opt_state, out = p.step(trainable, opt_state, frozen, rows, np.int32(n))
+        losses.append(float(out["loss"]))
+    assert losses[-1] < 0.1 * losses[0], losses[:: len(losses) // 6]
+
+
+def test_rows_of_edits():
+    picture = lambda h, w: np.full((h, w, 3), 9, np.uint8)
+    layout = lambda lengths, references, bucket, real: {"noise_segments": np.ones((len(real), 1), np.int32)}
+    buckets = [Bucket(4, 1, 32, 32), Bucket(9, 1, 32, 32), Bucket(4, 1, 24, 48)]
+    form = EditRows(toy.tokenizer(), buckets, layout, lambda text: text or "", 8)
+    row = lambda text, *sizes: form.measure(
+        EditExample(text, tuple(map(picture, *zip(*sizes[1:]))), picture(*sizes[0]), "k")
+    )
+    assert row("ab", (64, 60), (32, 32)).bucket == 0
+    assert row("abcdef", (64, 60), (32, 32)).bucket == 1
+    assert row("ab", (20, 44), (20, 44)).bucket == 2
+    with pytest.raises(RecordError, match="too long for every bucket .*10 tokens"):
+        row("0123456789", (32, 32), (32, 32))
+    with pytest.raises(ImageError, match="k target"):
+        form.measure(EditExample("a", (), b"no image", "k"))
+    with pytest.raises(ValueError, match="multiples of 10"):
+        EditRows(None, buckets, layout, str, 10)
+    batches, rest = form.plan(
+        [dataclasses.replace(row("a", (32, 32), (32, 32)), bucket=b) for b in (0, 1, 0, 0)], 2, False, None
+    )
+    assert batches == [(0, [[0], [2]])] and rest == [1, 3]
+    image = np.arange(4 * 8 * 3).reshape(4, 8, 3).astype(np.uint8)
+    np.testing.assert_array_equal(cover(image, 4, 4), image[:, 2:6])
+    assert cover(image, 8, 8).shape == (8, 8, 3)
