@@ -40,44 +40,45 @@ class Tree:
 def score_tree(
     model: Any,
     stores: tuple[KV, KV, KV],
-    rows: Int[Array, "3"],
-    lengths: Int[Array, "3"],
-    root: Int[Array, ""],
-    position: Int[Array, ""],
+    rows: Int[Array, "R 3"],
+    lengths: Int[Array, "R 3"],
+    root: Int[Array, " R"],
+    position: Int[Array, " R"],
     *,
     tree: Tree,
-) -> Float[Array, "n W"]:
-    """Log-probabilities (nats) of the wanted tokens after each node.
+) -> Float[Array, "R n W"]:
+    """Log-probabilities (nats) of the wanted tokens after each node, for R answers.
 
-    stores: tiles, own, answers. rows, lengths: the row of the answer in each, and its tokens there before the root.
-    root, position: the root's token and M-RoPE position.
+    stores: tiles, own, answers. rows, lengths: the row of each answer in each store, and its tokens there before the
+    root. root, position: the root's token and M-RoPE position.
     """
-    n = len(tree.tokens)
-    tokens = jnp.asarray(tree.tokens).at[0].set(root)[None]
-    positions = jnp.broadcast_to(position + jnp.asarray(tree.depths), (1, 3, n))
-    sees = jnp.asarray(tree.sees)[None]
+    R, n, chunk = len(root), len(tree.tokens), min(CHUNK, len(tree.tokens))
+    tokens = jnp.broadcast_to(jnp.asarray(tree.tokens), (R, n)).at[:, 0].set(root)
+    positions = jnp.broadcast_to((position[:, None] + jnp.asarray(tree.depths)[None])[:, None], (R, 3, n))
+    sees = jnp.broadcast_to(jnp.asarray(tree.sees), (R, n, n))
 
     def attend(q, k, v, layer):
         k, v = to_heads(k), to_heads(v)
-        grouped = to_heads(q).reshape(1, k.shape[1], -1, k.shape[3])
+        grouped = to_heads(q).reshape(R, k.shape[1], -1, k.shape[3])
         parts = [attend_part(grouped, (k, v), sees)]
         for i, store in enumerate(layer):
-            mine = tuple(x[rows[i]][None] for x in store)
-            known = jnp.arange(mine[0].shape[2])[None, None] < lengths[i]
+            mine = tuple(x[rows[:, i]] for x in store)
+            known = (jnp.arange(mine[0].shape[2])[None] < lengths[:, i, None])[:, None]
             parts.append(attend_part(grouped, mine, known))
-        out = merge_parts(parts).reshape(1, q.shape[2], n, -1)
+        out = merge_parts(parts).reshape(R, q.shape[2], n, -1)
         return to_heads(out).astype(q.dtype), None
 
     x = model.embed(tokens, jnp.full_like(tokens, -1))
     hidden, _ = model.language_model(x, positions, attend, stores)
-    pad = -n % CHUNK
-    hidden = jnp.pad(hidden[0], ((0, pad), (0, 0))).reshape(-1, CHUNK, hidden.shape[-1])
-    wanted = jnp.pad(jnp.asarray(tree.wanted), ((0, pad), (0, 0))).reshape(-1, CHUNK, tree.wanted.shape[1])
+    pad = -n % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(R, -1, chunk, hidden.shape[-1])
+    wanted = jnp.pad(jnp.asarray(tree.wanted), ((0, pad), (0, 0))).reshape(-1, chunk, tree.wanted.shape[1])
 
     def some(part):
         h, ids = part
         logits = model.logits(h).astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, jnp.maximum(ids, 0), axis=1)
-        return chosen - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        chosen = jnp.take_along_axis(logits, jnp.broadcast_to(jnp.maximum(ids, 0), (R, *ids.shape)), axis=2)
+        return chosen - jax.nn.logsumexp(logits, axis=2, keepdims=True)
 
-    return jax.lax.map(some, (hidden, wanted)).reshape(-1, tree.wanted.shape[1])[:n]
+    out = jnp.moveaxis(jax.lax.map(some, (jnp.moveaxis(hidden, 1, 0), wanted)), 0, 1)
+    return out.reshape(R, n + pad, -1)[:, :n]

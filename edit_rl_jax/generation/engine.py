@@ -232,8 +232,9 @@ class Engine:
                         continue
                     stop = until if queue or any(j.waiting for j in schedule.resident) else np.int32(shape.slots)
                     ended = self._decode(schedule, written, seed, stop)
+                    branches = self._branches(schedule, ended, written, branch_at)
                     for b in ended:
-                        job = self._end(schedule, b, written, accept, retries, answers, branch_at)
+                        job = self._end(schedule, b, written, accept, retries, answers, branches.get(b))
                         if job is not None:
                             out = tuple(job.answers[i] for i in range(answers))
                             yield Answered(job.index, out)
@@ -380,20 +381,31 @@ class Engine:
         self.counters.busy_steps += int(got.busy)
         return np.flatnonzero(active & ~s.active).tolist()
 
-    def _branch(self, schedule: Schedule, b: int, tokens: np.ndarray, at: int) -> np.ndarray:
-        """What the tree says at token `at` of the answer in slot b."""
-        s, shape, (job, _) = schedule.slots, self._shape, schedule.writing[b]
-        tile, own = int(s.tile_at[b]) // shape.queries, int(s.own_at[b]) // shape.answers
-        rows = np.array([tile, own, b], np.int32)
-        lengths = np.array([s.tile_length[tile], s.own_length[own], at + 1], np.int32)
-        root = np.int32(tokens[at] if at >= 0 else job.prompt.tokens[-1])
-        stores, position = self._stores, np.int32(s.position[b] + at + 1)
-        with self._on_mesh():
-            where = (stores.tiles, stores.own, stores.answers, rows, lengths, root, position)
-            return np.asarray(self._programs["branch"](self.state, *where))
+    def _branches(
+        self, schedule: Schedule, ended: list[int], written: np.ndarray, branch_at: Callable | None
+    ) -> dict[int, np.ndarray]:
+        """What the tree says of the answers in these slots; as many at once as rows lie over the mesh."""
+        found: list[tuple[int, tuple]] = []
+        s, shape, out = schedule.slots, self._shape, {}
+        for b in ended if branch_at is not None else ():
+            tokens, prompt = written[b, : s.fed[b]], schedule.writing[b][0].prompt
+            at = branch_at(tokens)
+            if at is not None:
+                tile, own = int(s.tile_at[b]) // shape.queries, int(s.own_at[b]) // shape.answers
+                lengths = (s.tile_length[tile], s.own_length[own], at + 1)
+                root = tokens[at] if at >= 0 else prompt.tokens[-1]
+                found.append((b, ((tile, own, b), lengths, root, s.position[b] + at + 1)))
+        stores = (self._stores.tiles, self._stores.own, self._stores.answers)
+        for part in (found[i : i + self.rows] for i in range(0, len(found), self.rows)):
+            padded = part + part[:1] * (self.rows - len(part))
+            where = [np.array(column, np.int32) for column in zip(*(w for _, w in padded))]
+            with self._on_mesh():
+                logp = np.asarray(self._programs["branch"](self.state, *stores, *where))
+            out |= {b: x for (b, _), x in zip(part, logp)}
+        return out
 
     def _end(
-        self, schedule: Schedule, b: int, written: np.ndarray, accept, retries: int, answers: int, branch_at
+        self, schedule: Schedule, b: int, written: np.ndarray, accept, retries: int, answers: int, branch: Any
     ) -> Job | None:
         """Takes an ended answer out of its slot; its job, when that was the last."""
         job, order = schedule.writing[b]
@@ -405,8 +417,7 @@ class Engine:
             self.counters.retries += 1
             schedule.release(b, again=number + answers)
             return None
-        at = None if branch_at is None else branch_at(tokens)
-        job.answers[order] = Answer(tokens, stopped, None if at is None else self._branch(schedule, b, tokens, at))
+        job.answers[order] = Answer(tokens, stopped, branch)
         schedule.release(b)
         return job if len(job.answers) == len(job.numbers) else None
 
