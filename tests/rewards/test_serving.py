@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edit_rl_jax.data.images import decode_image, encode_png
+from edit_rl_jax.generation.prompt import Shape
 from edit_rl_jax.generation.sampler import Sampling
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.editscore.parsing import parse
@@ -93,7 +94,10 @@ def tracebacks(caplog):
 def test_200_concurrent_requests_are_answered_as_direct_calls(caplog):
     """The real engine with sampled answers; images of one size, some that cannot be read; each edit ten times."""
     drawn = Sampling(temperature=5.0, top_k=0, top_p=1.0, max_new_tokens=6)
-    direct = EditScore.load(files("edit_rl_jax") / "assets/tiny_vl", sampling=drawn, rows=4)
+    shape = Shape(shared=64, own=64, slots=16, prompts=16, answers=1, tiles=16, queries=16)  # one, so bit for bit
+    direct = EditScore.load(
+        files("edit_rl_jax") / "assets/tiny_vl", prompts="tiny", sampling=drawn, rows=16, shape=shape
+    )
     rng = np.random.default_rng(0)
     image = lambda: encode_png(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
     items = [(image(), image() if i % 10 else b"no image", f"make it {i}") for i in range(20)] * 10
