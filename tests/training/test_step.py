@@ -18,12 +18,13 @@ pytestmark = pytest.mark.standard_promotion
 
 @cache
 def program(**changes):
-    """A program of the micro model on one device, its step compiled (quickly: LLVM's optimisations cost more)."""
+    """A program of the micro model on one device, compiled (quickly: LLVM's optimisations cost more)."""
     config = micro.config(**changes)
     p = build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    quickly = lambda f, *args: f.lower(*args).compile(compiler_options=FAST)
     with jax.set_mesh(p.mesh):
-        step = p.step.lower(p.trainable, p.opt_state, p.frozen, *p.batches.values(), jnp.int32(0))
-        return dataclasses.replace(p, step=step.compile(compiler_options=FAST))
+        step = quickly(p.step, p.trainable, p.opt_state, p.frozen, *p.batches.values(), jnp.int32(0))
+        return dataclasses.replace(p, step=step, init=quickly(p.init, jax.random.key(0)))
 
 
 def start(p, seed=0):
