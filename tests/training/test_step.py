@@ -16,11 +16,16 @@ from tests.training import micro
 pytestmark = pytest.mark.standard_promotion
 
 
+def built(**changes):
+    """A program of the micro model on one device."""
+    config = micro.config(**changes)
+    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+
+
 @cache
 def program(**changes):
-    """A program of the micro model on one device, compiled (quickly: LLVM's optimisations cost more)."""
-    config = micro.config(**changes)
-    p = build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    """The same, compiled (quickly: LLVM's optimisations cost more than they save)."""
+    p = built(**changes)
     quickly = lambda f, *args: f.lower(*args).compile(compiler_options=FAST)
     with jax.set_mesh(p.mesh):
         step = quickly(p.step, p.trainable, p.opt_state, p.frozen, *p.batches.values(), jnp.int32(0))
@@ -43,7 +48,7 @@ def gradients(p, weights, batch):
     flat = {k: v.reshape(1, -1, *v.shape[2:]) for k, v in batch.items()}
     with jax.set_mesh(p.mesh):
         total = lambda t: p.loss(t, weights[2], {k: v[0] for k, v in flat.items()})
-        (_, (weight, _)), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(weights[0])
+        (_, (weight, _)), grads = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=FAST)(weights[0])
     return {k: np.asarray(g) / float(weight) for k, g in grads.items()}
 
 
@@ -125,7 +130,7 @@ def test_lora_moves_every_weight_and_leaves_the_base():
 
 
 def test_optimizer_state_is_fp32_and_only_over_trainables():
-    p = program(model__trainable="lora", model__lora__rank=4)
+    p = built(model__trainable="lora", model__lora__rank=4)
     floats = [x for x in jax.tree.leaves(p.opt_state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert all(x.dtype == jnp.float32 for x in floats)
     assert sum(x.size for x in floats) == 2 * sum(x.size for x in p.trainable.values())
