@@ -2,7 +2,8 @@
 
     python scripts/train_editor.py --config configs/vae_tiny.py --workdir runs/vae_tiny
 
-Hardware: two CPU cores, about four minutes. The result, runs/vae_tiny/model, is where configs/editor_tiny.py starts.
+The result, runs/vae_tiny/model, is where configs/editor_tiny.py starts. Hardware: two CPU cores. Not yet run to its end:
+the steps are a guess.
 """
 
 import json
@@ -15,7 +16,7 @@ def get_config():
     c = default()
     c.name = "vae_tiny"
     c.objective = "autoencoder"
-    c.steps = 5000
+    c.steps = 3000
     c.rows = 2
     c.model.kind = "autoencoder"
     c.model.config = json.dumps(tiny.VAE.to_hf())

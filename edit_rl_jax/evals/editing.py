@@ -12,8 +12,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from edit_rl_jax.editors.sampling import Edit, EditorSampler
-from edit_rl_jax.editors.vae.autoencoder import Autoencoder
+from edit_rl_jax.editors.sampling import Edit
 from edit_rl_jax.editworld import edits as world
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.dataset import png
@@ -33,7 +32,7 @@ def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
 
 
 def run(
-    sampler: EditorSampler,
+    sampler: Any,
     output: str | Path,
     *,
     n: int = 512,
@@ -44,8 +43,8 @@ def run(
     resolution: int = NATIVE,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Edits n scenes, `samples` times each, and returns what it wrote to `output`/eval.json; samples.png and
-    report.html beside it. about: facts for eval.json."""
+    """Edits n scenes by an `EditorSampler`, `samples` times each, and returns what it wrote to `output`/eval.json;
+    samples.png and report.html beside it. about: facts for eval.json."""
     asked = prompts(split, n, seed)
     sources = [render(e.source, resolution) for e in asked]
     wanted = [
@@ -60,9 +59,9 @@ def run(
 
 
 def reconstruct(
-    vae: Autoencoder, output: str | Path, *, n: int = 256, split: str = "test", seed: int = 0, resolution: int = NATIVE
+    vae: Any, output: str | Path, *, n: int = 256, split: str = "test", seed: int = 0, resolution: int = NATIVE
 ) -> dict[str, Any]:
-    """Right edits through an autoencoder: figures as `run`, how much better no editor on its latents can be."""
+    """Right edits through an autoencoder (`encode`, `decode`), figures as `run`: no editor on it does better."""
     asked = prompts(split, n, seed)
     results = [render(e.targets[0].scene, resolution) for e in asked]
     graphdef, state = nnx.split(vae)
