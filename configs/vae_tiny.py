@@ -2,8 +2,8 @@
 
     python scripts/train_editor.py --config configs/vae_tiny.py --workdir runs/vae_tiny
 
-The result, runs/vae_tiny/model, is where configs/editor_tiny.py starts. Hardware: two CPU cores. Not yet run to its end:
-the steps are a guess.
+The result, runs/vae_tiny/model, is where configs/editor_tiny.py starts.
+Hardware: two CPU cores. Not yet run to its end: the steps are a guess.
 """
 
 import json
