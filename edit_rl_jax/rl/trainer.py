@@ -29,7 +29,8 @@ def advantages_of(scores: rewards.Scores, groups: Int[np.ndarray, " N"], config:
 def summary(updates: Sequence[dict[str, Any]], found: Advantages) -> dict[str, float]:
     """Figures of one iteration: means over its updates, extremes over all of them, counts and shares of the rewards.
 
-    `log_ratio_first`: the greatest |log-ratio| of the first update, 0 where sampling and training are one program's.
+    `log_ratio_first`: the greatest |log-ratio| of the first update: 0 but for the rounding of two programs, unless the
+    samples are one update behind.
     """
     out = {k: float(v) for k, v in found.metrics.items()}
     out["zero_std_share"] = out["groups_zero_std"] / max(out["groups"], 1)
