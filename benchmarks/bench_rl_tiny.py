@@ -25,14 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
-from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.flow import matching, random
 from edit_rl_jax.rl import evaluation, program, prompts
 from edit_rl_jax.rl.rewards import OracleReward
-from edit_rl_jax.training import build, optim
+from edit_rl_jax.training import build, optim, registry
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training.step import apply_gradients
 
@@ -43,9 +41,11 @@ CONFIG = ROOT / "configs" / "grpo_tiny.py"
 def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64, lr: float = 5e-3) -> dict:
     """Supervised training for that many minutes, evaluated as a run is. Compilation is not counted."""
     config = config_lib.load(CONFIG, {**overrides, "seed": seed, "rl.rewards": "(('oracle', 1.0),)"})
-    base, mesh = omnigen2.local_folder(config.model.init_from), build.make_mesh(config)
-    built = program.build_program(config, mesh, omnigen2.configs(base), load_tokenizer(base / "processor"))
-    trainable, frozen = program.initial_weights(built, base)
+    mesh, base, kind = build.make_mesh(config), build.base_folder(config), registry.model(config)
+    architecture = kind.model_config(config)
+    tokenizer = kind.tokenizer(config, base, architecture)
+    built = program.build_program(config, mesh, architecture, tokenizer)
+    trainable, frozen = kind.initial_weights(built, base)
     world = prompts.source(config, "train")
     held_out = prompts.source(config, "test")
     held_out = [held_out[i] for i in range(len(held_out))]

@@ -30,7 +30,7 @@ def get_config():
     c.rl.prompts = 48
     c.rl.group = 12
     c.rl.updates = 2
-    c.rl.ema = 0.9
+    c.optim.ema = 0.9
     c.rl.size = (512, 512)
     c.rl.text = 888
     c.rl.steps = 12

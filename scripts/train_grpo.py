@@ -22,14 +22,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from edit_rl_jax.data.images import ImageError
-from edit_rl_jax.data.tokenizer import load_tokenizer
-from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.sharding import ShardingError
-from edit_rl_jax.training import build, checkpoint, loop, metrics, start, workdir
+from edit_rl_jax.training import build, checkpoint, loop, metrics, registry, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import state as st
 
@@ -85,18 +83,20 @@ def train(args, overrides, stack) -> int:
     source = prompts.source(config, "train")
     test = prompts.source(config, "test") if r.eval_prompts else ()
     held_out = [test[i] for i in range(min(r.eval_prompts, len(test)))]
-    base = omnigen2.local_folder(config.model.init_from, config.model.revision or None)
-    tokenizer = load_tokenizer(config.model.tokenizer or base / "processor")
-    built = program.build_program(config, mesh, omnigen2.configs(base), tokenizer)
+    base, kind = build.base_folder(config), registry.model(config)
+    architecture = kind.model_config(config)
+    tokenizer = kind.tokenizer(config, base, architecture)
+    built = program.build_program(config, mesh, architecture, tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = program.initial_weights(built, base)
+        trainable, frozen = kind.initial_weights(built, base)
     base_hash = f"{sum(int(c) for c in st.checksums({**trainable, **frozen}).values()) % 2**32:08x}"
     say("%s parameters trained, %s frozen", *(f"{sum(x.size for x in t.values()):,}" for t in (trainable, frozen)))
     reward = rewards.make(config, mesh)
 
     # -- Resume --------------------------------------------------------------------------------------------------------
     facts = dict(steps=config.steps, data_hash=source.data_hash[:16], base_hash=base_hash)
-    workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=start.revision(base), **facts))
+    revision = start.revision(base)
+    workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=revision, **facts))
     saver = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
     stack.callback(saver.close)
     trees = built.state | ({"behind": built.state["trainable"]} if r.overlap else {})
@@ -108,7 +108,8 @@ def train(args, overrides, stack) -> int:
     if found:
         say("resuming after step %d", done)
     guard = loop.Guard(config.max_bad_steps, **extra.get("guard", {}))
-    evaluation.read(folder, done if lead else None)
+    if lead:
+        evaluation.read(folder, done if found else -1)
     if lead:
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
         progress = metrics.Progress(config.steps, done, config.log.every)
@@ -215,11 +216,14 @@ def train(args, overrides, stack) -> int:
     if held_out and lead:
         found = evaluation.read(folder)
         figures |= evaluation.compare(found[0], found[config.steps])
-    trainer.export(built, best(state), base, folder / "model", figures)
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    shown = {k: v for k, v in figures.items() if not isinstance(v, dict)}
+    card = dict(prompts=None, facts={"rewards": str(r.rewards)} | shown, revision=revision)
+    kind.export(built, best(state), folder / "model", tokenizer=tokenizer, **card)
     if lead:
         (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
         evaluation.report(folder, held_out, rows)
-        print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, dict)}, indent=1))
+        print(json.dumps(shown, indent=1))
     if jax.process_count() > 1:  # who leaves early would wait for the others with a time limit
         multihost_utils.sync_global_devices("finished")
     stack.close()  # all is written and mirrored: now the run counts as finished

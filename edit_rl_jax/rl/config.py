@@ -12,6 +12,7 @@ def default() -> ConfigDict:
     `model` is the editor (a folder in OmniGen2's layout), `data.train` the prompts' source (see `rl.prompts`).
     """
     c, r = base.default(), ConfigDict()
+    c.objective = "reinforcement"
     r.prompts = 48  # (source, instruction) pairs of a rollout
     r.group = 12  # samples of each
     r.updates = 2  # optimizer updates of a rollout, each on its share of the microbatches
@@ -27,7 +28,6 @@ def default() -> ConfigDict:
     r.loss.train_steps = 0  # of the noisy steps, drawn for each microbatch; 0 = all
     r.loss.beta = 1.0  # nft
     r.same_noise = False  # a group starts from one noise
-    r.ema = 0.0  # decay of an average of the policy, used to evaluate and export; 0 = none
     r.old = 0.0  # nft: share of the sampling weights that stays at each rollout
     r.overlap = False  # the next rollout runs while this one is scored: its weights are one update behind
 
@@ -62,7 +62,7 @@ def default() -> ConfigDict:
     r.eval_during = 0  # of these, so many at every `eval.every` steps
     r.report_prompts = 12  # shown before and after
     with c.unlocked():
-        c.rl = r
+        c.rl, c.model.kind = r, "omnigen2"
     return c.lock()
 
 

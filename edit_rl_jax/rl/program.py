@@ -5,8 +5,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,21 +16,19 @@ from jaxtyping import Array, Float, UInt8
 
 from edit_rl_jax import sharding
 from edit_rl_jax.editors.base import Bucket, Editor
-from edit_rl_jax.editors.omnigen2 import weights as omnigen2
-from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.omnigen2.prompts import tokenize
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
-from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.nn.params import Frozen, Trainable
 from edit_rl_jax.rl import config as config_lib
 from edit_rl_jax.rl.losses import Algorithm, PolicyGradient
 from edit_rl_jax.rl.nft import DiffusionNFT
 from edit_rl_jax.rl.prompts import Prompt
 from edit_rl_jax.rl.rollout import Prompts, Rollout, make_rollout
 from edit_rl_jax.rl.update import make_update
-from edit_rl_jax.training import build, optim
+from edit_rl_jax.training import build, optim, registry
 from edit_rl_jax.training import state as st
 from edit_rl_jax.training.config import ConfigError
 
@@ -54,6 +50,7 @@ class Program:
 
     config: Any
     mesh: Mesh
+    model_config: Any  # the editor's architecture
     editor: Editor  # abstract
     tokenizer: Any
     graphdef: nnx.GraphDef
@@ -72,6 +69,12 @@ class Program:
         """The editor with these weights."""
         t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
         return nnx.merge(self.graphdef, t, f)
+
+    def with_shardings(self, part: str) -> nnx.State:
+        """The abstract state "trainable" or "frozen" whose values carry shardings, for the loaders."""
+        if part == "trainable":
+            return st.unflatten(self.trainable_state, self.state["trainable"])
+        return st.unflatten(self.frozen_state, self.frozen)
 
     @property
     def microbatches(self) -> int:
@@ -176,23 +179,16 @@ def levels(pixels: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     return jnp.round(jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
 
 
-def build_program(config: Any, mesh: Mesh, editor: Configs, tokenizer: Any = None) -> Program:
-    """The programs of a config on a mesh of real or described devices.
+def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -> Program:
+    """The programs of a config on a mesh of real or described devices; editor: its architecture.
 
     Raises ConfigError or ShardingError, naming the key or the tensor.
     """
     config_lib.check(config)
-    m, r = config.model, config.rl
-    height, width = r.size
-    full = m.trainable == "full"
-    make = partial(
-        OmniGen2, editor, trainable=m.trainable, dtype=build._dtype(config, mesh), remat=m.remat,
-        attention=m.attention or None, tensor_parallel=mesh.shape.get("tensor", 1),
-        hidden_multiple=mesh.shape.get("fsdp", 1),
-    )  # fmt: skip
-    lora = None if full else LoRAConfig(m.lora.rank, m.lora.alpha)
+    r, (height, width), full = config.rl, config.rl.size, config.model.trainable == "full"
+    make = registry.model(config).make(config, editor, mesh, build._dtype(config, mesh))
     with jax.set_mesh(mesh):
-        abstract_editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=lora))
+        abstract_editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
         graphdef, trainable, frozen = nnx.split(abstract_editor, Trainable, Frozen)
         bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
     unit = abstract_editor.multiple
@@ -226,15 +222,15 @@ def build_program(config: Any, mesh: Mesh, editor: Configs, tokenizer: Any = Non
             state.get("old"),
         )  # fmt: skip
         out = state | {"trainable": new, "opt_state": opt_state}
-        if r.ema:
-            out["ema"] = jax.tree.map(lambda a, b: r.ema * a + (1 - r.ema) * b, state["ema"], new)
+        if config.optim.ema:
+            out["ema"] = jax.tree.map(lambda a, b: config.optim.ema * a + (1 - config.optim.ema) * b, state["ema"], new)
         if method.needs_old:  # moves at the end of a rollout's updates
             share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
             out["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new)
         return out, metrics
 
     def init_state(weights):
-        copies = ["ema"] * bool(r.ema) + ["old"] * bool(method.needs_old)
+        copies = ["ema"] * bool(config.optim.ema) + ["old"] * bool(method.needs_old)
         state = {"trainable": weights, "opt_state": tx.init(weights)}
         return state | {name: jax.tree.map(jnp.copy, weights) for name in copies}
 
@@ -251,6 +247,7 @@ def build_program(config: Any, mesh: Mesh, editor: Configs, tokenizer: Any = Non
     return Program(
         config=config,
         mesh=mesh,
+        model_config=editor,
         editor=abstract_editor,
         tokenizer=tokenizer,
         graphdef=graphdef,
@@ -265,30 +262,8 @@ def build_program(config: Any, mesh: Mesh, editor: Configs, tokenizer: Any = Non
         ),
         update=jax.jit(update, out_shardings=(places, everywhere), donate_argnums=0),
         init_trainable=jax.jit(
-            lambda key: st.flatten(nnx.split(make(rngs=nnx.Rngs(params=key), lora=lora), Trainable, Frozen)[1]),
+            lambda key: st.flatten(nnx.split(make(rngs=nnx.Rngs(params=key)), Trainable, Frozen)[1]),
             out_shardings=t_place,
         ),
         init_state=jax.jit(init_state, out_shardings=places),
     )
-
-
-def initial_weights(program: Program, folder: Path) -> tuple[st.Flat, st.Flat]:
-    """(trainable, frozen) on the mesh: the folder's weights; an adapter from `model.init_adapter`, else fresh.
-
-    Raises WeightsError for files that do not fit, ConfigError for an adapter of another rank or alpha.
-    """
-    m = program.config.model
-    load = lambda template, flat: st.flatten(omnigen2.load(folder, st.unflatten(template, flat)))
-    frozen = load(program.frozen_state, program.frozen)
-    if m.trainable == "full":
-        return load(program.trainable_state, program.state["trainable"]), frozen
-    if not m.init_adapter:
-        return program.init_trainable(jax.random.key(program.config.seed)), frozen
-    adapter = omnigen2.read_lora(m.init_adapter)
-    if (adapter.rank, adapter.alpha) != (m.lora.rank, m.lora.alpha):
-        raise ConfigError(
-            f"config key 'model.init_adapter': rank {adapter.rank} and alpha {adapter.alpha}, config has "
-            f"{m.lora.rank} and {m.lora.alpha}"
-        )
-    abstract = st.unflatten(program.trainable_state, program.state["trainable"])["transformer"]
-    return st.flatten(nnx.State({"transformer": omnigen2.load_lora(m.init_adapter, abstract, adapter)})), frozen

@@ -1,21 +1,16 @@
-"""Parts of the RL loop that are not programs: advantages of a rollout, an iteration's figures, the export."""
+"""Parts of the RL loop that are not programs: advantages of a rollout, an iteration's figures."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Int
 
-from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.rl import evaluation, rewards
 from edit_rl_jax.rl.advantages import AdvantageConfig, Advantages, advantages
-from edit_rl_jax.rl.program import Program
 from edit_rl_jax.rl.prompts import Prompt
-from edit_rl_jax.training import state as st
 from edit_rl_jax.training.loop import Guard
 
 _advantages = functools.partial(jax.jit, static_argnames="config")(advantages)
@@ -84,23 +79,3 @@ def count_compilations() -> Callable[[], int]:
     """A function that says how many programs were compiled in this process since the first call of this one."""
     seen = _compiled()
     return lambda: len(seen)
-
-
-def export(program: Program, weights: st.Flat, base: Path, folder: Path, figures: dict[str, Any]) -> None:
-    """Writes the policy: an adapter for peft and diffusers, or with full training a folder in the released layout; with
-    a card. Every process must call."""
-    m, state = program.config.model, st.unflatten(program.trainable_state, weights)
-    folder.mkdir(parents=True, exist_ok=True)
-    if m.trainable == "full":
-        omnigen2.save(nnx.State(state), program.editor.cfg, folder, files_from=base)
-    else:
-        omnigen2.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from)
-    if jax.process_index() == 0:
-        lines = [f"| {k} | {v if isinstance(v, int | str) else f'{v:.4g}'} |" for k, v in figures.items()
-                 if isinstance(v, int | float | str)]  # fmt: skip
-        rewards_ = ", ".join(f"{name} ({weight:g})" for name, weight in program.config.rl.rewards)
-        (folder / "README.md").write_text(
-            f"# {program.config.name or 'edit_rl_jax policy'}\n\nBase: {m.init_from}. Online RL "
-            f"({program.config.rl.algorithm}) with the reward {rewards_} by edit_rl_jax; licence of the base.\n\n"
-            "| figure | value |\n|---|---|\n" + "\n".join(lines) + "\n"
-        )

@@ -7,6 +7,7 @@ import pytest
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.rl import program, prompts
 from edit_rl_jax.sharding import make_mesh
+from edit_rl_jax.training import registry
 from tests.rl import tiny_editor
 
 pytestmark = pytest.mark.standard_promotion  # optax
@@ -23,7 +24,7 @@ def built(folder, mesh, **changes):
     tokenizer = load_tokenizer(folder / "processor")
     p = program.build_program(c, mesh, tiny_editor.configs(), tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = program.initial_weights(p, folder)
+        trainable, frozen = registry.model(c).initial_weights(p, folder)
         source = prompts.source(c, "train")
         asked = [source[i] for i in range(c.rl.prompts)]
         return p, p.init_state(trainable), frozen, asked, p.batch(asked, range(len(asked)), c.rl.group)
