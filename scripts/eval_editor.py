@@ -7,6 +7,7 @@ Prints the success rate with its 95% interval over scenes, by task and by dimens
 """
 
 import argparse
+import dataclasses
 import sys
 
 from edit_rl_jax.evals import editing, editors
@@ -33,6 +34,8 @@ def main(argv=None) -> int:
     args = parse(argv)
     try:
         sampler, settings = editors.from_arguments(args)
+        shapes = editing.buckets(sampler.editor.multiple)
+        sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
         how = dict(n=args.prompts, split=args.split, seed=args.data_seed, samples=args.samples)
         about = {"model": args.editor, "editor": settings}
         figures = editing.run(sampler, args.output, edit_seed=args.edit_seed, about=about, **how)

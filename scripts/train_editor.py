@@ -48,7 +48,8 @@ def sampler(done: run.Finished) -> EditorSampler:
     lora = config.model.trainable == "lora"
     folder, steps = done.base if lora else done.model, config.eval.sample_steps
     editor = kind.from_folder(folder, lora=done.model if lora else None)
-    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=64)
+    shapes = editing.buckets(editor.multiple, config.data.resolution)
+    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=64, buckets=shapes)
     return EditorSampler(editor, load_tokenizer(folder / kind.TOKENIZER), settings)
 
 

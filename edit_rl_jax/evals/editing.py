@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from edit_rl_jax.editors.base import Bucket
 from edit_rl_jax.editors.sampling import Edit
 from edit_rl_jax.editworld import edits as world
 from edit_rl_jax.editworld import oracle
@@ -29,6 +30,12 @@ def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
     """n edits of as many scenes, the tasks in turn; each a function of (split, seed, index) alone."""
     tasks = world.TASKS
     return [world.random_edit(rng("asked edit", split, seed, i), split, tasks[i % len(tasks)]) for i in range(n)]
+
+
+def buckets(multiple: int, resolution: int = NATIVE) -> tuple[Bucket, ...]:
+    """Shapes for edits of one picture of the world, by the text's length: `Settings.buckets`, so that few compile."""
+    n = (resolution // multiple) ** 2
+    return tuple(Bucket(text, n, n) for text in (16, 32, 64, 128))
 
 
 def run(
