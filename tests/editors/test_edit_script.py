@@ -1,6 +1,5 @@
 """edit.py on files of every kind, through the whole path: what can be edited is, the rest is named; runs resume."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,18 +11,14 @@ from PIL import Image
 from edit_rl_jax.data.images import decode_image, floor_resize, resize
 from edit_rl_jax.editors import files
 from edit_rl_jax.editors.sampling import LANCZOS
+from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.rewards.editscore.parsing import parse
+from edit_rl_jax.rewards.editscore.reward import judge
+from scripts import best_of_n as best_script
+from scripts import edit as script
 from tests.editors.pictures import picture
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "--steps 2 --text-guidance 1 --max-side 24 --rows 2 --chunk 3".split()
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("edit_script", ROOT / "scripts" / "edit.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_images(folder: Path) -> dict[str, np.ndarray | str]:
@@ -53,7 +48,7 @@ def write_images(folder: Path) -> dict[str, np.ndarray | str]:
     return seen
 
 
-def test_every_kind_of_file(script, tmp_path):
+def test_every_kind_of_file(tmp_path):
     """With the toy, which brings the reference back: what is made is what was seen, resized."""
     seen, out = write_images(tmp_path), tmp_path / "out"
     asked = tmp_path / "asked.jsonl"
@@ -82,7 +77,7 @@ def test_every_kind_of_file(script, tmp_path):
         script.main([*command, "--seed", "1"])
 
 
-def test_photographs_with_two_references_and_samples(script, shared, tmp_path, capsys):
+def test_photographs_with_two_references_and_samples(shared, tmp_path):
     from tests.editors.released import released  # with torch, which the other tests do without
 
     photos = shared / "data/photo_edits/images"
@@ -98,7 +93,32 @@ def test_photographs_with_two_references_and_samples(script, shared, tmp_path, c
     assert a.shape == b.shape == (24, 16, 3) and (a != b).any()
 
 
-def test_malformed_lines_are_named_before_anything_is_loaded(script, tmp_path):
+def test_malformed_lines_are_named_before_anything_is_loaded(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"instruction": "a"}\n{"source": 3, "instruction": "b"}\n')
     with pytest.raises(SystemExit, match="in.jsonl:2"):
         script.main(["--model", "absent", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o")])
+
+
+def test_best_of_n_samples_its_candidates(tmp_path):
+    """An input that cannot be edited has no candidates, and no pick."""
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
+    lines = [{"source": name, "instruction": f"as {n}"} for n, name in enumerate(("a.png", "absent.png", "a.png"))]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (tmp_path / "model").mkdir()
+    editor = ["--editor", str(tmp_path / "model"), "--editor-kind", "tests.editors.toy"]
+    flags = ["--input", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / "out"), "--model", "absent"]
+    args = best_script.parse(
+        [*flags, *editor, "--samples", "3", "--steps", "2", "--text-guidance", "1", "--edit-rows", "2"]
+    )
+
+    class Second:
+        """Likes the second of three most."""
+
+        def score(self, items, *, questions=("sc", "pq"), progress=True):
+            marks = (f'{{"reasoning": "r", "score": [{(5, 20, 9)[i % 3]}, 9]}}' for i in range(len(items)))
+            return [judge([parse(m)], [parse("[25, 4]")]) for m in marks]
+
+    figures = best_of_n.run(best_script.sampled(args), tmp_path / "out", Second(), progress=False)
+    picks = [json.loads(x) for x in (tmp_path / "out" / "picks.jsonl").read_text().splitlines()]
+    assert [p["pick"] for p in picks] == ["000000_01.png", None, "000002_01.png"]
+    assert (figures["n_candidates"], figures["inputs_without_pick"]) == (6, 1)

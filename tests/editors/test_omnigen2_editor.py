@@ -27,6 +27,7 @@ from tests.parity import tiny as qwen
 from tests.parity.ladder import NETWORK, error, jit
 
 LORA = LoRAConfig(rank=3, alpha=6.0)
+velocity = jit(lambda model, *args: model.velocity(*args))
 
 
 def same(a: Path, b: Path) -> None:
@@ -119,7 +120,6 @@ def test_branches_of_guidance_are_one_batch():
     noise, t, full = cfg.jax()
     rows = tiny.ROWS[::-1]
     other = tiny.inputs(NAME, rows, seed=1).jax()[2] | {"noise_segments": full["noise_segments"]}
-    velocity = jit(lambda m, x, t, c: m.velocity(x, t, c))
     both = velocity(ours, jnp.concatenate([noise, noise]), jnp.concatenate([t, t]), stacked([full, other]))
     for half, c in zip(jnp.split(both, 2), (full, other)):
         assert error(velocity(ours, noise, t, c), half) < 1e-5
@@ -179,7 +179,7 @@ def test_diffusers_and_peft_compute_our_velocity_from_our_adapter(tmp_path):
     # the PEFT folder into a padded model, then diffusers' file
     for source, options in ((tmp_path, on_mesh), (tmp_path / omnigen2.LORA_FILE, {})):
         model = omnigen2.from_folder(released(), lora=source, **options)
-        got = jit(lambda m, *a: m.velocity(*a))(model, *inputs.jax())
+        got = velocity(model, *inputs.jax())
         for row, x, y, p in zip(range(4), got, want, plain):
             y, p = inputs.tokens(y.numpy()), inputs.tokens(p.numpy())
             assert error(x[: len(y)], y) < NETWORK, row
@@ -187,7 +187,7 @@ def test_diffusers_and_peft_compute_our_velocity_from_our_adapter(tmp_path):
     merged = peft.merge(nnx.state(model.transformer), found.scale)
     graphdef, state = nnx.split(editor())
     state["transformer"] = merged
-    got = jit(lambda m, *a: m.velocity(*a))(nnx.merge(graphdef, state), *inputs.jax())
+    got = velocity(nnx.merge(graphdef, state), *inputs.jax())
     for x, y in zip(got, want):
         y = inputs.tokens(y.numpy())
         assert error(x[: len(y)], y) < NETWORK
