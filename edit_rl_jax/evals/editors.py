@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     how.add_argument("--max-pixels", type=int, default=1024 * 1024, help="larger images are shrunk")
     how.add_argument("--max-side", type=int, default=1024, help="likewise, the longer side of an input")
     how.add_argument("--text-length", type=int, default=1024, help="tokens of text at most")
-    how.add_argument(edit + "rows", dest="edit_rows", type=int, default=1, help="edits sampled side by side")
+    how.add_argument(
+        edit + "rows",
+        dest="edit_rows",
+        type=int,
+        default=1,
+        help="edits sampled side by side; a multiple of the devices they lie on",
+    )
     how.add_argument(edit + "seed", dest="edit_seed", type=int, default=0)
     how.add_argument(
         edit + "mesh",
@@ -67,7 +74,9 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     guidance = Guidance(args.text_guidance, args.image_guidance, *args.guided_range)
     names = ("negative", "negative_system", "max_pixels", "max_side", "text_length")
     given = {k: getattr(args, k) for k in names}
-    sampling = Settings(Sampler(args.steps, args.solver, guidance), schedule, rows=args.edit_rows, **given)
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
+    rows = -(-args.edit_rows // shards) * shards
+    sampling = Settings(Sampler(args.steps, args.solver, guidance), schedule, rows=rows, **given)
     settings = dataclasses.asdict(sampling) | {"seed": args.edit_seed, "kind": args.editor_kind}
     del settings["rows"], settings["buckets"]
     weights = {p.name: fingerprint(p) for p in sorted(folder.iterdir()) if p.is_dir()}
