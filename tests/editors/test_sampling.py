@@ -151,7 +151,7 @@ def test_what_cannot_be_edited_is_named():
     s = sampler()
     wrong = {
         "no bucket of .* holds": Edit("x" * 160, (picture(8, 8),), where="w"),
-        "1100 tokens": Edit("x" * 982, (picture(8, 8),), where="w"),
+        "1100 tokens": Edit("x" * 992, (picture(8, 8),), where="w"),
         "2 images do not say": Edit("x", (picture(8, 8), picture(8, 8)), where="w"),
     }
     for message, edit in wrong.items():
