@@ -27,6 +27,7 @@ def plan(config: Any, mesh: Mesh, chip: Chip, side: int = 1024) -> Iterator[dict
     """Figures of each program of `config.rows` edits of one image of side x side pixels each: 50 steps, guided by text
     and image on 0 to 0.6. The peak counts all weights, also those that a program does not read. Raises DoesNotFit."""
     cfg, rows = build.model_config(config), config.rows
+    config.model.trainable = "lora"  # weights as they are sampled from: frozen, in bf16
     make = registry.model(config).make(config, cfg, mesh, jnp.dtype("bfloat16"))
     with jax.set_mesh(mesh):
         editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
