@@ -193,6 +193,7 @@ def test_checked_in_scoring_plans_gather_no_weights():
         assert plan["decode"]["largest_gather"] < plan["smallest_weight_matrix"], name
 
 
+@pytest.mark.slow
 def test_editing_is_planned():
     """The tiny editor for 4 chips: 50 steps, of which 31 are guided by 3 branches, are 112 forwards."""
     config = config_lib.load(ROOT / "configs" / "editor_tiny.py", {"model.attention": "xla", "rows": "4"})
