@@ -221,11 +221,14 @@ class Engine:
             loader = _Loader(pool, self._ring, queue, most=4 + 2 * shape.prompts)
             try:
                 while queue or schedule.resident:
-                    wave, failed = schedule.refill(queue, loader.fault)
-                    yield from (Answered(j.index, problem=j.problem) for j in failed)
-                    self._prepare(wave, loader)
+                    wave, unread = None, 0
+                    while wave is None or wave.leaves:  # a wave done, its images may make room for the next
+                        wave, failed = schedule.refill(queue, loader.fault)
+                        unread += len(failed)
+                        yield from (Answered(j.index, problem=j.problem) for j in failed)
+                        self._prepare(wave, loader)
                     if not schedule.slots.active.any():
-                        if queue and not failed and not wave.leaves:
+                        if queue and not unread:
                             raise RuntimeError(
                                 f"no room for one prompt in {shape} with {self._ring.rows} feature tokens"
                             )

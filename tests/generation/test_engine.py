@@ -193,14 +193,14 @@ def test_slots_stay_full_and_mixed_sizes_compile_nothing(model):
 def test_stop_tokens_end_an_answer(model, greedily):
     free = [a[0][:12] for a in run(greedily, prompts(model.cfg), answers=2)]
     stops = tuple({int(row[3]) for row in free})
-    engine = Engine(model, greedy(12, stops), slots=8, unit=96, vision_slots=0)
+    engine = Engine(model, greedy(12, stops), slots=8, unit=96, vision_slots=0, feature_tokens=48)
     asked = prompts(model.cfg, cuts=False, slots=192)
     for row, answered in zip(free, sorted(engine.generate(asked, answers=2), key=lambda a: a.index)):
         end = next(i for i, t in enumerate(row) if t in stops) + 1
         for one in answered.answers:
             np.testing.assert_array_equal(one.tokens, row[:end])
             assert one.stopped
-    assert engine.counters.decode_steps <= 4
+    assert engine.counters.decode_steps <= 4  # all at once, though their images are encoded one after another
 
 
 def test_an_answer_that_is_not_accepted_is_written_anew(model, warmly):
