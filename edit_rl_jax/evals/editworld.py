@@ -49,7 +49,7 @@ def run(
     drawn = dataset.pairs(split, pairs, seed, resolution)
     figures, judged = evaluate(reward, drawn, untrained=before, controls=controls, seed=seed)
     about = {"benchmark": "editworld", "split": split, "seed": seed, "model": str(model), "passes": passes}
-    figures = about | dict(modes or {}) | figures
+    figures = about | ({"settings": dict(modes)} if modes else {}) | figures
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
