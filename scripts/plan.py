@@ -178,7 +178,7 @@ def main(argv=None) -> int:
     except (config_lib.ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    (show_rl if "job" in result else show_scoring if args.job == "score" else show)(result)
+    (show_rl if result.get("job") == "rl" else show_scoring if args.job == "score" else show)(result)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

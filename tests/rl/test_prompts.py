@@ -41,7 +41,7 @@ def test_the_world_asks_what_its_oracle_knows():
 
 def test_lines_of_a_file(tmp_path):
     picture = np.zeros((60, 100, 3), np.uint8)
-    picture[:, 20:80] = (10, 200, 30)
+    picture[:, 16:84] = (10, 200, 30)  # what is kept, and as much more as the filter reaches
     picture[:, 49:51] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
     rows = [
