@@ -202,10 +202,11 @@ def test_editing_is_planned():
     plans = {p["bucket"].split()[0]: p for p in edit_planning.plan(config, mesh, chip, side=84)}
     assert list(plans) == ["encode_text", "encode_images", "sample", "decode"]
     cfg = build.model_config(config).transformer
-    # of the layers alone: each has four square products of attention and three of the feed-forward
+    # of the layers alone: each has four square products of attention, with adapters, and three of the feed-forward
     text, images = edit_planning.TEXT, 9
     tokens, alone = text + 2 * images, text**2 + 2 * images**2
-    per_token = 2 * (4 * cfg.hidden_size**2 + 3 * cfg.hidden_size * cfg.ffn_size)
+    attended = 4 * (cfg.hidden_size**2 + 2 * cfg.hidden_size * config.model.lora.rank)
+    per_token = 2 * (attended + 3 * cfg.hidden_size * cfg.ffn_size)
     linear = per_token * (cfg.num_layers + cfg.num_refiner_layers) * tokens
     attention = 4 * cfg.hidden_size * (cfg.num_layers * tokens**2 + cfg.num_refiner_layers * alone)
     assert plans["sample"]["flops"]["executed"] == pytest.approx(4 * 112 * (linear + attention), rel=0.05)
