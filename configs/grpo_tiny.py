@@ -37,7 +37,7 @@ def get_config():
     c.rl.group = 16
     c.rl.updates = 3
     c.rl.size = (84, 84)
-    c.rl.text = 32
+    c.rl.text = 28
     c.rl.steps = 8
     c.rl.schedule.kind = "linear"
     c.rl.noise.kind = "cps"

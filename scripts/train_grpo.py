@@ -150,8 +150,8 @@ def train(args, overrides, stack) -> int:
                 out.append(m)
         return new, jax.device_get(out)
 
-    def evaluate(step, count):
-        values, images = evaluation.evaluate(built, best(state), frozen, held_out[:count], reward)
+    def evaluate(step, count, weights):
+        values, images = evaluation.evaluate(built, weights, frozen, held_out[:count], reward)
         if lead:
             evaluation.store(folder, step, values, held_out, images, r.report_prompts)
         return evaluation.curve(step, values)
@@ -161,8 +161,9 @@ def train(args, overrides, stack) -> int:
     stack.callback(interruption.restore)
     stack.callback(trace.stop)
     compilations = trainer.count_compilations()
-    if held_out and not done and not (folder / "evaluations" / "000000.json").exists():
-        say("before: %s", trainer.text(evaluate(0, len(held_out))))
+    if held_out and not trainer.agreed((folder / "evaluations" / "000000.json").exists()):
+        say("before: %s", trainer.text(evaluate(0, len(held_out), trainable)))
+    del trainable  # the policy's own copy goes on
     pending = None
     for step in range(done + 1, config.steps + 1):
         trace.before(step)
@@ -192,7 +193,7 @@ def train(args, overrides, stack) -> int:
             writer.write(step, values)
             progress.show(step, values)
         if r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
-            say("step %d, held out: %s", step, trainer.text(evaluate(step, r.eval_during)))
+            say("step %d, held out: %s", step, trainer.text(evaluate(step, r.eval_during, best(state))))
         stop, last = interruption.now(step), step == config.steps
         if stop or last or step % config.checkpoint.every == 0:
             if lead:
@@ -212,7 +213,7 @@ def train(args, overrides, stack) -> int:
     rows = metrics.read(str(folder / "metrics.jsonl"))
     figures = {"steps": config.steps, "train_minutes": round(sum(row["step_s"] for row in rows) / 60, 2)}
     if held_out:
-        say("after: %s", trainer.text(evaluate(config.steps, len(held_out))))
+        say("after: %s", trainer.text(evaluate(config.steps, len(held_out), best(state))))
     if held_out and lead:
         found = evaluation.read(folder)
         figures |= evaluation.compare(found[0], found[config.steps])

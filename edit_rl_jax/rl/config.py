@@ -32,7 +32,7 @@ def default() -> ConfigDict:
     r.overlap = False  # the next rollout runs while this one is scored: its weights are one update behind
 
     r.size = (512, 512)  # pixels of sources and edits: sources are cropped and resized to it
-    r.text = 888  # tokens of an instruction with its chat
+    r.text = 888  # tokens of an instruction with its chat; longer ones are cut
     r.steps = 20
     r.solver = "euler"
     r.schedule = ConfigDict(dict(kind="dynamic", shift=3.0, base_res=320))

@@ -33,8 +33,8 @@ from edit_rl_jax.training import state as st
 from edit_rl_jax.training.config import ConfigError
 
 Batch = dict[str, Any]
-"""What the host gives a rollout: `tokens`, `segments` i32 [P, 2, T] (instruction, negative), `pixels` u8 [P, H, W, 3],
-`layout` {name: [P, branches, ...]}, and of `rl.rollout.Prompts` times, item, prompt, member."""
+"""What the host gives a rollout: `tokens`, `segments` i32 [P, 1 or 2, T] (instruction; with guidance the negative),
+`pixels` u8 [P, H, W, 3], `layout` {name: [P, branches, ...]}; times, item, prompt, member of `rl.rollout.Prompts`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,25 +98,26 @@ class Program:
 def host_batch(
     config: Any, editor: Editor, tokenizer: Any, prompts: Sequence[Prompt], items: Sequence[int], members: int
 ) -> Batch:
-    """See `Program.batch`. Raises ConfigError where an instruction is longer than `rl.text`."""
+    """See `Program.batch`. Text longer than `rl.text` is cut, as in the released pipeline."""
     r, (height, width), count = config.rl, config.rl.size, len(prompts)
-    negative = editor.chat(r.negative, r.negative_system)
-    chats = [c for p in prompts for c in (editor.chat(p.instruction), negative)]
+    n = guidance(config).branches
+    negative = [editor.chat(r.negative, r.negative_system)] * (n > 1)
+    chats = [c for p in prompts for c in (editor.chat(p.instruction), *negative)]
     tokens, segments, wanted = tokenize(tokenizer, chats, r.text)
-    if max(wanted) > r.text:
-        raise ConfigError(f"config key 'rl.text' is {r.text}, an instruction has {max(wanted)} tokens")
-    size, n = (height // editor.multiple, width // editor.multiple), guidance(config).branches
+    wanted = [min(w, r.text) for w in wanted]
+    size = (height // editor.multiple, width // editor.multiple)
     patches = size[0] * size[1]
     bucket = Bucket(r.text, patches, patches)
     # Branches: the instruction; with guidance the negative, with the source (of three) and without.
-    texts = [wanted[::2], *([wanted[1::2]] * (n - 1))]
+    each = 1 + len(negative)
+    texts = [wanted[::each], *([wanted[1::each]] * (n - 1))]
     references = [[size], *([[size]] if n == 3 else []), *([()] if n > 1 else [])]
     index = [editor.layout(t, [ref] * count, [size] * count, bucket) for t, ref in zip(texts, references)]
     cells = height * width // editor.downscale**2
     numbers = np.repeat(np.arange(count, dtype=np.int32), members)
     return {
-        "tokens": tokens.reshape(count, 2, -1),
-        "segments": segments.reshape(count, 2, -1),
+        "tokens": tokens.reshape(count, each, -1),
+        "segments": segments.reshape(count, each, -1),
         "pixels": np.stack([p.source for p in prompts]),
         "layout": jax.tree.map(lambda *a: np.stack(a, 1), *map(dict, index)),
         "times": np.broadcast_to(schedule(config).times(cells), (count, r.steps + 1)).copy(),

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from edit_rl_jax.rl import evaluation, rewards
@@ -60,6 +61,11 @@ def oracle_figures(prompts: Sequence[Prompt], images: Any, count: int) -> dict[s
         mine = [v for v, p in zip(found["oracle_success"], chosen) if p.task == task]
         out[f"oracle_success/{task}"] = float(np.mean(mine))
     return out
+
+
+def agreed(answer: bool) -> bool:
+    """The first process's answer, on every process."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)) if jax.process_count() > 1 else answer)
 
 
 def text(point: dict[str, float]) -> str:
