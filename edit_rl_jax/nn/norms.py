@@ -36,8 +36,14 @@ class GroupNorm(nnx.Module):
         self.groups, self.eps = groups, eps
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        y = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
-        y = y - jnp.mean(y, axis=(1, 2, 4), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + self.eps)
+        y = x.astype(jnp.float32)
+        y = y - self._group_mean(y)
+        y = y * jax.lax.rsqrt(self._group_mean(y * y) + self.eps)
         scale, bias = (p[...].astype(jnp.float32)[None, None, None] for p in (self.scale, self.bias))
-        return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
+        return (y * scale + bias).astype(x.dtype)
+
+    def _group_mean(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
+        """Of each channel's group; channels first, because few channels a group make poor vectors."""
+        mean = jnp.mean(x, axis=(1, 2)).reshape(len(x), self.groups, -1)
+        each = jnp.broadcast_to(jnp.mean(mean, axis=2, keepdims=True), mean.shape)
+        return each.reshape(len(x), 1, 1, -1)

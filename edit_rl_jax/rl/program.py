@@ -200,13 +200,17 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(frozen, f)).velocity(x, time, c)
     method = algorithm(config)
     latent = (height // unit * (width // unit), abstract_editor.channels)
+    cpu = mesh.devices.flat[0].platform == "cpu"
 
     def drawing(sampler: Sampler):
         def draw(t, f, batch, seed, step, start):
             finish = lambda f, final, _: levels(merge(t, f).decode(final, height, width))
             prompts = encode(merge(t, f), batch)
-            rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=finish)
-            return prompts, rollout(t, f, prompts, seed, step, start)
+            rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=None if cpu else finish)
+            drawn = rollout(t, f, prompts, seed, step, start)
+            if cpu:  # where XLA runs convolutions inside a loop several times slower
+                drawn = drawn._replace(finished=jax.vmap(lambda final: finish(f, final, None))(drawn.final))
+            return prompts, drawn
 
         return draw
 

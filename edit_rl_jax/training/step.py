@@ -28,6 +28,9 @@ def make_loss(graphdef: nnx.GraphDef, trainable: nnx.State, frozen: nnx.State, o
 
 def _accumulate(one: Callable[[Batch], tuple[Any, Any]], batches: Batch) -> tuple[Any, Any]:
     """Sums the first result of `one` over the leading axis of `batches`, stacks the second."""
+    if jax.tree.leaves(batches)[0].shape[0] == 1:  # in a loop XLA runs convolutions on CPU 3x slower
+        summed, stacked = one(jax.tree.map(lambda x: x[0], batches))
+        return summed, jax.tree.map(lambda x: x[None], stacked)
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)[0])
 
