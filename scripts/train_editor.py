@@ -10,7 +10,6 @@ The same command resumes by itself from the newest whole checkpoint in the workd
 
 import sys
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.sampling import EditorSampler, Settings
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.evals import editing
@@ -50,7 +49,7 @@ def sampler(done: run.Finished) -> EditorSampler:
     editor = kind.from_folder(folder, lora=done.model if lora else None)
     shapes = editing.buckets(editor.multiple, config.data.resolution)
     settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=64, buckets=shapes)
-    return EditorSampler(editor, load_tokenizer(folder / kind.TOKENIZER), settings)
+    return EditorSampler(editor, kind.tokenizer(folder), settings)
 
 
 if __name__ == "__main__":

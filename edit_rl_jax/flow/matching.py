@@ -53,11 +53,16 @@ def noised(
 
 
 def loss(
-    velocity: Float[Array, "B *latent"], target: Float[Array, "B *latent"], mask: Bool[Array, "B *token"] | None
+    velocity: Float[Array, "B *latent"],
+    target: Float[Array, "B *latent"],
+    mask: Bool[Array, "B *token"] | None,
+    weight: Float[Array, "B *token"] | None = None,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """(sum of squared errors over valid elements, their number) of each row. Rows add up before they divide, so that
-    large images count by their size, as upstream."""
+    """(sum of squared errors over valid elements, each times its token's weight; their number) of each row. Rows add up
+    before they divide, so that large images count by their size, as upstream."""
     square = jnp.square(velocity.astype(jnp.float32) - target)
+    if weight is not None:
+        square = square * expand(weight, square)
     if mask is not None:
         square = jnp.where(expand(mask, square), square, 0.0)
     return jnp.sum(square, tuple(range(1, square.ndim))), elements(target, mask)

@@ -22,7 +22,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,8 @@ def masked_mean(values: Float[Array, "B *latent"], mask: Bool[Array, "B *token"]
     return jnp.sum(jnp.where(expand(mask, values), values, 0.0), axes) / jnp.maximum(count, 1.0)
 
 
-def expand(mask: Bool[Array, "B *token"], like: Float[Array, "B *latent"]) -> Bool[Array, "B ..."]:
-    """A token mask with trailing axes of size 1, to broadcast over the latents."""
+def expand(mask: Shaped[Array, "B *token"], like: Float[Array, "B *latent"]) -> Shaped[Array, "B ..."]:
+    """A token mask, or weights, with trailing axes of size 1, to broadcast over the latents."""
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 

@@ -99,6 +99,7 @@ def default() -> ConfigDict:
     c.flow.drop_text = 1e-4  # probability that the instruction is left out
     c.flow.drop_references = 0.5  # given that, that each reference is, too
     c.flow.sample_latents = True  # of the autoencoder's posterior; else its mean
+    c.flow.changed = 0.0  # added weight of what differs from the first reference
     c.autoencoder = ConfigDict(dict(kl=3e-4))  # weight of the KL divergence, of the objective autoencoder
 
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # -1 = what is left of the devices

@@ -35,18 +35,20 @@ def pixels(images: UInt8[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]
 @dataclasses.dataclass(frozen=True)
 class FlowMatching:
     """times: how t is drawn. drop_text: probability that the instruction is left out; drop_references: given that, that
-    each reference is too. sample: latents are drawn from the autoencoder's posterior. seed: the run's."""
+    each reference is too. sample: latents are drawn from the autoencoder's posterior. changed: added weight of a token
+    that differs from the first reference's (by its mean squared difference, at most 1). seed: the run's."""
 
     times: Times = Times()
     drop_text: float = 1e-4
     drop_references: float = 0.5
     sample: bool = True
+    changed: float = 0.0
     seed: int = 0
 
     @classmethod
     def configured(cls, config: Any) -> FlowMatching:
         f = config.flow
-        return cls(Times(f.times, f.shift), f.drop_text, f.drop_references, f.sample_latents, config.seed)
+        return cls(Times(f.times, f.shift), f.drop_text, f.drop_references, f.sample_latents, f.changed, config.seed)
 
     def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
         """The edit; what is dropped and its random numbers depend on `seed` alone."""
@@ -73,5 +75,10 @@ class FlowMatching:
         own = keys(batch["seed"], jnp.zeros_like(batch["seed"]))
         t = self.times.draw(own, jnp.sum(mask, axis=1))
         x, target = matching.noised(data, t, own)
-        squares, counts = matching.loss(model.velocity(x, t, condition), target, mask)
+        weight = None
+        if R and self.changed:
+            there = batch["reference_segments"][:, : data.shape[1]] == 1
+            differs = jnp.minimum(jnp.mean(jnp.square(data - latents[:, 1]), axis=-1), 1.0)
+            weight = 1 + self.changed * jnp.where(there, differs, 0.0)
+        squares, counts = matching.loss(model.velocity(x, t, condition), target, mask, weight)
         return jnp.sum(squares), jnp.sum(counts), {"rows": (squares, counts)}

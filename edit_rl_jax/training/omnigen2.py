@@ -140,10 +140,11 @@ def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revis
         parts = ("transformer", "mllm") if m.train_text else ("transformer",)
         out = weights.save(state, program.model_config, folder, files_from=base, parts=parts, dtype=dtype)
     else:
-        whole = {**nnx.to_flat_state(state)} | {**nnx.to_flat_state(st.unflatten(program.frozen_state, frozen))}
+        both = (state, st.unflatten(program.frozen_state, frozen))
+        whole = [pair for part in both for pair in nnx.to_flat_state(part)]
         shift = {"dynamic_time_shift": config.flow.shift != "none"}
         out = weights.save(
-            nnx.from_flat_state(whole.items()), program.model_config, folder, dtype=m.save_dtype, scheduler=shift
+            nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift
         )
     if jax.process_index() == 0:
         if m.trainable == "full":

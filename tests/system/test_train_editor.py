@@ -7,8 +7,11 @@ import pytest
 from flax import nnx
 
 from edit_rl_jax.editors.omnigen2 import weights
+from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.nn.weights import flatten
+from edit_rl_jax.training import omnigen2
 from tests.system import resume
+from tests.training import micro_editor
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,17 @@ def test_a_run_says_what_it_did(folder):
     rows = [json.loads(line) for line in (folder / "straight" / "metrics.jsonl").read_text().splitlines()]
     assert {r["answers"] for r in rows} <= {7.0, 8.0} | set(range(1, 9)) and all(r["bad_steps"] == 0 for r in rows)
     assert "validation_loss" in rows[-1] and (folder / "straight" / "report.html").exists()
+
+
+def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
+    """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored."""
+    size, vae = 24, folder / "base" / "vae"
+    changes = {"model.init_from": "", "model.config": omnigen2.to_json(micro_editor.configs()), "model.vae": vae}
+    changes |= {"model.tokenizer": "editworld", "data.resolution": size, "data.buckets": f"((32, 1, {size}, {size}),)"}
+    run = tmp_path / "run"
+    resume.finish(folder, run, tmp_path / "log", **changes, **{"steps": 1, "eval.prompts": 8, "eval.sample_steps": 2})
+    figures = json.loads((run / "eval.json").read_text())
+    assert figures["n"] == 8 and figures["success_rate"] == 0.0 and (run / "samples.png").exists()
+    exported, given = (autoencoder.from_folder(x) for x in (run / "model" / "vae", vae))
+    for a, b in zip(*(flatten(nnx.state(m))[1] for m in (exported, given))):
+        np.testing.assert_array_equal(a.get_value(), b.get_value())

@@ -108,6 +108,18 @@ def test_the_loss_in_closed_form():
     assert metrics["rows"][1].tolist() == [numbers] * 3 + [0, 0] and float(weight) == 3 * numbers
 
 
+def test_what_changed_weighs_more():
+    """1 + 4 x the squared difference to the reference, at most 5; 1 where there is no reference."""
+    plain, weighted = (FlowMatching(sample=False, changed=w) for w in (0.0, 4.0))
+    editor, rows = toy_rows(edits([0, 20, 55]), 4)
+    before, after = (np.asarray(x.loss(editor, rows)[2]["rows"][0]) for x in (plain, weighted))
+    wanted = before * (1 + 4 * np.array([0, 20 / 127.5, 55 / 127.5, 0]) ** 2)
+    np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
+    bare = rows | {"reference_segments": jnp.zeros_like(rows["reference_segments"])}
+    same = (np.asarray(x.loss(editor, bare)[2]["rows"][0]) for x in (plain, weighted))
+    np.testing.assert_array_equal(*same)
+
+
 def test_an_edit_has_the_same_loss_in_any_company():
     objective = FlowMatching(sample=False)
     alone = objective.loss(*toy_rows(edits([9, 30])[1:], 1))[2]["rows"][0][0]
@@ -132,7 +144,7 @@ def test_padding_reaches_no_loss():
         grad = jax.jit(jax.value_and_grad(p.loss, has_aux=True))
         (a, (n, _)), ga = grad(weights[0], weights[2], first)
         (b, _), gb = grad(weights[0], weights[2], other)
-    assert float(n) == 3 * 16 * 8
+    assert float(n) == 3 * 16 * micro_editor.configs().transformer.token_dim
     assert float(a) == float(b)
     jax.tree.map(np.testing.assert_array_equal, ga, gb)
 
