@@ -47,7 +47,7 @@ def get_config():
     # 3e-4 at 432 latent elements; the ratio's spread goes with 1 / sqrt(elements)
     c.rl.loss.clip = (2.5e-5, 2.5e-5)
     c.rl.loss.clip_elements = 65_536
-    c.rl.judge.max_new_tokens = 128
+    c.rl.judge.max_new_tokens = 208
     c.rl.judge.rows = 128
     c.rl.oracle_samples = 12
     c.rl.eval_prompts = 512

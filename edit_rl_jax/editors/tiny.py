@@ -27,7 +27,7 @@ from edit_rl_jax.editworld.scene import rng as world_rng
 from edit_rl_jax.qwen2_5_vl.config import Config
 
 VAE = VAEConfig(
-    latent_channels=2,
+    latent_channels=3,
     block_out_channels=(8, 16, 32),
     layers_per_block=1,
     norm_num_groups=4,
@@ -39,14 +39,14 @@ VAE = VAEConfig(
 TRANSFORMER = OmniGen2Config(
     patch_size=7,
     in_channels=VAE.latent_channels,
-    hidden_size=160,
+    hidden_size=176,
     num_layers=4,
     num_refiner_layers=1,
     num_attention_heads=4,
     num_kv_heads=4,
     multiple_of=32,
-    ffn_dim_multiplier=0.75,
-    axes_dim_rope=(16, 12, 12),
+    ffn_dim_multiplier=0.5,
+    axes_dim_rope=(16, 14, 14),
     axes_lens=(512, 64, 64),
     text_feat_dim=128,
 )
