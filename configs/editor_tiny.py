@@ -4,7 +4,9 @@ autoencoder.
     python scripts/train_editor.py --config configs/editor_tiny.py --workdir runs/editor_tiny \\
         --config.model.vae=runs/vae_tiny/model
 
-Hardware: two CPU cores; a step takes 1.3 core-seconds. Not yet run to its end: the steps are a guess.
+Hardware: two CPU cores, half an hour at 0.42 s a step. The one run so far ended at step 3,400, where the oracle
+called 0.055 of 512 edits a success (of backgrounds 0.375): it had learnt what to do and not where. Not enough to start
+RL from.
 """
 
 from edit_rl_jax.editors import tiny
@@ -29,7 +31,7 @@ def get_config():
     c.data.size = 1_000_000
     c.data.shuffle = False  # the world is random by index
     c.data.validation_size = 256
-    c.data.buckets = ((16, 1, 84, 84), (32, 1, 84, 84))
+    c.data.buckets = ((16, 1, 84, 84), (36, 1, 84, 84))  # of 110,000 instructions one has 33 tokens
     c.data.workers = 1
     c.flow.times = "uniform"
     c.flow.shift = "none"
