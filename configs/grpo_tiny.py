@@ -5,7 +5,8 @@
 The reward is the reward model that `train_rm.py --config configs/rm_tiny.py` leaves in runs/demo/model; the oracle with
 --config.rl.rewards="(('oracle',1.0),)".
 With a LoRA instead of all weights of the transformer: --config.model.trainable=lora --config.optim.lr=1e-3.
-Hardware: two CPU cores, at most 20 minutes. To expect: eval.json, oracle_success_gain_ci95 above 0.
+The package does not carry assets/tiny_editor yet: say --config.model.init_from=runs/editor_tiny/model.
+Hardware: two CPU cores, meant for at most 20 minutes. Its gain (eval.json, oracle_success_gain_ci95) is not measured.
 """
 
 from pathlib import Path
