@@ -1,9 +1,11 @@
-"""The tiny editor's autoencoder, from scratch on EditWorld: 84 x 84 pixels to 21 x 21 latents.
+"""The tiny editor's autoencoder, from scratch on EditWorld: 84 x 84 pixels to 21 x 21 latents, then to 3 x 3 patches of
+48 numbers (fitted at the end, by principal components).
 
     python scripts/train_editor.py --config configs/vae_tiny.py --workdir runs/vae_tiny
 
 The result, runs/vae_tiny/model, is where configs/editor_tiny.py starts.
-Hardware: two CPU cores, 4 to 5 minutes. To expect: 0.98 of right edits survive it (eval.json).
+Hardware: two CPU cores, 4 to 5 minutes. To expect: 0.95 of right edits survive it (eval.json), 0.98 without
+the patches.
 """
 
 import json

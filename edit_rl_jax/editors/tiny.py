@@ -1,6 +1,6 @@
 """The tiny editor of EditWorld: an OmniGen2 and an autoencoder small enough for two CPU cores, and its tokenizer.
 
-A scene of 84 pixels is 21 x 21 latents and 3 x 3 tokens: one a cell.
+A scene of 84 pixels is 21 x 21 latents of the autoencoder, as 3 x 3 patches of fewer numbers: one a cell and a token.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ VAE = VAEConfig(
     shift_factor=0.0,
     sample_size=84,
     mid_block_add_attention=False,
+    patch=7,
+    patch_channels=48,
 )
 TRANSFORMER = OmniGen2Config(
-    patch_size=7,
-    in_channels=VAE.latent_channels,
+    patch_size=1,
+    in_channels=VAE.channels,
     hidden_size=176,
     num_layers=4,
     num_refiner_layers=1,
@@ -49,16 +51,19 @@ TRANSFORMER = OmniGen2Config(
     axes_dim_rope=(16, 14, 14),
     axes_lens=(512, 64, 64),
     text_feat_dim=128,
+    timestep_scale=10.0,  # of 1000 most of the embedding is noise to a network that learns for minutes
 )
 
 
 @functools.cache
 def tokenizer() -> tokenizers.Tokenizer:
-    """The world's tokenizer on its instructions. The turns that every chat shares are an entry each: on a CPU the
-    length of the text is most of the cost. Deterministic, trained in a second."""
+    """The world's tokenizer on its instructions. The three parts of the turns that every chat shares are an entry
+    each: on a CPU the length of the text is most of the cost, but they are also what stands where the three rows and
+    columns of cells do (see `omnigen2.layout`), for the network to tell them by. Deterministic, trained in a second."""
     texts = [random_edit(world_rng("corpus", s, i), s).instruction for s in SPLITS for i in range(1200)]
     found = world.train(f"user\n{t}" for t in texts)
-    heads = [prompts.chat("", system).removesuffix("<|im_end|>\n") for system in (prompts.EDIT, prompts.DROPPED)]
+    turns = (f"{system}<|im_end|>\n" for system in (prompts.EDIT, prompts.DROPPED))
+    heads = ["<|im_start|>system\n", "<|im_start|>user\n", *turns]
     found.add_special_tokens([tokenizers.AddedToken(h, special=True, normalized=False) for h in heads])
     return found
 

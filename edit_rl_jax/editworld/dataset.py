@@ -133,11 +133,22 @@ class EditRecords:
 class RightEdits:
     """Random access to `size` right edits, each a function of (split, seed, index) alone: what an editor learns from.
 
-    Where several results are right, it is one of them at random.
+    Where several results are right, it is one of them at random. terse: share of instructions that are
+    `language.terse`; first: so many items, from the beginning, are all of them.
     """
 
-    def __init__(self, split: str, size: int, seed: int = 0, resolution: int = NATIVE, tasks: tuple[str, ...] = TASKS):
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        seed: int = 0,
+        resolution: int = NATIVE,
+        tasks: tuple[str, ...] = TASKS,
+        terse: float = 0.0,
+        first: int = 0,
+    ):
         self.split, self.size, self.seed, self.resolution, self.tasks = split, size, seed, resolution, tasks
+        self.terse, self.first = terse, first
 
     def __len__(self) -> int:
         return self.size
@@ -153,7 +164,9 @@ class RightEdits:
         edit = self.edit(index)
         result = choice(rng("right result", self.split, self.seed, index), edit.targets).scene
         images = [render(scene, self.resolution) for scene in (edit.source, result)]
-        return EditExample(edit.instruction, (images[0],), images[1], f"{self.split}/{self.seed}/{index}")
+        terse = index < self.first or rng("terse", self.split, self.seed, index).random() < self.terse
+        text = language.terse(edit.ops) if terse else edit.instruction
+        return EditExample(text, (images[0],), images[1], f"{self.split}/{self.seed}/{index}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,6 +147,19 @@ def instruction(gen: np.random.Generator, source: Scene, ops: tuple) -> tuple[st
     return f"please {text}" if gen.random() < 0.1 else text, references
 
 
+def terse(ops: tuple) -> str:
+    """The changes in as few words as there are, objects by their cells: `colour south orange , add big red dotted ring
+    middle row`. An editor learns these many times sooner than sentences, and sentences sooner after them."""
+
+    def one(op) -> str:
+        new = op.obj if op.task in ("add", "replace") else op.value
+        place = [op.place or "anywhere"] if op.task in ("add", "move") else []
+        cell = [] if op.cell is None else [CELLS[op.cell]]
+        return " ".join([op.task, *cell, *([] if new is None else [str(new)]), *place])
+
+    return " , ".join(map(one, ops))
+
+
 ASKED = ("asked", "also")  # the first and the second change
 
 

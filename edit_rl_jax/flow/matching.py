@@ -18,22 +18,32 @@ class Times:
     Attributes:
       kind: "lognormal" (the sigmoid of a standard normal number) or "uniform".
       shift: "none"; "linear": m = exp(mu), mu linear in the image's tokens from 0.5 at 256 to 1.15 at 4,096, OmniGen2's
-        fine-tuning; "sqrt": m = sqrt(tokens) / 20, which is the "dynamic" schedule of sampling at base_res 320.
+        fine-tuning; "sqrt": m = sqrt(tokens) / 20, which is the "dynamic" schedule of sampling at base_res 320; or m
+        itself, a positive number in text. The larger m, the more noise.
+
+    Raises ValueError for anything else.
     """
 
     kind: str = "lognormal"
     shift: str = "linear"
 
     def __post_init__(self):
-        if self.kind not in ("lognormal", "uniform") or self.shift not in ("none", "linear", "sqrt"):
+        if self.kind not in ("lognormal", "uniform") or not (self.shift in ("none", "linear", "sqrt") or self._m > 0):
             raise ValueError(f"impossible training times: {self}")
+
+    @property
+    def _m(self) -> float:
+        try:
+            return float(self.shift)
+        except ValueError:
+            return 0.0
 
     def factor(self, tokens: Int[Array, " B"]) -> Float[Array, " B"]:
         """m of `schedules.shift_times` for images of that many tokens (latent cells / 4)."""
         tokens = tokens.astype(jnp.float32)
         if self.shift == "linear":
             return jnp.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
-        return jnp.sqrt(tokens) / 20 if self.shift == "sqrt" else jnp.ones_like(tokens)
+        return jnp.sqrt(tokens) / 20 if self.shift == "sqrt" else jnp.full_like(tokens, self._m or 1.0)
 
     def draw(self, keys: Key[Array, " B"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
         """Times in (0, 1), one for each key; tokens: of each row's image."""

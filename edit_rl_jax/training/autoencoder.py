@@ -15,16 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from edit_rl_jax.data.edit_rows import Bucket, EditRows
+from edit_rl_jax.data.edit_rows import Bucket, EditRows, cover
 from edit_rl_jax.data.example import EditExample
+from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, VAEConfig
 from edit_rl_jax.flow import random
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.weights import local_folder
+from edit_rl_jax.training import data as data_lib
 from edit_rl_jax.training import export as cards
 from edit_rl_jax.training import state as st
 from edit_rl_jax.training.config import ConfigError
@@ -58,8 +61,7 @@ class Reconstruction:
         keys = random.item_keys(self.seed, random.Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
         mean, log_variance = model.moments(images)
         z = mean + jnp.exp(0.5 * log_variance) * random.normal(keys, mean.shape[1:])
-        cfg = model.cfg
-        decoded = model.decode((z - cfg.shift_factor) * cfg.scaling_factor)
+        decoded = model.decode_plain(z)
         each = lambda x: jnp.where(real, jnp.mean(x, axis=(1, 2, 3)), 0.0)
         error = each((decoded - images) ** 2)
         kl = each(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance))
@@ -105,16 +107,39 @@ def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if base is None:
         return program.init(jax.random.key(program.config.seed))
-    return st.flatten(weights.load(base, program.with_shardings("trainable"), NAMING)), {}
+    frozen = program.with_shardings("frozen")
+    given = st.flatten(weights.load(base, program.with_shardings("trainable"), NAMING))
+    return given, st.flatten(weights.load(base, frozen, NAMING)) if st.flatten(frozen) else {}
+
+
+def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32) -> None:
+    """Sets `model.patches` by the latents of that many training images."""
+    config, found = program.config, []
+    source, objective = data_lib.source(config, "train"), Reconstruction.configured(config)
+    size = config.data.buckets[0][2:]
+    picture = lambda i: cover(decode_image(objective.to_examples(source[i], i)[0].target), *size)
+    graphdef, state = nnx.split(model)
+    cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(pixels(x))[0])))
+    for i in range(0, min(examples, len(source)) // rows * rows, rows):
+        found.append(np.asarray(cut(state, np.stack([picture(k) for k in range(i, i + rows)]))))
+    patches = np.concatenate(found).astype(np.float64)
+    values = type(model.patches).fit(patches.reshape(-1, patches.shape[-1]), model.cfg.patch_channels)
+    for path, variable in nnx.to_flat_state(nnx.state(model.patches)):
+        variable.set_value(jnp.asarray(values[".".join(path)], variable.dtype))
 
 
 def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
-    """diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was one."""
+    """diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was one; then
+    patches are fitted, if the config has them."""
     cfg = program.model_config
     if "validation_latent_mean" in facts:
         mean, square = facts["validation_latent_mean"], facts["validation_latent_square"]
         cfg = dataclasses.replace(cfg, shift_factor=mean, scaling_factor=1 / math.sqrt(square - mean**2))
-    state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(program.config.model.save_dtype)
+    model, dtype = Autoencoder(cfg, rngs=nnx.Rngs(0)), jnp.dtype(program.config.model.save_dtype)
+    nnx.update(model, st.unflatten(program.trainable_state, trainable))
+    if cfg.patch_channels:
+        fit_patches(program, model)
+    state = nnx.state(model)
     weights.save(state, cfg.to_hf(), folder, NAMING, dtype=dtype)
     if jax.process_index() == 0:
         (folder / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))

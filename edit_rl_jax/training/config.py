@@ -95,7 +95,7 @@ def default() -> ConfigDict:
 
     c.flow = ConfigDict()  # of the objective flow_matching
     c.flow.times = "lognormal"  # lognormal | uniform
-    c.flow.shift = "linear"  # none | linear | sqrt: see flow.matching.Times
+    c.flow.shift = "linear"  # none | linear | sqrt | a number: see flow.matching.Times
     c.flow.drop_text = 1e-4  # probability that the instruction is left out
     c.flow.drop_references = 0.5  # given that, that each reference is, too
     c.flow.sample_latents = True  # of the autoencoder's posterior; else its mean
@@ -260,7 +260,6 @@ def check(config: ConfigDict) -> None:
         "model.remat": ("nothing_saveable", "dots", "everything_saveable", "none"),
         "model.attention": ("", "xla", "cudnn", "splash", "splash_interpret"),
         "flow.times": ("lognormal", "uniform"),
-        "flow.shift": ("none", "linear", "sqrt"),
     }
     flat = dict(flatten(config))
     for key, allowed in choices.items():

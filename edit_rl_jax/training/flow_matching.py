@@ -16,6 +16,7 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.flow import matching, random
 from edit_rl_jax.flow.matching import Times
+from edit_rl_jax.training.config import ConfigError
 
 OWN = ("target", "references", "tokens", "seed")  # the rest of a batch is the editor's condition
 
@@ -48,7 +49,11 @@ class FlowMatching:
     @classmethod
     def configured(cls, config: Any) -> FlowMatching:
         f = config.flow
-        return cls(Times(f.times, f.shift), f.drop_text, f.drop_references, f.sample_latents, f.changed, config.seed)
+        try:
+            times = Times(f.times, f.shift)
+        except ValueError as e:
+            raise ConfigError(f"config key 'flow.shift': {e}") from None
+        return cls(times, f.drop_text, f.drop_references, f.sample_latents, f.changed, config.seed)
 
     def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
         """The edit; what is dropped and its random numbers depend on `seed` alone."""

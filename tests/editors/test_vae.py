@@ -1,5 +1,6 @@
 """The autoencoder against diffusers' AutoencoderKL: random weights of the real layout, through the real loader."""
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, VAEConfig
 from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.nn import weights
+from edit_rl_jax.nn.params import Init
 from tests.parity.ladder import LAYER, NETWORK, error, jit
 from tests.parity.tiny import randomise
 
@@ -141,6 +143,45 @@ def test_diffusers_reads_what_we_save(tmp_path):
     assert not any(info.values()), info
     for name, value in again.state_dict().items():
         assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_patches_keep_what_varies_most():
+    """Components of known size: all kept, patches come back; fewer, the residual is what the rest varies by."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    spread = 2.0 ** -np.arange(12)
+    patches = rng.normal(size=(4000, 12)) * spread @ basis.T + 0.5
+    cfg = dataclasses.replace(CONFIGS["small"], latent_channels=3, patch=2, patch_channels=5)
+    assert (cfg.downscale, cfg.channels) == (4, 5)
+    model = autoencoder.Patches(cfg, rngs=nnx.Rngs(0), init=Init())
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        variable.set_value(jnp.asarray(autoencoder.Patches.fit(patches, 5)[".".join(path)]))
+    images = jnp.asarray(patches.reshape(1000, 2, 2, 2, 2, 3).swapaxes(2, 3).reshape(1000, 4, 4, 3), jnp.float32)
+    np.testing.assert_allclose(model.cut(images).reshape(-1, 12), patches, atol=1e-6)
+    latents = np.asarray(model.encode(images)).reshape(-1, 5)
+    np.testing.assert_allclose(latents.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.square(latents).mean(), 1, rtol=1e-3)
+    # the wider of two components stays the wider, by the root of the ratio
+    np.testing.assert_allclose(latents.std(0), np.sqrt(spread[:5]) * latents[:, 0].std(), rtol=0.05)
+    lost = np.square(np.asarray(model.decode(model.encode(images))) - images).mean()
+    np.testing.assert_allclose(lost, np.square(spread[5:]).sum() / 12, rtol=0.1)
+
+
+def test_patches_are_saved_and_are_the_latents(tmp_path):
+    cfg = dataclasses.replace(CONFIGS["small"], patch=4, patch_channels=7)
+    ours = Autoencoder(cfg, rngs=nnx.Rngs(0))
+    weights.save(nnx.state(ours), cfg.to_hf(), tmp_path, NAMING)
+    again, x = autoencoder.from_folder(tmp_path), jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    latents = again.encode(x)
+    assert again.cfg == cfg and latents.shape == (2, 2, 3, 7)
+    np.testing.assert_array_equal(latents, ours.encode(x))
+    mean = ours.scaled(ours.moments(x)[0])
+    np.testing.assert_array_equal(latents, ours.patches.encode(mean))
+    expected = ours.patches.decode(latents) / cfg.scaling_factor + cfg.shift_factor
+    np.testing.assert_array_equal(again.decode(latents), ours.decode_plain(expected))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        ours.encode(x[:, :12])
+    assert not {"patch", "patch_channels"} & FLUX.to_hf().keys()
 
 
 def test_the_released_shapes():

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from edit_rl_jax.data.records import check_record
-from edit_rl_jax.editworld import dataset, oracle
+from edit_rl_jax.editworld import dataset, language, oracle
 from edit_rl_jax.editworld.edits import KINDS, TASKS
+from edit_rl_jax.editworld.scene import CELLS
 
 
 def test_random_access():
@@ -61,3 +62,19 @@ def test_pairs_are_drawn_equally():
         assert p.worse.meta["kind"] == p.kind and p.worse.meta["third"] == p.third
     right = sum(p.better.meta["kind"] == "correct" for p in pairs)
     assert 0.4 * len(pairs) < right < 0.8 * len(pairs)
+
+
+def test_right_edits_in_few_words():
+    """Terse items are the same edits; what they say names every changed cell and every new thing."""
+    options = {}, {"first": 400}, {"terse": 0.3, "first": 50}
+    plain, terse, mixed = (dataset.RightEdits("train", 400, seed=3, **o) for o in options)
+    for i in range(0, 400, 4):
+        a, b, edit = plain[i], terse[i], plain.edit(i)
+        np.testing.assert_array_equal(a.target, b.target)
+        assert a.instruction == edit.instruction != b.instruction == language.terse(edit.ops)
+        for op, text in zip(edit.ops, b.instruction.split(" , "), strict=True):
+            words = text.split()
+            assert words[0] == op.task and (op.cell is None or words[1] == CELLS[op.cell])
+            assert op.place in text and str(op.obj if op.task in ("add", "replace") else op.value or "") in text
+    said = [mixed[i].instruction == terse[i].instruction for i in range(400)]
+    assert all(said[:50]) and 0.2 < np.mean(said[50:]) < 0.4

@@ -37,6 +37,8 @@ def test_drawn_times():
     # shifting by m moves the logit by -log m
     np.testing.assert_allclose(shifted - plain, -(0.5 + 0.65 * (1024 - 256) / (4096 - 256)), atol=1e-4)
     np.testing.assert_allclose(np.quantile(draw("uniform", "none"), [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.03)
+    # t / (m - m t + t) at the quartiles
+    np.testing.assert_allclose(np.quantile(draw("uniform", "6"), [0.25, 0.5, 0.75]), [1 / 19, 1 / 7, 1 / 3], atol=0.03)
 
 
 def test_noised_data_and_loss():
@@ -54,3 +56,6 @@ def test_noised_data_and_loss():
     assert total.tolist() == [5, 10] and count.tolist() == [2, 4]
     with pytest.raises(ValueError, match="impossible"):
         matching.Times("normal")
+    for shift in ("sideways", "0", "-2", "nan"):
+        with pytest.raises(ValueError, match="impossible"):
+            matching.Times("uniform", shift)

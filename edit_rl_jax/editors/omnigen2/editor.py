@@ -34,8 +34,8 @@ class Configs:
                 f"the language model's hidden_size {self.mllm.text.hidden_size} is not the transformer's text_feat_dim "
                 f"{self.transformer.text_feat_dim}"
             )
-        if self.vae.latent_channels != self.transformer.in_channels:
-            raise ValueError(f"latents have {self.vae.latent_channels} channels, not {self.transformer.in_channels}")
+        if self.vae.channels != self.transformer.in_channels:
+            raise ValueError(f"latents have {self.vae.channels} channels, not {self.transformer.in_channels}")
 
     @property
     def multiple(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
@@ -29,7 +30,10 @@ EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Sizes; defaults are FLUX.1's. Hashable, static under jit."""
+    """Sizes; defaults are FLUX.1's. Hashable, static under jit.
+
+    patch, patch_channels: not diffusers'; where set, patch x patch latents become one of so many channels (`Patches`).
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -43,11 +47,18 @@ class VAEConfig:
     use_quant_conv: bool = False
     use_post_quant_conv: bool = False
     mid_block_add_attention: bool = True
+    patch: int = 1
+    patch_channels: int = 0
 
     @property
     def downscale(self) -> int:
         """Pixels a latent."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 2 ** (len(self.block_out_channels) - 1) * self.patch
+
+    @property
+    def channels(self) -> int:
+        """Of the latents that `Autoencoder.encode` gives."""
+        return self.patch_channels or self.latent_channels
 
     @classmethod
     def from_hf(cls, source: Any) -> VAEConfig:
@@ -69,7 +80,9 @@ class VAEConfig:
         """The config.json that diffusers reads."""
         n = len(self.block_out_channels)
         kinds = {"down_block_types": ["DownEncoderBlock2D"] * n, "up_block_types": ["UpDecoderBlock2D"] * n}
-        return {"_class_name": "AutoencoderKL", "act_fn": "silu", **kinds, **dataclasses.asdict(self)}
+        found = {"_class_name": "AutoencoderKL", "act_fn": "silu", **kinds, **dataclasses.asdict(self)}
+        own = () if self.patch_channels else ("patch", "patch_channels")
+        return {k: v for k, v in found.items() if k not in own}
 
 
 class Resnet(nnx.Module):
@@ -194,6 +207,47 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
+class Patches(nnx.Module):
+    """patch x patch latents as one of fewer channels, linearly: their principal components, each divided by the square
+    root of its standard deviation.
+
+    Neighbouring latents are much alike. A small network learns edits many times faster where its tokens do not say
+    everything over and over, and where detail is not as small beside the noise.
+    """
+
+    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, init: Init):
+        whole = cfg.patch**2 * cfg.latent_channels
+        linear = lambda n, m: Linear(n, m, (None, None), rngs=rngs, init=init, bias=True)
+        self.down, self.up = linear(whole, cfg.patch_channels), linear(cfg.patch_channels, whole)
+        self.size = cfg.patch
+
+    def cut(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W D"]:
+        """Patches as they are, D = patch^2 C."""
+        B, h, w, C = z.shape
+        p = self.size
+        return z.reshape(B, h // p, p, w // p, p, C).swapaxes(2, 3).reshape(B, h // p, w // p, -1)
+
+    def encode(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W K"]:
+        return self.down(self.cut(z))
+
+    def decode(self, y: Float[Array, "B H W K"]) -> Float[Array, "B h w C"]:
+        B, H, W, _ = y.shape
+        p = self.size
+        z = self.up(y).reshape(B, H, W, p, p, -1).swapaxes(2, 3)
+        return z.reshape(B, H * p, W * p, -1)
+
+    @staticmethod
+    def fit(patches: Float[np.ndarray, "n D"], channels: int) -> dict[str, Float[np.ndarray, ...]]:
+        """Weights "down.kernel", "down.bias", "up.kernel" and "up.bias" from many patches; latents get variance 1."""
+        mean = patches.mean(0)
+        variance, basis = np.linalg.eigh(np.cov(patches - mean, rowvar=False))
+        spread = np.sqrt(np.maximum(variance[::-1][:channels], 1e-12))  # of the components, the widest first
+        down = basis[:, ::-1][:, :channels] / np.sqrt(spread * spread.mean())
+        up = (basis[:, ::-1][:, :channels] * np.sqrt(spread * spread.mean())).T
+        found = {"down.kernel": down, "down.bias": -mean @ down, "up.kernel": up, "up.bias": mean}
+        return {k: v.astype(np.float32) for k, v in found.items()}
+
+
 class Autoencoder(nnx.Module):
     """AutoencoderKL. trainable: "none" (all Frozen in `dtype`) or "full" (Trainable fp32); dtype: of activations."""
 
@@ -204,6 +258,7 @@ class Autoencoder(nnx.Module):
         self.encoder, self.decoder = Encoder(cfg, rngs=rngs, init=init), Decoder(cfg, rngs=rngs, init=init)
         self.quant_conv = Conv(2 * L, 2 * L, 1, rngs=rngs, init=init) if cfg.use_quant_conv else None
         self.post_quant_conv = Conv(L, L, 1, rngs=rngs, init=init) if cfg.use_post_quant_conv else None
+        self.patches = Patches(cfg, rngs=rngs, init=Init(init.dtype)) if cfg.patch_channels else None
         self.cfg, self.dtype = cfg, init.dtype
 
     def moments(self, pixels: Float[Array, "B H W c"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
@@ -222,11 +277,22 @@ class Autoencoder(nnx.Module):
         if keys is not None:
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
             mean = mean + jnp.exp(0.5 * log_variance) * noise
-        return (mean - self.cfg.shift_factor) * self.cfg.scaling_factor
+        z = self.scaled(mean)
+        return z if self.patches is None else self.patches.encode(z).astype(jnp.float32)
+
+    def scaled(self, z: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        """The posterior's latents shifted and scaled."""
+        return (z - self.cfg.shift_factor) * self.cfg.scaling_factor
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
         """Pixels in fp32, about [-1, 1], not clipped."""
-        z = (latents / self.cfg.scaling_factor + self.cfg.shift_factor).astype(self.dtype)
+        latents = latents if self.patches is None else self.patches.decode(latents)
+        z = latents / self.cfg.scaling_factor + self.cfg.shift_factor
+        return self.decode_plain(z)
+
+    def decode_plain(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
+        """As `decode`, of latents of the posterior as it is, not shifted, scaled or made patches."""
+        z = z.astype(self.dtype)
         z = z if self.post_quant_conv is None else self.post_quant_conv(z)
         return self.decoder(z).astype(jnp.float32)
 
