@@ -6,8 +6,8 @@ autoencoder.
 
 The first instructions name cells and nothing else ("remove south"); what they teach, sentences then need not.
 Hardware: two CPU cores, about 0.76 s a step. This recipe has not been run to its end. One with sentences alone was
-stopped at step 1,172 of 2,200; at step 1,000 the oracle called 0.062 (0.031 to 0.099) of 192 edits a success. Not enough
-to start RL from.
+stopped at step 1,172 of 2,200; at step 1,000 the oracle called 0.062 (0.031 to 0.099) of 192 edits a success. Not
+enough to start RL from.
 """
 
 from edit_rl_jax.editors import tiny
