@@ -31,8 +31,9 @@ def get_config():
     c.data.train = "editworld_edits"
     c.data.size = 1_000_000
     c.data.shuffle = False  # the world is random by index
-    c.data.options.first = 32_000  # items that are terse, the first 500 steps
-    c.data.options.terse = 0.3
+    with c.unlocked():
+        c.data.options.first = 32_000  # items that are terse, the first 500 steps
+        c.data.options.terse = 0.3
     c.data.validation_size = 256
     c.data.buckets = ((18, 1, 84, 84), (36, 1, 84, 84))  # of 110,000 instructions one has 35 tokens
     c.data.workers = 1

@@ -51,7 +51,10 @@ def test_sharded_equals_unsharded(folder):
     def run(mesh, given=None):
         p, state, frozen, _, batch = built(folder, mesh, rl__guidance=GUIDED, rows=8, rl__updates=1, rl__group=4)
         rng = np.random.default_rng(0)
-        state["trainable"] = {k: v + 0.02 for k, v in state["trainable"].items()}  # B is 0 in a fresh adapter
+        # B is 0 in a fresh adapter. Random: one constant everywhere makes gradients of sums that nearly cancel.
+        state["trainable"] = {
+            k: v + 0.02 * rng.normal(size=v.shape).astype(np.float32) for k, v in state["trainable"].items()
+        }
         number = np.int32(0)
         with jax.set_mesh(mesh):
             condition, drawn = p.rollout(state["trainable"], frozen, p.put(batch), number, number, number)
@@ -78,5 +81,7 @@ def test_sharded_equals_unsharded(folder):
     moments = {k: v for k, v in jax.tree_util.tree_leaves_with_path(one[2]["opt_state"])}
     for path, other in jax.tree_util.tree_leaves_with_path(many[2]["opt_state"]):
         a, b = np.asarray(moments[path]), np.asarray(other)[tuple(slice(n) for n in np.shape(moments[path]))]
-        assert np.abs(a - b).max() <= 1e-5 * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
+        # Adam's second moments are squares: twice the gradient's relative error
+        bound = 2e-5 if ".nu[" in jax.tree_util.keystr(path) else 1e-5
+        assert np.abs(a - b).max() <= bound * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
     np.testing.assert_allclose(many[3]["loss"], one[3]["loss"], rtol=1e-4)

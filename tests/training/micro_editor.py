@@ -16,8 +16,9 @@ def configs() -> Configs:
     text = change(base.mllm.text, num_key_value_heads=1, mrope_section=(1, 1, 2), **sizes)
     mllm = change(base.mllm, text=text, vision=change(base.mllm.vision, out_hidden_size=16))
     small = dict(hidden_size=24, num_attention_heads=2, num_kv_heads=1, num_layers=1, multiple_of=8, text_feat_dim=16)
-    transformer = change(base.transformer, patch_size=2, axes_dim_rope=(4, 4, 4), **small)
-    return Configs(mllm, transformer, change(base.vae, block_out_channels=(4, 8), norm_num_groups=2))
+    vae = change(base.vae, block_out_channels=(4, 8), norm_num_groups=2, patch=2, patch_channels=5)
+    transformer = change(base.transformer, in_channels=5, axes_dim_rope=(4, 4, 4), **small)
+    return Configs(mllm, transformer, vae)
 
 
 def config(**changes):
