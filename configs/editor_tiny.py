@@ -6,7 +6,7 @@ autoencoder.
 
 The first instructions name cells and nothing else ("remove south"); what they teach, sentences then need not.
 Hardware: two CPU cores, about 0.76 s a step. This recipe has not been run to its end. With sentences alone the oracle
-called 0.062 (0.031 to 0.099) of 192 edits a success at step 1,000; a trial of this one outside of this script, 1,400
+called 0.047 (0.021 to 0.078) of 192 edits a success at step 1,000; a trial of this one outside of this script, 1,400
 steps on 23,500 edits, came to 0.125 (0.086 to 0.168) of 256 and was still rising. Not yet enough to start RL from.
 """
 

@@ -148,8 +148,9 @@ def instruction(gen: np.random.Generator, source: Scene, ops: tuple) -> tuple[st
 
 
 def terse(ops: tuple) -> str:
-    """The changes in as few words as there are, objects by their cells: `colour south orange , add big red dotted ring
-    middle row`. An editor learns these many times sooner than sentences, and sentences sooner after them."""
+    """One or two changes in as few words as there are, objects by their cells: `colour south orange , add big red
+    dotted ring middle row`. An editor learns these many times sooner than sentences, and after them sentences sooner.
+    """
 
     def one(op) -> str:
         new = op.obj if op.task in ("add", "replace") else op.value

@@ -33,6 +33,7 @@ class Times:
 
     @property
     def _m(self) -> float:
+        """The number in `shift`, 0 where it is none."""
         try:
             return float(self.shift)
         except ValueError:

@@ -23,7 +23,7 @@ from edit_rl_jax.data.edit_rows import Bucket, EditRows, cover
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, VAEConfig
+from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, Patches, VAEConfig
 from edit_rl_jax.flow import random
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.weights import local_folder
@@ -107,23 +107,25 @@ def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if base is None:
         return program.init(jax.random.key(program.config.seed))
-    frozen = program.with_shardings("frozen")
-    given = st.flatten(weights.load(base, program.with_shardings("trainable"), NAMING))
-    return given, st.flatten(weights.load(base, frozen, NAMING)) if st.flatten(frozen) else {}
+    both = (program.with_shardings("trainable"), program.with_shardings("frozen"))
+    found = st.flatten(weights.load(base, nnx.merge_state(*both), NAMING))
+    trainable, frozen = ({name: found[name] for name in part} for part in (program.trainable, program.frozen))
+    return trainable, frozen
 
 
 def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32) -> None:
-    """Sets `model.patches` by the latents of that many training images."""
+    """Sets `model.patches` by the latents of that many training images (all, where there are fewer), in whole batches
+    of `rows`. They are brought to the size of the first bucket."""
     config, found = program.config, []
     source, objective = data_lib.source(config, "train"), Reconstruction.configured(config)
-    size = config.data.buckets[0][2:]
+    size, rows = config.data.buckets[0][2:], min(rows, len(source))
     picture = lambda i: cover(decode_image(objective.to_examples(source[i], i)[0].target), *size)
     graphdef, state = nnx.split(model)
     cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(pixels(x))[0])))
     for i in range(0, min(examples, len(source)) // rows * rows, rows):
         found.append(np.asarray(cut(state, np.stack([picture(k) for k in range(i, i + rows)]))))
     patches = np.concatenate(found).astype(np.float64)
-    values = type(model.patches).fit(patches.reshape(-1, patches.shape[-1]), model.cfg.patch_channels)
+    values = Patches.fit(patches.reshape(-1, patches.shape[-1]), model.cfg.patch_channels)
     for path, variable in nnx.to_flat_state(nnx.state(model.patches)):
         variable.set_value(jnp.asarray(values[".".join(path)], variable.dtype))
 

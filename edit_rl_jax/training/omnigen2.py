@@ -142,7 +142,8 @@ def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revis
     else:
         both = (state, st.unflatten(program.frozen_state, frozen))
         whole = [pair for part in both for pair in nnx.to_flat_state(part)]
-        shift = {"dynamic_time_shift": config.flow.shift != "none"}
+        # A fixed shift is the training's alone: the folder cannot say one, and "dynamic" is another.
+        shift = {"dynamic_time_shift": config.flow.shift in ("linear", "sqrt")}
         out = weights.save(
             nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift
         )

@@ -50,10 +50,12 @@ def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
     size, vae = 24, folder / "base" / "vae"
     changes = {"model.init_from": "", "model.config": omnigen2.to_json(micro_editor.configs()), "model.vae": vae}
     changes |= {"model.tokenizer": "editworld", "data.resolution": size, "data.buckets": f"((32, 1, {size}, {size}),)"}
+    changes |= {"flow.times": "uniform", "flow.shift": "6"}  # of the training alone
     run = tmp_path / "run"
     resume.finish(folder, run, tmp_path / "log", **changes, **{"steps": 1, "eval.prompts": 8, "eval.sample_steps": 2})
     figures = json.loads((run / "eval.json").read_text())
     assert figures["n"] == 8 and figures["success_rate"] == 0.0 and (run / "samples.png").exists()
+    assert weights.schedule(run / "model", 4).kind == "linear"
     exported, given = (autoencoder.from_folder(x) for x in (run / "model" / "vae", vae))
     for a, b in zip(*(flatten(nnx.state(m))[1] for m in (exported, given))):
         np.testing.assert_array_equal(a.get_value(), b.get_value())

@@ -228,9 +228,11 @@ class Patches(nnx.Module):
         return z.reshape(B, h // p, p, w // p, p, C).swapaxes(2, 3).reshape(B, h // p, w // p, -1)
 
     def encode(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W K"]:
+        """K = patch_channels, in z's dtype."""
         return self.down(self.cut(z))
 
     def decode(self, y: Float[Array, "B H W K"]) -> Float[Array, "B h w C"]:
+        """The nearest latents to what `encode` was given."""
         B, H, W, _ = y.shape
         p = self.size
         z = self.up(y).reshape(B, H, W, p, p, -1).swapaxes(2, 3)
@@ -238,7 +240,8 @@ class Patches(nnx.Module):
 
     @staticmethod
     def fit(patches: Float[np.ndarray, "n D"], channels: int) -> dict[str, Float[np.ndarray, ...]]:
-        """Weights "down.kernel", "down.bias", "up.kernel" and "up.bias" from many patches; latents get variance 1."""
+        """Weights "down.kernel", "down.bias", "up.kernel" and "up.bias" (fp32) from many more patches than D. What
+        `encode` gives then has mean 0 and, over all channels, variance 1."""
         mean = patches.mean(0)
         variance, basis = np.linalg.eigh(np.cov(patches - mean, rowvar=False))
         spread = np.sqrt(np.maximum(variance[::-1][:channels], 1e-12))  # of the components, the widest first
@@ -281,7 +284,7 @@ class Autoencoder(nnx.Module):
         return z if self.patches is None else self.patches.encode(z).astype(jnp.float32)
 
     def scaled(self, z: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """The posterior's latents shifted and scaled."""
+        """Latents of the posterior, shifted and scaled."""
         return (z - self.cfg.shift_factor) * self.cfg.scaling_factor
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
