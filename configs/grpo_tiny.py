@@ -1,12 +1,13 @@
-"""Online RL of the packaged tiny editor on EditWorld: GRPO with Flow-CPS, a window of 3 noisy steps, no KL.
+"""Online RL of the packaged tiny editor on EditWorld: DiffusionNFT on group-relative advantages, no KL.
 
     python scripts/train_grpo.py --config configs/grpo_tiny.py --workdir runs/rl --config.rl.judge.model=runs/demo/model
 
 The reward is the reward model that `train_rm.py --config configs/rm_tiny.py` leaves in runs/demo/model; the oracle with
 --config.rl.rewards="(('oracle',1.0),)".
-With a LoRA instead of all weights of the transformer: --config.model.trainable=lora --config.optim.lr=1e-3.
-The package does not carry assets/tiny_editor yet: say --config.model.init_from=runs/editor_tiny/model.
-Hardware: two CPU cores, meant for at most 20 minutes. Its gain (eval.json, oracle_success_gain_ci95) is not measured.
+GRPO proper: --config.rl.algorithm=policy_gradient --config.rl.window=3 --config.rl.window_range="(0,4)"
+--config.rl.loss.clip="(3e-4,3e-4)". At learning rates from 1e-4 to 1e-3 it moved nothing in 15 to 27 iterations.
+Hardware: one CPU core, 18 minutes with the reward model, 11 with the oracle. To expect, one seed, 512 held-out prompts:
+the oracle's success rises from 51.6% by 3.7 points (0.6 to 6.8), with the oracle as reward by 4.5 (1.6 to 7.6).
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from edit_rl_jax.rl.config import default
 def get_config():
     c = default()
     c.name = "grpo_tiny"
-    c.steps = 150
+    c.steps = 60
     c.rows = 32
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_editor")
     c.model.trainable = "full"
@@ -27,27 +28,25 @@ def get_config():
     c.model.remat = "none"
     c.data.train = "editworld"
     c.data.shuffle = False  # the world is random by index
-    c.optim.lr = 1e-4
+    c.optim.lr = 4e-4
     c.optim.schedule = "linear"
     c.optim.warmup = 3
     c.optim.b2 = 0.99
     c.checkpoint.every = 25
     c.eval.every = 25
     c.log.every = 5
-    c.rl.prompts = 12
-    c.rl.group = 16
+    c.rl.prompts = 32
+    c.rl.group = 6
     c.rl.updates = 3
     c.rl.size = (84, 84)
     c.rl.text = 30  # of 300 instructions one is longer, and cut
     c.rl.steps = 8
-    c.rl.schedule.kind = "linear"
-    c.rl.noise.kind = "cps"
-    c.rl.noise.level = 0.8
-    c.rl.window = 3
-    c.rl.window_range = (0, 4)
-    # 3e-4 at 432 latent elements; the ratio's spread goes with 1 / sqrt(elements)
-    c.rl.loss.clip = (2.5e-5, 2.5e-5)
-    c.rl.loss.clip_elements = 65_536
+    c.rl.schedule.kind = "static"
+    c.rl.schedule.shift = 3.0  # what to change, and where, is decided near the noise
+    c.rl.algorithm = "nft"
+    c.rl.window = 0
+    c.rl.loss.train_steps = 2
+    c.rl.advantage.clip = 2.0
     c.rl.judge.max_new_tokens = 208
     c.rl.judge.rows = 128
     c.rl.oracle_samples = 12

@@ -153,6 +153,7 @@ CURVES = (
     ("Ratio, advantage below 0", {"ratio_negative_max": "greatest", "ratio_negative_min": "least"}),
     ("Clipped share", {"clip_share": ""}),
     ("Divergence from the reference", {"kl": ""}),
+    ("Change of the velocity in one rollout's updates, squared", {"velocity_change": ""}),
     ("Groups that do not train, share", {"zero_std_share": "equal rewards", "invalid_share": "no reward"}),
     ("Seconds an iteration", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
 )
