@@ -154,7 +154,7 @@ def main() -> None:
         lora = ["--config.model.trainable=lora", "--config.optim.lr=1e-3", "--config.rl.rewards=(('saturation', 1.0),)"]
         judges = {
             "wrong": lora,
-            "wrong_with_kl": [*lora, "--config.rl.loss.kl=velocity", "--config.rl.loss.kl_weight=1"],
+            "wrong_with_kl": [*lora, "--config.rl.loss.kl=velocity", "--config.rl.loss.kl_weight=10"],
         }
     script = [sys.executable, str(ROOT / "scripts" / "train_grpo.py"), "--config", str(CONFIG)]
     runs, commands = {}, []
