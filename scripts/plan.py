@@ -6,9 +6,9 @@
     python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
-The largest bucket is compiled (or those of --buckets), in one to five minutes on two cores, at any size. The
-compiler's word is the verdict: a step that does not fit ends with its overshoot and status 2. Needs `libtpu` (the extra
-[tpu], or [test]) and no TPU.
+The largest bucket is compiled (or those of --buckets): one to five minutes for a reward model, up to 15 for an editor.
+The compiler's word is the verdict: a step that does not fit ends with its overshoot and status 2. Needs `libtpu` (the
+extra [tpu], or [test]) and no TPU.
 """
 
 import os

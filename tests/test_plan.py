@@ -7,10 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax import flops, sharding, topology
+from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.rl import planning as rl_planning
 from edit_rl_jax.training import build, edit_planning, planning
 from edit_rl_jax.training import config as config_lib
 
@@ -163,14 +166,17 @@ def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
 def test_checked_in_plans_fit():
     """The plans of `make plans` that the project promises: each compiled, each under its chip's memory."""
     promised = ("rm_72b__v5p-4x4x4", "rm_7b__v5e-4x4", "rm_7b__v6e-2x4")
-    promised += tuple(f"editor_omnigen2__edit__{chips}" for chips in ("v5e-4x4", "v6e-2x4", "v5p-2x2x4"))
-    promised += tuple(f"editor_omnigen2__512__{chips}" for chips in ("v5e-4x4", "v6e-2x4"))
+    chips, rl_chips = ("v5e-4x4", "v6e-2x4", "v5p-2x2x4"), ("v5e-4x4", "v6e-4x4", "v5p-2x2x4")
+    promised += tuple(f"editor_omnigen2__{job}__{c}" for job in ("512", "1024", "edit") for c in chips)
+    promised += tuple(f"{name}__{c}" for name in ("grpo_omnigen2", "grpo_omnigen2_fast") for c in rl_chips)
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans").glob("*.json")}
     assert set(promised) <= plans.keys()
     for name, figures in plans.items():
-        for bucket in figures["buckets"]:
+        for bucket in figures.get("buckets", ()):
             memory = bucket["bytes_per_device"]
             assert memory["peak"] <= memory["usable_hbm"], name
+        for program in figures.get("programs", {}).values():  # of RL: with what lies beside it
+            assert program["together"] == program["peak"] + program["beside"] <= figures["usable_hbm"], name
 
 
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
@@ -214,3 +220,29 @@ def test_editing_is_planned():
     assert plans["sample"]["flops"]["executed"] == pytest.approx(4 * 112 * (linear + attention), rel=0.05)
     for p in plans.values():
         assert p["bytes_per_device"]["arguments"] <= p["bytes_per_device"]["peak"] < chip.hbm
+
+
+@pytest.mark.standard_promotion
+def test_rl_is_planned_with_what_lies_beside_each_program():
+    """The tiny editor and the tiny reward model on the same 4 chips; and too many weights are refused."""
+    changes = {"rl.prompts": "4", "rl.group": "4", "rows": "8", "rl.updates": "2", "rl.judge.tensor": "2"}
+    config = config_lib.load(ROOT / "configs" / "grpo_tiny.py", {"model.attention": "xla", "mesh.fsdp": "4", **changes})
+    judge = config_lib.load(ROOT / "configs" / "rm_tiny.py")
+    chip, devices = topology.describe("v5e:2x2")
+    with jax.default_matmul_precision("default"):
+        out = rl_planning.plan(config, judge, chip, devices)
+    programs = out["programs"]
+    assert list(programs) == ["rollout", "update", "prefill", "decode"]
+    beside = {"rollout": "judge", "update": "judge", "prefill": "policy", "decode": "policy"}
+    for name, p in programs.items():
+        assert p["together"] == p["peak"] + out[f"{beside[name]}_bytes"] <= chip.hbm
+    # bf16 of the reward model in two halves; of the policy fp32 weights, the old ones and two moments in four quarters
+    weights = nnx.eval_shape(lambda: Qwen25VL(build.model_config(judge), rngs=nnx.Rngs(0)))
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(weights)))
+    assert out["judge_bytes"] == pytest.approx(2 * count / 2, rel=0.01)
+    assert programs["update"]["peak"] > out["policy_bytes"] > 4 * 4 * 3_078_504 / 4
+    name, worst = max(programs.items(), key=lambda item: item[1]["together"])
+    rl_planning.refuse(out | {"usable_hbm": worst["together"]})
+    with pytest.raises(planning.DoesNotFit, match=f"{name} and what lies beside it") as refused:
+        rl_planning.refuse(out | {"usable_hbm": worst["together"] - 1})
+    assert refused.value.over == 1

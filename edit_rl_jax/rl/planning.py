@@ -94,11 +94,16 @@ def plan(config: Any, judge: Any, chip: Chip, devices: list[Any]) -> dict[str, A
         out["programs"][name] = _row(peak, judge_bytes) | more
     for name in ("prefill", "decode"):
         out["programs"][name] = _row(scoring[name]["peak"], policy_bytes)
-    over = {n: p["together"] - chip.hbm for n, p in out["programs"].items() if p["together"] > chip.hbm}
-    if over:
-        name = max(over, key=lambda n: over[n])
-        raise planning.DoesNotFit(f"{name} and what lies beside it: {out['programs'][name]}", over[name])
+    refuse(out)
     return out
+
+
+def refuse(plan: dict[str, Any]) -> None:
+    """Raises DoesNotFit where a program of a plan and what lies beside it want more than a device has."""
+    name, worst = max(plan["programs"].items(), key=lambda item: item[1]["together"])
+    if worst["together"] > plan["usable_hbm"]:
+        more = worst["together"] - plan["usable_hbm"]
+        raise planning.DoesNotFit(f"{name} and what lies beside it: {worst}", more)
 
 
 def _row(peak: int, beside: int) -> dict[str, int]:
