@@ -1,13 +1,16 @@
 """RL's programs on a real, tiny OmniGen2: the conditions of prompts, and the mesh against one device."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edit_rl_jax.data.tokenizer import load_tokenizer
+from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.rl import program, prompts
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import registry
+from edit_rl_jax.training.config import ConfigError
 from tests.rl import tiny_editor
 
 pytestmark = pytest.mark.standard_promotion  # optax
@@ -85,3 +88,26 @@ def test_sharded_equals_unsharded(folder):
         bound = 2e-5 if ".nu[" in jax.tree_util.keystr(path) else 1e-5
         assert np.abs(a - b).max() <= bound * max(np.abs(a).max(), 1e-30), jax.tree_util.keystr(path)
     np.testing.assert_allclose(many[3]["loss"], one[3]["loss"], rtol=1e-4)
+
+
+def test_a_trained_lora_leaves_and_comes_back(folder, tmp_path):
+    """Exported, it starts a next run with the same weights, and the editor that users load computes the same."""
+    mesh = make_mesh({"fsdp": 1})
+    p, state, frozen, _, batch = built(folder, mesh)
+    rng = np.random.default_rng(0)
+    trained = {k: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for k, v in state["trainable"].items()}
+    registry.model(p.config).export(p, trained, tmp_path, tokenizer=p.tokenizer, prompts=None, facts={})
+    _, again, frozen_again, _, _ = built(folder, mesh, model__init_adapter=str(tmp_path))
+    for name, value in trained.items():
+        np.testing.assert_array_equal(again["trainable"][name], value, err_msg=str(name))
+    assert all(np.array_equal(frozen_again[k], v) for k, v in frozen.items())
+    condition = program.encode(p.merge(trained, frozen), p.put(batch))["condition"]
+    one = jax.tree.map(lambda a: a[:, 0], condition)
+    latents, t = jnp.asarray(rng.normal(size=(2, 16, p.editor.channels)), jnp.float32), jnp.float32([0.2, 0.7])
+    want = p.merge(trained, frozen).velocity(latents, t, one)
+    got = weights.from_folder(folder, lora=tmp_path).velocity(latents, t, one)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    plain = weights.from_folder(folder).velocity(latents, t, one)
+    assert np.abs(np.asarray(plain - want)).max() > 1e-2  # the adapter matters
+    with pytest.raises(ConfigError, match="rank"):
+        built(folder, mesh, model__init_adapter=str(tmp_path), model__lora__rank=3)
