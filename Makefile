@@ -37,5 +37,5 @@ $(VENV)/demo.installed: pyproject.toml setup.py | $(RUN)
 $(VENV)/test.installed: pyproject.toml setup.py | $(RUN)
 	@echo "installing the package and the test tools into $(VENV) (once, a few minutes)"
 	$(RUN) -m pip install --quiet --no-compile --editable ".[test]"
-	-$(RUN) -m pip install --quiet --no-compile --no-deps editscore==0.2 # its prompt texts; their tests skip without
+	-$(RUN) -m pip install --quiet --no-compile --no-deps editscore==0.2 # prompt texts, OmniGen2's reference; their tests skip without, and .ci/run fails
 	@touch $@ $(VENV)/demo.installed

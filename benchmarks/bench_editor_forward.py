@@ -1,6 +1,6 @@
 """One forward of OmniGen2's transformer against the torch reference: same CPU, same weights, fp32.
 
-    python benchmarks/bench_editor_forward.py --json benchmarks/editor_forward.json
+    python benchmarks/bench_editor_forward.py --layers 2 --json benchmarks/editor_forward.json
 
 A narrower OmniGen2 (heads of 120, three query heads a KV head, as released) on 128 tokens of text, 960 of a reference
 and 960 of noise. The two run in turns; `ratio` is torch's median time over ours (above 1: ours is faster). The

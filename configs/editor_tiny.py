@@ -5,8 +5,8 @@ autoencoder.
         --config.model.vae=runs/vae_tiny/model
 
 The first instructions name cells and nothing else ("remove south"); what they teach, sentences then need not.
-Hardware: two CPU cores, 0.8 s a step, 40 minutes. To expect: assets/tiny_editor, made so, succeeds on 0.490 (0.445 to
-0.533) of 512 held-out scenes by the oracle; its card says where its schedule differed.
+Hardware: two CPU cores, 0.8 s a step, 40 minutes. To expect: assets/tiny_editor, made nearly so (its card says
+where its schedule differed) in 44 minutes, succeeds on 0.490 (0.445 to 0.533) of 512 held-out scenes by the oracle.
 """
 
 from edit_rl_jax.editors import tiny

@@ -43,8 +43,12 @@ def parse(argv=None):
         parser.error("--model is wanted")
     if (args.input is None) == (args.instruction is None):
         parser.error("give either --instruction (with --image) or --input")
-    if args.input is None and args.output.suffix != ".png":
-        parser.error("--output of one edit is a .png")
+    if args.input is None and (args.output.suffix != ".png" or not args.output.parent.is_dir()):
+        parser.error("--output of one edit is a .png in a folder that exists")
+    if args.size and min(args.size) < 1:
+        parser.error("--size is positive")
+    if args.samples < 1 or (args.samples > 1 and args.input is None):
+        parser.error("--samples is at least 1, and more than 1 only with --input")
     return args
 
 

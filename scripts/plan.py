@@ -152,11 +152,13 @@ def plan_all(output: Path) -> int:
         config = config_lib.load(file)
         editing = config.objective == "flow_matching"
         for chips in [name for name in config.mesh_presets.keys() if name.split(":")[0] in topology.CHIPS]:
-            jobs.append((output, file.stem, chips, ["--buckets", "1024x1024,512x512"] if editing else []))
-            jobs += [(output, file.stem, chips, ["--job", "edit"])] if editing else []
+            sizes = [["--buckets", f"{side}x{side}"] for side in (512, 1024)]
+            for flags in [*sizes, ["--job", "edit"]] if editing else [[]]:
+                jobs.append((output, file.stem, chips, flags))
     status = 0
     for folder, name, chips, flags in jobs:
-        stem = f"{name}__edit" if "edit" in flags else name
+        part = {"edit": "__edit", "512x512": "__512", "1024x1024": "__1024"}.get(flags[-1], "") if flags else ""
+        stem = name + part
         target = folder / f"{stem}__{chips.replace(':', '-')}.json"
         command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", chips]
         done = subprocess.run([*command, *flags, "--json", str(target)], check=False)

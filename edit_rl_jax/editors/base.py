@@ -4,8 +4,8 @@ Time runs from t = 0 (noise) to t = 1 (data): x_t = t x_1 + (1 - t) x_0, and the
 editor whose network counts otherwise converts inside. Latents are token sequences [B, N, C] in fp32 (one row of C
 numbers a patch of the latent image), of a fixed length N a bucket: short ones are padded, and `condition` says where.
 Guidance and schedule belong to the sampler: it asks for velocities under several conditions and knows nothing of the
-network. A condition is a flat dict of arrays with a leading batch axis, so branches of guidance concatenate into one
-batch (`stacked`). Its index arrays come from the editor's `layout`, NumPy on the host.
+network. A condition is a flat dict of arrays with a leading batch axis, so branches of guidance are rows of one
+batch (`flow.guidance.stack`). Its index arrays come from the editor's `layout`, NumPy on the host.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -76,8 +74,3 @@ class Editor(Protocol):
     def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:
         """Pixels, about [-1, 1] (not clipped), of latents whose first tokens are an image of that size in pixels."""
         ...
-
-
-def stacked(conditions: Sequence[Condition]) -> Condition:
-    """Conditions of one shape after each other along the batch axis: the branches of guidance as one batch."""
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *map(dict, conditions))

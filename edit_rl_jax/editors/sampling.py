@@ -23,6 +23,7 @@ from edit_rl_jax import sharding
 from edit_rl_jax.data.images import floor_resize, resize
 from edit_rl_jax.data.tokenizer import Tokenizer
 from edit_rl_jax.editors.base import Bucket, Editor, Size
+from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.flow import guidance, random
 from edit_rl_jax.flow.sampling import Sampler, sample
 from edit_rl_jax.flow.schedules import Schedule
@@ -60,6 +61,8 @@ class Settings:
       negative, negative_system: what guidance leads away from, and the system text before it (None: the editor's own).
       max_pixels, max_side: larger images are shrunk; smaller ones stay.
       text_length: tokens of text at most.
+      tile: images with a longer side are decoded in tiles of at most this side, in pixels, blended where they overlap
+        by a quarter, which takes less memory; 0: never. Wanted are multiples of four of the editor's `multiple`.
       rows: edits sampled together; over a mesh, all devices' together.
       buckets: the shapes that may be compiled; the first that holds an edit is taken. (): lengths rounded up by at most
         a quarter, a compilation each.
@@ -72,6 +75,7 @@ class Settings:
     max_pixels: int = 1024 * 1024
     max_side: int = 1024
     text_length: int = 1024
+    tile: int = 0
     rows: int = 1
     buckets: tuple[Bucket, ...] = ()
 
@@ -131,7 +135,9 @@ class EditorSampler:
         self._text = merged(lambda m, tokens, segments: m.encode_text(tokens, segments).astype(jnp.float32))
         self._encode = merged(lambda m, levels: m.encode_images(levels.astype(jnp.float32) / 127.5 - 1))
         self._sample = merged(self._latents)
-        self._decode: dict[tuple[int, int], Callable] = {}  # by size: it is a constant of the program
+        self._decode: dict[tuple[tuple[int, int], bool], Callable] = {}  # by size: it is a constant of the program
+        if settings.tile % (4 * self.editor.multiple):
+            raise ValueError(f"a tile of {settings.tile} pixels: wanted are multiples of {4 * self.editor.multiple}")
 
     def edit(self, edits: Sequence[Edit], seed: int = 0) -> list[UInt8[np.ndarray, "_ _ 3"]]:
         """The edited images, in order. Raises EditError or ImageError for one that cannot be made (see `prepare`)."""
@@ -231,21 +237,36 @@ class EditorSampler:
         """8-bit images of latents, of those sizes in pixels; a compilation a size."""
         out: dict[int, np.ndarray] = {}
         for part in _batches(((s, i) for i, s in enumerate(sizes)), self.settings.rows):
-            size = sizes[part[0]]
-            found = self._run(self.decoder(size), self.placed(np.stack([latents[i] for i in part])))
+            size, rows, tile = sizes[part[0]], np.stack([latents[i] for i in part]), self.settings.tile
+            if tile and max(size) > tile:
+                found = self._tiled(rows, size)
+            else:
+                found = self._run(self.decoder(size), self.placed(rows))
             out |= dict(zip(part, found))
         return [out[i] for i in range(len(latents))]
 
-    def decoder(self, size: tuple[int, int]) -> Callable[[Any, Float[Array, "B N C"]], UInt8[Array, "B H W 3"]]:
-        """The jitted (state, latents) -> 8-bit images of that size."""
-        if size not in self._decode:
+    def decoder(self, size: tuple[int, int], rounded: bool = True) -> Callable[[Any, Float[Array, "B N C"]], Array]:
+        """The jitted (state, latents) -> images [B, H, W, 3] of that size: 8-bit, or as the editor makes them."""
+        if (size, rounded) not in self._decode:
 
             def decode(state, latents):
                 pixels = nnx.merge(self.graphdef, state).decode(latents, *size)
-                return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+                return levels(pixels) if rounded else pixels
 
-            self._decode[size] = self._jit(decode)
-        return self._decode[size]
+            self._decode[size, rounded] = self._jit(decode)
+        return self._decode[size, rounded]
+
+    def _tiled(self, latents: Float[np.ndarray, "B N C"], size: tuple[int, int]) -> UInt8[np.ndarray, "B H W 3"]:
+        """8-bit images, decoded tile by tile."""
+        many, count = self.editor.multiple, len(latents)
+        h, w = size[0] // many, size[1] // many
+
+        def decode(part: Float[np.ndarray, "B h w C"]) -> np.ndarray:
+            tokens = self.placed(part.reshape(count, -1, part.shape[-1]))
+            return self._run(self.decoder((part.shape[1] * many, part.shape[2] * many), rounded=False), tokens)
+
+        grid = latents[:, : h * w].reshape(count, h, w, -1)
+        return np.asarray(levels(jnp.asarray(decode_tiled(decode, grid, self.settings.tile // many))))
 
     def placed(self, arrays: Any) -> Any:
         """Arrays of rows on the devices."""
@@ -298,6 +319,11 @@ class EditorSampler:
         for part in _batches(((x.shape, key) for key, x in images.items()), self.settings.rows):
             out |= dict(zip(part, self._run(self._encode, self.placed(np.stack([images[k] for k in part])))))
         return out
+
+
+def levels(pixels: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Pixels in [-1, 1] as 8-bit levels."""
+    return jnp.round(jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
 
 
 def padded(rows: Sequence[Float[np.ndarray, "_ C"]], length: int) -> Float[np.ndarray, "B length C"]:

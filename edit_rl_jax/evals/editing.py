@@ -55,7 +55,7 @@ def run(
     asked = prompts(split, n, seed)
     sources = [render(e.source, resolution) for e in asked]
     wanted = [
-        Edit(e.instruction, (image,), item=i, member=k, where=f"scene {i}")
+        Edit(e.instruction, (image,), (resolution, resolution), i, k, where=f"scene {i}")
         for i, (e, image) in enumerate(zip(asked, sources))
         for k in range(samples)
     ]

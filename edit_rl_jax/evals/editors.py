@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     how.add_argument("--negative-system", metavar="TEXT", help="system text before it; default: the editor's own")
     how.add_argument("--max-pixels", type=int, default=1024 * 1024, help="larger images are shrunk")
     how.add_argument("--max-side", type=int, default=1024, help="likewise, the longer side of an input")
+    how.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="decode larger images in tiles of that side")
     how.add_argument("--text-length", type=int, default=1024, help="tokens of text at most")
     how.add_argument(
         edit + "rows",
@@ -72,7 +73,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     if args.base_res:
         schedule = dataclasses.replace(schedule, base_res=args.base_res)
     guidance = Guidance(args.text_guidance, args.image_guidance, *args.guided_range)
-    names = ("negative", "negative_system", "max_pixels", "max_side", "text_length")
+    names = ("negative", "negative_system", "max_pixels", "max_side", "text_length", "tile")
     given = {k: getattr(args, k) for k in names}
     shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
     rows = -(-args.edit_rows // shards) * shards

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array
 
 from edit_rl_jax import sharding
 from edit_rl_jax.editors.base import Bucket, Editor
 from edit_rl_jax.editors.omnigen2.prompts import tokenize
+from edit_rl_jax.editors.sampling import levels
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
@@ -173,11 +174,6 @@ def _over_mesh(rows: Array) -> Array:
         return sharding.shard(rows, "batch", *(None,) * (rows.ndim - 1))
     except sharding.ShardingError:
         return rows
-
-
-def levels(pixels: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Pixels in [-1, 1] as 8-bit levels."""
-    return jnp.round(jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
 
 
 def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -> Program:

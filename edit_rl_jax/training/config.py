@@ -281,6 +281,8 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
     if config.model.init_adapter and not (config.model.init_from and config.model.trainable == "lora"):
         raise ConfigError("config key 'model.init_adapter' needs model.trainable=lora and a base in model.init_from")
+    if config.model.train_text and config.model.trainable == "lora":
+        raise ConfigError("config key 'model.train_text' needs model.trainable=full: a LoRA is the transformer's alone")
     if not re.fullmatch(r"(\d+:\d+)?", config.log.profile_steps):
         raise ConfigError(f"config key 'log.profile_steps' is 'first:last', got '{config.log.profile_steps}'")
 

@@ -115,12 +115,9 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if m.trainable == "full":
         trainable = st.flatten(weights.load(base, abstract))
     elif m.init_adapter:
-        found = weights.read_lora(m.init_adapter)
-        if (found.rank, found.alpha) != (m.lora.rank, m.lora.alpha):
-            raise ConfigError(
-                f"config key 'model.init_adapter': rank {found.rank}, alpha {found.alpha}; model.lora says "
-                f"{m.lora.rank}, {m.lora.alpha}"
-            )
+        found = weights.read_lora(m.init_adapter, m.lora.alpha)  # the reference's files do not say their alpha
+        if found.rank != m.lora.rank:
+            raise ConfigError(f"config key 'model.init_adapter': rank {found.rank}; model.lora.rank is {m.lora.rank}")
         trainable = st.flatten(
             nnx.State({"transformer": weights.load_lora(m.init_adapter, abstract["transformer"], found)})
         )

@@ -161,6 +161,36 @@ def test_what_cannot_be_edited_is_named():
         s.prepare([Edit("x", (picture(8, 1),), where="w")])
 
 
+def test_large_images_are_decoded_in_tiles():
+    """As diffusers tiles; images that are no larger than a tile are decoded whole."""
+    plain = sampler()
+    many, down, vae = plain.editor.multiple, plain.editor.downscale, plain.editor.cfg.vae
+    how = dataclasses.replace(plain.settings, tile=4 * many)
+    tiled = EditorSampler(editor(), tokenizer(), how, compiler_options=FAST)
+    sizes = [(7 * many, 5 * many), (4 * many, 3 * many), (7 * many, 5 * many)]
+    rng = np.random.default_rng(0)
+    latents = [rng.normal(size=(h * w // many**2, plain.editor.channels)).astype(np.float32) for h, w in sizes]
+    got, whole = tiled.decode(latents, sizes), plain.decode(latents, sizes)
+    np.testing.assert_array_equal(got[1], whole[1])
+    theirs = copy.deepcopy(torch_vae())
+    theirs.tile_sample_min_size, theirs.tile_latent_min_size, theirs.tile_overlap_factor = (
+        4 * many,
+        4 * many // down,
+        0.25,
+    )
+    for i in (0, 2):
+        image = np.asarray(unpack(jnp.asarray(latents[i])[None], 2, *(n // down for n in sizes[i])))
+        z = torch.from_numpy(image.transpose(0, 3, 1, 2) / vae.scaling_factor + vae.shift_factor)
+        with torch.no_grad():
+            pixels = theirs.tiled_decode(z).sample[0].numpy().transpose(1, 2, 0)
+        want = np.round(np.clip(pixels / 2 + 0.5, 0, 1) * 255)
+        assert got[i].shape == want.shape == (*sizes[i], 3)
+        assert np.abs(got[i] - want).max() <= 1
+        assert np.abs(got[i].astype(float) - whole[i]).max() > 1  # tiles are not the whole
+    with pytest.raises(ValueError, match=f"multiples of {4 * many}"):
+        EditorSampler(editor(), tokenizer(), dataclasses.replace(how, tile=2 * many))
+
+
 def test_over_a_mesh():
     plain, mesh = sampler(), make_mesh({"fsdp": 4, "tensor": 2})
     settings = dataclasses.replace(plain.settings, rows=4)

@@ -41,7 +41,9 @@ def test_the_average_of_the_weights_is_exported(folder):
 
 def test_a_run_says_what_it_did(folder):
     rows = [json.loads(line) for line in (folder / "straight" / "metrics.jsonl").read_text().splitlines()]
-    assert {r["answers"] for r in rows} <= {7.0, 8.0} | set(range(1, 9)) and all(r["bad_steps"] == 0 for r in rows)
+    # a pass ends with rows of padding in each bucket
+    real = [7, 8, 8, 7, 8, 8, 6, 8, 8, 8, 8, 6, 1, 8, 8, 8, 5, 6, 8, 8, 8, 6, 8, 8]
+    assert [r["answers"] for r in rows] == real and all(r["bad_steps"] == 0 for r in rows)
     assert "validation_loss" in rows[-1] and (folder / "straight" / "report.html").exists()
 
 

@@ -14,10 +14,11 @@ def decode_tiled(
     """Pixels of latents, with at most `tile` x `tile` latents decoded at once.
 
     decode: jitted latents -> pixels, called with at most four shapes of tiles. Neighbours share `overlap` of a side.
+    Raises ValueError where that is not a whole number of latents, or leaves none.
     """
     step = int(tile * (1 - overlap))
-    if not 0 < step <= tile:
-        raise ValueError(f"tiles of {tile} with overlap {overlap} leave no step")
+    if not 0 < step <= tile or tile * overlap % 1:
+        raise ValueError(f"tiles of {tile} cannot overlap by {overlap} of a side")
     latents = np.asarray(latents)
     h, w = latents.shape[1:3]
     rows: list[list[np.ndarray]] = []
