@@ -100,6 +100,25 @@ def test_photographs_through_omnigen2(shared, tmp_path):
     assert a.shape == b.shape == (24, 16, 3) and (a != b).any() and min(a.std(), b.std()) > 1
 
 
+def test_odd_files_through_omnigen2(tmp_path):
+    """Alpha, a turned photograph, CMYK and a line one pixel wide, by a synthesised checkpoint."""
+    from tests.editors.released import editor, released
+
+    seen = {k: v for k, v in write_images(tmp_path).items() if k in ("alpha.png", "turned.png", "cmyk.jpg", "line.png")}
+    lines = [json.dumps({"source": name, "instruction": "as it is"}) + "\n" for name in seen]
+    (tmp_path / "asked.jsonl").write_text("".join(lines))
+    command = ["--model", str(released()), "--input", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / "out")]
+    assert script.main([*command, *FLAGS]) == 0
+    found = map(json.loads, (tmp_path / "out" / files.RESULTS).read_text().splitlines())
+    for line, want in zip(found, seen.values(), strict=True):
+        assert line["valid"] == isinstance(want, np.ndarray)
+        if line["valid"]:
+            size = floor_resize(*want.shape[:2], multiple=editor().multiple, max_side=24)
+            assert decode_image(tmp_path / "out" / line["edited"]).shape == (*size, 3)
+        else:
+            assert "too narrow" in line["problem"]
+
+
 def test_malformed_lines_are_named_before_anything_is_loaded(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"instruction": "a"}\n{"source": 3, "instruction": "b"}\n')
     with pytest.raises(SystemExit, match="in.jsonl:2"):
