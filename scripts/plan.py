@@ -37,6 +37,7 @@ from edit_rl_jax.training import config as config_lib  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING.remove(("rm_72b", "v5e:4x4"))  # does not fit: 8 KV heads are not split over 16 chips
+EDITING = {f"__{side}": ["--buckets", f"{side}x{side}"] for side in (512, 1024)} | {"__edit": ["--job", "edit"]}
 
 
 def parse(argv):
@@ -147,19 +148,15 @@ def show(plan) -> None:
 
 def plan_all(output: Path) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
-    jobs = [(output / "score", name, chips, ["--job", "score"]) for name, chips in SCORING]
+    jobs = [(output / "score", name, "", chips, ["--job", "score"]) for name, chips in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
         config = config_lib.load(file)
         editing = config.objective == "flow_matching"
         for chips in [name for name in config.mesh_presets.keys() if name.split(":")[0] in topology.CHIPS]:
-            sizes = [["--buckets", f"{side}x{side}"] for side in (512, 1024)]
-            for flags in [*sizes, ["--job", "edit"]] if editing else [[]]:
-                jobs.append((output, file.stem, chips, flags))
+            jobs += [(output, file.stem, part, chips, f) for part, f in (EDITING if editing else {"": []}).items()]
     status = 0
-    for folder, name, chips, flags in jobs:
-        part = {"edit": "__edit", "512x512": "__512", "1024x1024": "__1024"}.get(flags[-1], "") if flags else ""
-        stem = name + part
-        target = folder / f"{stem}__{chips.replace(':', '-')}.json"
+    for folder, name, part, chips, flags in jobs:
+        target = folder / f"{name}{part}__{chips.replace(':', '-')}.json"
         command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", chips]
         done = subprocess.run([*command, *flags, "--json", str(target)], check=False)
         status = max(status, done.returncode)
