@@ -176,7 +176,8 @@ def _read(path, tensors: list[Tensor], v, sharding, naming: Naming) -> jax.Array
             np.copyto(target[inside], part.transpose(np.argsort(order)), casting="unsafe")
         return out
 
-    return jax.make_array_from_callback(shape, sharding, piece)
+    # without the wait a busy host holds the copies of several tensors at once
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, piece))
 
 
 def save(
