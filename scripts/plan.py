@@ -120,7 +120,8 @@ def show_scoring(plan) -> None:
 def show_rl(plan) -> None:
     """Prints a plan of online RL: its programs with what lies beside them."""
     gib = 2**30
-    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, with the reward model on the same chips")
+    judge = f"the reward model of configs/{plan['judge']}.py on the {plan['judge_devices']} of each host"
+    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, with {judge}")
     for name, p in plan["programs"].items():
         print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device, {p['beside'] / gib:.2f} beside it: ", end="")
         print(f"{p['together'] / gib:6.2f} of {plan['usable_hbm'] / gib:.2f}, it fits")

@@ -10,10 +10,14 @@ The same command resumes by itself from the newest whole checkpoint in the workd
 
 import sys
 
+import jax
+import jax.numpy as jnp
+
 from edit_rl_jax.editors.sampling import EditorSampler, Settings
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.evals import editing
 from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import export, run
 from edit_rl_jax.training.config import resolve
 from edit_rl_jax.training.registry import EDITORS
@@ -42,14 +46,16 @@ def finish(done: run.Finished) -> None:
 
 
 def sampler(done: run.Finished) -> EditorSampler:
-    """The trained editor, sampled without guidance."""
+    """The trained editor over the devices of this process, sampled without guidance."""
     config, kind = done.config, resolve(done.config.model.kind, EDITORS)
     lora = config.model.trainable == "lora"
     folder, steps = done.base if lora else done.model, config.eval.sample_steps
-    editor = kind.from_folder(folder, lora=done.model if lora else None)
+    mesh = make_mesh({"fsdp": (n := jax.local_device_count())}, jax.local_devices())
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
     shapes = editing.buckets(editor.multiple, config.data.resolution)
-    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=64, buckets=shapes)
-    return EditorSampler(editor, kind.tokenizer(folder), settings)
+    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
+    return EditorSampler(editor, kind.tokenizer(folder), settings, mesh)
 
 
 if __name__ == "__main__":

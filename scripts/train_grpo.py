@@ -82,7 +82,8 @@ def train(args, overrides, stack) -> int:
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
     source = prompts.source(config, "train")
     test = prompts.source(config, "test") if r.eval_prompts else ()
-    held_out = [test[i] for i in range(min(r.eval_prompts, len(test)))]
+    read = lambda source, i: prompts.take(source, i, config.data.on_bad_record)
+    held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
     base, kind = build.base_folder(config), registry.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
@@ -109,8 +110,8 @@ def train(args, overrides, stack) -> int:
         say("resuming after step %d", done)
     guard = loop.Guard(config.max_bad_steps, **extra.get("guard", {}))
     if lead:
+        evaluation.fetch(folder, remote)
         evaluation.read(folder, done if found else -1)
-    if lead:
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
         progress = metrics.Progress(config.steps, done, config.log.every)
         stack.callback(writer.close)
@@ -123,12 +124,13 @@ def train(args, overrides, stack) -> int:
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def draw(step, weights):
-        """(prompts of rollout `step`, the host batch, its condition and trajectories on the devices)."""
+        """(prompts of rollout `step`, the host batch, its condition, images and trajectories on the devices)."""
         items = prompts.numbers(config, len(source), step - 1)
-        asked = [source[i] for i in items]
+        asked = [read(source, i) for i in items]
         batch = built.batch(asked, items, r.group)
         with jax.set_mesh(mesh):
-            return asked, batch, *built.rollout(weights, frozen, built.put(batch), seed, np.int32(step), np.int32(-1))
+            condition, drawn = built.rollout(weights, frozen, built.put(batch), seed, np.int32(step), np.int32(-1))
+            return asked, batch, condition, drawn.finished.reshape(-1, *size, 3), drawn._replace(finished=None)
 
     def judge(asked, batch, images):
         """Advantages of a rollout's images."""
@@ -168,12 +170,12 @@ def train(args, overrides, stack) -> int:
     for step in range(done + 1, config.steps + 1):
         trace.before(step)
         began, compiled = time.monotonic(), compilations()
-        asked, batch, condition, drawn = pending or draw(step, behind or sampling(state))
+        asked, batch, condition, images, drawn = pending or draw(step, behind or sampling(state))
         pending = behind = None
         if r.overlap and step < config.steps:
+            images = rewards.gather(images)  # before the next rollout: what is asked of the devices is done in order
             behind = copy(sampling(state))
             pending = draw(step + 1, behind)
-        images, drawn = drawn.finished.reshape(-1, *size, 3), drawn._replace(finished=None)
         jax.block_until_ready(images)
         sampled = time.monotonic()
         advantages = judge(asked, batch, images)
@@ -181,7 +183,7 @@ def train(args, overrides, stack) -> int:
         state, outs = change(step, condition, drawn, advantages)
         ended = time.monotonic()
         names = [[(f"{asked[p].key}#{k}",) for p, k in zip(*row)] for row in zip(batch["prompt"], batch["member"])]
-        for problem in trainer.check(guard, step, outs, names):
+        for problem in trainer.check(guard, step, outs, advantages, names):
             log.warning("%s", problem)
         values = trainer.summary(outs, advantages) | {"bad_steps": guard.total}
         if r.oracle_samples:
@@ -192,7 +194,7 @@ def train(args, overrides, stack) -> int:
         if lead:
             writer.write(step, values)
             progress.show(step, values)
-        if r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
+        if held_out and r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             say("step %d, held out: %s", step, trainer.text(evaluate(step, r.eval_during, best(state))))
         stop, last = interruption.now(step), step == config.steps
         if stop or last or step % config.checkpoint.every == 0:

@@ -88,12 +88,3 @@ def advantages(
             "groups_invalid": number(present & ~scored),
         },
     )
-
-
-def weighted_sum(
-    rewards: Float[Array, "R N"], valid: Bool[Array, "R N"], weights: tuple[float, ...]
-) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
-    """Several rewards as one; a row is valid if every reward of weight other than 0 is."""
-    used = jnp.asarray(weights, jnp.float32)[:, None]
-    ok = valid & jnp.isfinite(rewards)
-    return jnp.sum(jnp.where(ok, rewards, 0.0) * used, 0), jnp.all(ok | (used == 0), 0)

@@ -29,7 +29,9 @@ def default() -> ConfigDict:
     r.loss.beta = 1.0  # nft
     r.same_noise = False  # a group starts from one noise
     r.old = 0.0  # nft: share of the sampling weights that stays at each rollout
-    r.overlap = False  # the next rollout runs while this one is scored: its weights are one update behind
+    r.overlap = (
+        False  # the next rollout runs while a server or the host scores this one: its weights are one rollout behind
+    )
 
     r.size = (512, 512)  # pixels of sources and edits: sources are cropped and resized to it
     r.text = 888  # tokens of an instruction with its chat; longer ones are cut
@@ -77,6 +79,12 @@ def check(config: ConfigDict) -> None:
     if samples // config.rows % r.updates:
         raise ConfigError(
             f"config key 'rl.updates' is {r.updates}, which does not divide {samples // config.rows} microbatches"
+        )
+    if r.group < 2:
+        raise ConfigError("config key 'rl.group' must be above 1: samples are compared with those of their group")
+    if r.algorithm == "nft" and r.overlap:
+        raise ConfigError(
+            "config key 'rl.overlap': nft compares with the weights that drew the samples, which moved on"
         )
     if r.algorithm not in ("policy_gradient", "nft"):
         raise ConfigError(f"config key 'rl.algorithm' is policy_gradient or nft; got '{r.algorithm}'")

@@ -120,11 +120,19 @@ def store(folder: Path, step: int, found: dict[str, Any], prompts: Sequence[Prom
     """Writes an evaluation and the edits that the report shows, each moved into place when whole."""
     home = folder / "evaluations"
     home.mkdir(parents=True, exist_ok=True)
-    strip = np.concatenate(list(images[:shown])) if shown else np.zeros((1, 1, 3), np.uint8)
-    for name, data in ((f"{step:06d}.png", encode_png(strip)), (f"{step:06d}.json", json.dumps(found).encode())):
+    files = {f"{step:06d}.png": encode_png(np.concatenate(list(images[:shown])))} if shown else {}
+    for name, data in (files | {f"{step:06d}.json": json.dumps(found).encode()}).items():
         part = home / f"{name}.part"
         part.write_bytes(data)
         part.replace(home / name)
+
+
+def fetch(folder: Path, remote: Any) -> None:
+    """Brings a remote run's evaluations to the machine that goes on with it; remote: epath.Path of the run or None."""
+    home = folder / "evaluations"
+    for path in (remote / "evaluations").glob("*.*") if remote and (remote / "evaluations").exists() else ():
+        home.mkdir(parents=True, exist_ok=True)
+        (home / path.name).write_bytes(path.read_bytes())
 
 
 def read(folder: Path, last: int | None = None) -> dict[int, dict[str, Any]]:
@@ -154,7 +162,10 @@ CURVES = (
     ("Clipped share", {"clip_share": ""}),
     ("Divergence from the reference", {"kl": ""}),
     ("Change of the velocity in one rollout's updates, squared", {"velocity_change": ""}),
-    ("Groups that do not train, share", {"zero_std_share": "equal rewards", "invalid_share": "no reward"}),
+    (
+        "What does not train",
+        {"zero_std_share": "share of groups: equal rewards", "invalid_share": "of samples: no reward"},
+    ),
     ("Seconds an iteration", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
 )
 
@@ -173,7 +184,7 @@ def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any
     curves += [("Oracle, by dimension / 25", dimensions, points), ("Oracle, quality / 25", quality, points)]
     curves += [(title, names, rows) for title, names in CURVES]
     pictures = {}
-    if len(found) > 1:
+    if len(found) > 1 and (folder / "evaluations" / f"{min(found):06d}.png").exists():
         first, last = min(found), max(found)
         size = prompts[0].source.shape[:2]
         columns = [shown(folder, step, size) for step in (first, last)]

@@ -48,8 +48,8 @@ def abstract_batch(program: Program) -> dict[str, Any]:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), batch)
 
 
-def lowered(program: Program) -> dict[str, Any]:
-    """The rollout and one update, lowered."""
+def lowered(program: Program) -> tuple[dict[str, Any], Any]:
+    """The rollout and one update, lowered; and what a rollout leaves for its updates, abstract."""
     state, number = program.state, jax.ShapeDtypeStruct((), jnp.int32)
     args = (state["trainable"], program.frozen, abstract_batch(program), number, number, number)
     with jax.set_mesh(program.mesh):
@@ -63,7 +63,7 @@ def lowered(program: Program) -> dict[str, Any]:
         values = [jax.ShapeDtypeStruct(rows, t, sharding=drawn.final.sharding) for t in (jnp.float32, jnp.bool)]
         drawn = drawn._replace(finished=None)
         update = program.update.lower(state, program.frozen, prompts, drawn, *values, number, number, number)
-    return {"rollout": rollout, "update": update}
+    return {"rollout": rollout, "update": update}, (prompts, drawn)
 
 
 def resident(tree: Any) -> int:
@@ -73,27 +73,35 @@ def resident(tree: Any) -> int:
 
 def plan(config: Any, judge: Any, chip: Chip, devices: list[Any]) -> dict[str, Any]:
     """Peak bytes a device of each program by itself, and with what lies beside it: the reward model's weights beside
-    rollout and update, the policy's beside scoring. judge: config of the reward model.
+    rollout and update; beside scoring the policy's, what the rollout left and the images in fp32. As `EditScoreReward`
+    the reward model lies on the devices of one process. judge: its config.
 
-    Raises DoesNotFit where a program, or all together, want more than a device has.
+    Raises DoesNotFit where a program, or all together, want more than a device has; ConfigError where
+    `rl.judge.tensor` does not divide a process's devices.
     """
     mesh = build.make_mesh(config, devices)
     program = build_program(config, mesh, editor_configs(config))
     found = {}
-    for name, low in lowered(program).items():
+    programs, left = lowered(program)
+    for name, low in programs.items():
         start = time.time()
         memory = planning.compile_fitting(low).memory_analysis()
         seconds = round(time.time() - start, 1)
         found[name] = memory.peak_memory_in_bytes, {"temporaries": memory.temp_size_in_bytes, "compile_s": seconds}
         print(f"{name}: {found[name]}", flush=True)
-    scoring = score_planning.plan(judge, chip, devices, tensor=config.rl.judge.tensor)
-    judge_bytes = scoring["weight_bytes"] // config.rl.judge.tensor
+    r, local = config.rl, [d for d in devices if d.process_index == devices[0].process_index]
+    if len(local) % r.judge.tensor:
+        raise config_lib.ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
+    scoring = score_planning.plan(judge, chip, local, slots=r.judge.rows, tensor=r.judge.tensor)
+    judge_bytes = scoring["weight_bytes"] // r.judge.tensor
     policy_bytes = resident((program.state, program.frozen))
-    out = {"judge_bytes": judge_bytes, "policy_bytes": policy_bytes, "usable_hbm": chip.hbm, "programs": {}}
+    left_bytes = resident(left) + r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3 * 4
+    out = {"judge": judge.name, "judge_devices": len(local), "judge_bytes": judge_bytes, "policy_bytes": policy_bytes}
+    out |= {"left_bytes": left_bytes, "usable_hbm": chip.hbm, "programs": {}}
     for name, (peak, more) in found.items():
         out["programs"][name] = _row(peak, judge_bytes) | more
     for name in ("prefill", "decode"):
-        out["programs"][name] = _row(scoring[name]["peak"], policy_bytes)
+        out["programs"][name] = _row(scoring[name]["peak"], policy_bytes + left_bytes)
     refuse(out)
     return out
 

@@ -32,6 +32,7 @@ from edit_rl_jax.rl.update import make_update
 from edit_rl_jax.training import build, optim, registry
 from edit_rl_jax.training import state as st
 from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.training.step import averaged
 
 Batch = dict[str, Any]
 """What the host gives a rollout: `tokens`, `segments` i32 [P, 1 or 2, T] (instruction; with guidance the negative),
@@ -224,7 +225,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         )  # fmt: skip
         out = state | {"trainable": new, "opt_state": opt_state}
         if config.optim.ema:
-            out["ema"] = jax.tree.map(lambda a, b: config.optim.ema * a + (1 - config.optim.ema) * b, state["ema"], new)
+            out["ema"] = averaged(config.optim.ema, number, metrics["finite"], state["ema"], new)
         if method.needs_old:  # moves at the end of a rollout's updates
             share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
             out["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new)

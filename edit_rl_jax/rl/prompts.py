@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,11 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from edit_rl_jax.data.images import decode_image
+from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.training.config import ConfigError, nearest, resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,8 @@ def fit(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.
 
 
 def source(config: Any, split: str) -> Source:
-    """The prompts of a split, "train" or "test": `config.data.train` or `.validation` ("" = the same world's).
+    """The prompts of a split, "train" or "test": `config.data.train` or `.validation` ("" = the same world's, or those
+    that the function gives).
 
     "editworld", a JSON lines file, or "my_pkg.mod:function", called with (config, split). Raises ConfigError.
     """
@@ -105,11 +109,24 @@ def source(config: Any, split: str) -> Source:
         size = d.size if split == "train" else config.rl.eval_prompts
         return World(split, size, config.seed if split == "train" else 0, height, width, **d.options.to_dict())
     if Path(name).is_file():
+        if split == "test" and not d.validation:
+            raise ConfigError("config key 'data.validation' must name held-out prompts, or 'rl.eval_prompts' be 0")
         return Lines(Path(name), height, width)
     if ":" in name:
         return resolve(name, {})(config, split)
     hint = nearest(name, ["editworld"])
     raise ConfigError(f"no prompts '{name}'{hint}: editworld, a .jsonl file or my_pkg.mod:function")
+
+
+def take(source: Source, index: int, on_bad_record: str) -> Prompt:
+    """A prompt. "skip": instead of one whose image cannot be read the next that can, with a warning; "error" raises."""
+    for i in range(index, index + len(source)):
+        try:
+            return source[i % len(source)]
+        except ImageError as e:
+            if on_bad_record == "error" or i == index + len(source) - 1:
+                raise
+            log.warning("skipped: %s", e)
 
 
 def numbers(config: Any, size: int, step: int) -> list[int]:

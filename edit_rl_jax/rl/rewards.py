@@ -1,8 +1,8 @@
 """Rewards of RL: of a rollout's images, a value in about [0, 1] and whether it is valid. Several are added by weight.
 
 A reward is a class with `__init__(config, mesh)` and `__call__(samples) -> Scores`, by name or "my_pkg.mod:Class".
-On one process images stay on the device for rewards that take them there; with several processes each process scores
-its share of them on the host and the values are gathered.
+On one process images stay on the device for rewards that take them there; with several, each process scores its share
+of them, on its own devices or its host, and the values are gathered.
 """
 
 import dataclasses
@@ -66,8 +66,20 @@ def of_judgements(found: Sequence[Judgement]) -> Scores:
     return Scores(values, np.array([j.valid and j.overall is not None for j in found], bool))
 
 
+def judge_mesh(mesh: Any, tensor: int) -> Any:
+    """The mesh of a reward model on the policy's devices of this process, `tensor` to a copy; None for one device.
+
+    Raises ConfigError where the devices do not divide.
+    """
+    local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    if len(local) % tensor:
+        raise ConfigError(f"config key 'rl.judge.tensor' is {tensor}, a process has {len(local)} devices")
+    return make_mesh({"data": len(local) // tensor, "tensor": tensor}, local) if len(local) > 1 else None
+
+
 class EditScoreReward:
-    """The reward model of `rl.judge`, generating on the policy's mesh; images do not leave the device."""
+    """The reward model of `rl.judge` on the policy's devices: each process has its own copies, which write
+    `rl.judge.rows` answers at a time, and scores its share. On one process images do not leave the device."""
 
     def __init__(self, config: Any, mesh: Any):
         j = config.rl.judge
@@ -78,11 +90,9 @@ class EditScoreReward:
         options = dict(sampling=drawn, passes=j.passes, rows=j.rows, seed=config.seed)
         if j.expected:
             options["expected"] = j.expected
-        self.place = None
-        if mesh is not None and mesh.size > 1 and jax.process_count() == 1:
-            shape = {"data": mesh.size // j.tensor, "tensor": j.tensor}
-            options["mesh"] = make_mesh(shape, list(mesh.devices.flat))
-            self.place = NamedSharding(options["mesh"], PartitionSpec())
+        over = judge_mesh(mesh, j.tensor)
+        self.place = over and NamedSharding(over, PartitionSpec())
+        options |= {"mesh": over} if over else {}
         self.judge = EditScore.load(j.model, base=j.base or None, prompts=j.prompts or None, **options)
 
     def __call__(self, samples: Samples) -> Scores:
@@ -162,17 +172,24 @@ def make(config: Any, mesh: Any) -> Callable[[Samples], Scores]:
     return score
 
 
-def score(reward: Callable[[Samples], Scores], prompts: Sequence[Prompt], images: UInt8[Array, "N H W 3"]) -> Scores:
-    """A reward of images u8 [N, H, W, 3] that lie over all processes' devices; the same result on every process."""
+def score(
+    reward: Callable[[Samples], Scores],
+    prompts: Sequence[Prompt],
+    images: UInt8[Array, "N H W 3"] | UInt8[np.ndarray, "N H W 3"],
+) -> Scores:
+    """A reward of images u8 [N, H, W, 3], over all processes' devices or whole on every host; the same result on every
+    process."""
     if jax.process_count() == 1:
         return reward(Samples(prompts, images))
-    mine = range(len(prompts))[jax.process_index() :: jax.process_count()]
-    host = gather(images)
-    found = reward(Samples([prompts[i] for i in mine], host[np.asarray(mine)]))
-    padded = np.zeros((2, -(-len(prompts) // jax.process_count())), np.float32)
-    padded[0, : len(mine)], padded[1, : len(mine)] = found.values, found.valid
+    host, most = gather(images), -(-len(prompts) // jax.process_count())
+    start = jax.process_index() * most  # neighbours stay together: they share a source, which is prefilled once
+    mine = prompts[start : start + most]
+    padded = np.zeros((2, most), np.float32)
+    if mine:
+        found = reward(Samples(mine, host[start : start + most]))
+        padded[0, : len(mine)], padded[1, : len(mine)] = found.values, found.valid
     every = multihost_utils.process_allgather(padded)  # [processes, 2, most]
-    both = every.transpose(1, 2, 0).reshape(2, -1)[:, : len(prompts)]
+    both = every.transpose(1, 0, 2).reshape(2, -1)[:, : len(prompts)]
     return Scores(both[0], both[1] > 0)
 
 

@@ -26,7 +26,7 @@ def summary(updates: Sequence[dict[str, Any]], found: Advantages) -> dict[str, f
     """Figures of one iteration: means over its updates, extremes over all of them, counts and shares of the rewards.
 
     `log_ratio_first`: the greatest |log-ratio| of the first update: 0 but for the rounding of two programs, unless the
-    samples are one update behind.
+    samples are one rollout behind.
     """
     out = {k: float(v) for k, v in found.metrics.items()}
     out["zero_std_share"] = out["groups_zero_std"] / max(out["groups"], 1)
@@ -40,8 +40,18 @@ def summary(updates: Sequence[dict[str, Any]], found: Advantages) -> dict[str, f
     return out
 
 
-def check(guard: Guard, step: int, updates: Sequence[dict[str, Any]], names: Sequence[Any]) -> Iterator[str]:
-    """A line for each update that was refused. names: of the rows, [M][B]. Raises NonFiniteError as `Guard`."""
+def check(
+    guard: Guard, step: int, updates: Sequence[dict[str, Any]], found: Advantages, names: Sequence[Any]
+) -> Iterator[str]:
+    """A line for each update that was refused, or for a rollout of which nothing trains (say, the reward's server is
+    away). names: of the rows, [M][B]. Raises NonFiniteError as `Guard`."""
+    if not any(float(u["weight"]) for u in updates):
+        n = {k: int(v) for k, v in found.metrics.items() if k.startswith(("samples", "groups"))}
+        yield guard.refused(
+            f"step {step}: nothing trains: {n['samples_invalid']} of {n['samples']} samples without a valid reward, "
+            f"{n['groups_zero_std']} of {n['groups']} groups of equal rewards"
+        )
+        return
     each = len(names) // len(updates)
     for chunk, out in enumerate(updates):
         rows = out["row_losses"].sum(1)  # [microbatches, B]

@@ -151,9 +151,12 @@ class Guard:
         if finite:
             self.in_row = 0
             return None
-        self.total, self.in_row = self.total + 1, self.in_row + 1
         rows = self._rows(row_sums, keys, local)
-        where = f"step {step}: loss or gradient is not finite, no update applied; rows: {rows}"
+        return self.refused(f"step {step}: loss or gradient is not finite, no update applied; rows: {rows}")
+
+    def refused(self, where: str) -> str:
+        """Counts a step without an update, `where` says which and why. Raises NonFiniteError at the limit."""
+        self.total, self.in_row = self.total + 1, self.in_row + 1
         if self.in_row >= self.limit:
             raise NonFiniteError(f"{where}; {self.in_row} such steps in a row, stopping")
         return where

@@ -71,6 +71,13 @@ def apply_gradients(
     return jax.tree.map(keep, new, trainable), jax.tree.map(keep, new_opt, opt_state), metrics
 
 
+def averaged(decay: float, number: Int[Array, ""], finite: Array, average: st.Flat, trainable: st.Flat) -> st.Flat:
+    """The average of the weights after update `number`: its decay is (1 + n) / (10 + n) until that is larger than
+    `decay`, and it stays where the update was refused."""
+    share = jnp.where(finite, 1 - jnp.minimum(decay, (1 + number) / (10 + number)), 0.0)
+    return jax.tree.map(lambda a, p: a + share * (p - a), average, trainable)
+
+
 def make_step(
     loss: Loss,
     tx: optax.GradientTransformation,
@@ -85,8 +92,7 @@ def make_step(
     weights and optimizer state come back unchanged. Metrics (fp32 scalars): loss, grad_norm (before clipping), lr,
     finite, the objective's means; and `row_sums` [accum, B] where the objective gives `rows`.
 
-    ema: with a decay above 0, opt_state is {"optimizer", "ema"}; the average of the weights has decay
-    (1 + n) / (10 + n) in step n until that is larger, and stays where an update is refused.
+    ema: with a decay above 0, opt_state is {"optimizer", "ema"}, see `averaged`.
     """
 
     def step(trainable: st.Flat, opt_state: Any, frozen: st.Flat, batch: Batch, step_number: Int[Array, ""]):
@@ -102,9 +108,7 @@ def make_step(
         inner = opt_state["optimizer"] if ema else opt_state
         trainable, inner, metrics = apply_gradients(tx, lr, clip, trainable, inner, grads, means["loss"])
         if ema:
-            share = 1 - jnp.minimum(ema, (1 + step_number) / (10 + step_number))
-            share = jnp.where(metrics["finite"], share, 0.0)
-            average = jax.tree.map(lambda a, p: a + share * (p - a), opt_state["ema"], trainable)
+            average = averaged(ema, step_number, metrics["finite"], opt_state["ema"], trainable)
             opt_state = {"optimizer": inner, "ema": average}
         else:
             opt_state = inner

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import candidate
 from edit_rl_jax.editworld.scene import rng
@@ -58,9 +59,33 @@ def test_lines_of_a_file(tmp_path):
     assert found[0].source.shape == (32, 32, 3)
     edges, middle = found[0].source[:, [0, 31]].astype(int), found[0].source[:, 15:17]
     assert (abs(edges - (10, 200, 30)) <= 3).all() and (middle > 120).all()  # the middle, whole in height
+    with pytest.raises(ConfigError, match=r"data\.validation.*rl\.eval_prompts"):
+        prompts.source(c, "test")
+    c.data.validation = str(file)
+    assert len(prompts.source(c, "test")) == 3
     for bad in ({"instruction": "x"}, {"source": "a.png", "instruction": " "}, {"input_images": ["a.png", "a.png"]}):
         file.write_text(json.dumps(bad))
         with pytest.raises(ConfigError, match="row 1"):
             prompts.source(c, "train")
     with pytest.raises(ConfigError, match=r"did you mean 'editworld'"):
         prompts.source(tiny_editor.config("none", data__train="editwrld"), "train")
+
+
+def test_an_image_that_cannot_be_read(tmp_path):
+    """Stops, or the next one takes its place, as the config says."""
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "good.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    images = ("good.png", "torn.png", "gone.png")
+    rows = [{"source": image, "instruction": f"edit {n}"} for n, image in enumerate(images)]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    source = prompts.source(tiny_editor.config("none", data__train=str(file)), "train")
+    assert [prompts.take(source, i, "skip").instruction for i in range(3)] == ["edit 0"] * 3
+    assert prompts.take(source, 0, "error").instruction == "edit 0"
+    for i in (1, 2):
+        with pytest.raises(ImageError, match=f"p.jsonl/{i}"):
+            prompts.take(source, i, "error")
+    file.write_text("\n".join(map(json.dumps, rows[1:])))
+    source = prompts.source(tiny_editor.config("none", data__train=str(file)), "train")
+    with pytest.raises(ImageError):
+        prompts.take(source, 0, "skip")

@@ -1,5 +1,7 @@
 """Rewards of a rollout: several by weight, failures as failures, images that stay on the device."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +71,42 @@ def test_images_stay_on_the_device_with_their_levels():
     judged = [Judgement(sc=(20.0, 20.0), pq=(5.0, 5.0), overall=10.0), Judgement(problem="no answer")]
     scores = rewards.of_judgements(judged)
     assert scores.valid.tolist() == [True, False] and scores.values[0] == np.float32(0.4)
+
+
+def test_a_reward_model_lies_on_the_devices_of_its_process(monkeypatch):
+    """Two hosts of four: each has its copies, of two devices."""
+    device = lambda n: SimpleNamespace(id=n, process_index=n // 4, platform="cpu")
+    devices = [device(n) for n in range(8)]
+    monkeypatch.setattr(rewards, "make_mesh", lambda shape, devices: (shape, [d.id for d in devices]))
+    whole = SimpleNamespace(devices=np.array(devices).reshape(2, 4))
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        ids = list(range(4 * process, 4 * process + 4))
+        assert rewards.judge_mesh(whole, 2) == ({"data": 2, "tensor": 2}, ids)
+        assert rewards.judge_mesh(SimpleNamespace(devices=whole.devices[process, :1]), 1) is None
+        with pytest.raises(ConfigError, match=r"rl\.judge\.tensor.* is 8, a process has 4"):
+            rewards.judge_mesh(whole, 8)
+
+
+def test_processes_score_their_share_and_all_know_all(monkeypatch):
+    """Shares of neighbours; the last process may have none."""
+    count, processes, seen, sent = 5, 4, [], []
+    images = np.repeat(np.arange(count, dtype=np.uint8), 3).reshape(-1, 1, 1, 3)
+    asked = [prompts.Prompt(key, image, "") for key, image in zip("abcde", images)]
+
+    def reward(found):
+        seen.append("".join(p.key for p in found.prompts))
+        return rewards.Scores(found.images[:, 0, 0, 0] * np.float32(2), found.images[:, 0, 0, 0] != 3)
+
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    gathers = {"first": lambda a: sent.append(a) or np.stack([a] * processes)}
+    gathers["then"] = lambda a: np.stack(sent)
+    out = []
+    for kind in ("first", "then"):
+        for process in range(processes):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            monkeypatch.setattr(rewards.multihost_utils, "process_allgather", gathers[kind])
+            out.append(rewards.score(reward, asked, images))
+    assert seen == ["ab", "cd", "e"] * 2
+    for scores in out[processes:]:
+        assert scores.values.tolist() == [0, 2, 4, 6, 8] and scores.valid.tolist() == [True, True, True, False, True]

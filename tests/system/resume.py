@@ -58,8 +58,8 @@ def start_two(folder: Path, workdir: Path, log: Path, **changes: object) -> list
     return [start(folder, workdir, log, *words, process, flags=flags, **changes) for process in (0, 1)]
 
 
-def finish(folder: Path, workdir: Path, log: Path, **changes: object) -> None:
-    process = start(folder, workdir, log, **changes)
+def finish(folder: Path, workdir: Path, log: Path, flags: str = "", **changes: object) -> None:
+    process = start(folder, workdir, log, flags=flags, **changes)
     try:
         code = process.wait()
     finally:

@@ -3,8 +3,9 @@
     python tests/system/resume_grpo.py --trials 5          (CPU, about 30 s a trial; prints one line each)
 
 A trial starts `scripts/train_grpo.py` on a tiny editor, ends it by SIGTERM or kill -9 at a random moment of a step (in
-the rollout, the scoring, the update, an evaluation) or while a save is being written, runs the same command until it is
-through, and compares with the uninterrupted run, bit for bit: weights, optimizer, EMA, metrics, evaluations.
+the rollout, the scoring, the update, an evaluation), before the first step, after the last, or while a save is being
+written, runs the same command until it is through, and compares with the uninterrupted run, bit for bit: weights,
+optimizer, EMA, metrics, evaluations.
 """
 
 import argparse
@@ -76,15 +77,26 @@ def steps_done(workdir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def step_seconds(workdir: Path) -> float:
+    """Of the last step."""
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step_s"]
+
+
 def trial(folder: Path, kind: str, seed: int) -> str:
     """One trial; returns what happened. Raises AssertionError on a difference."""
     rng = random.Random(seed)
     workdir, log = folder / f"{kind}-{seed}", folder / f"{kind}-{seed}.log"
-    process, goal = start(folder, workdir, log), rng.randint(1, 6)
+    steps = steps_done(folder / "straight")
+    process, goal = start(folder, workdir, log), rng.randint(0, steps - 2 * (kind == "term"))
     saving = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
-    while process.poll() is None and not (saving() if kind == "save" else steps_done(workdir) >= goal):
+    begun = lambda: (workdir / "metrics.jsonl").exists() and steps_done(workdir) >= goal
+    while process.poll() is None and not (saving() if kind == "save" else begun()):
         time.sleep(0.001)
-    time.sleep(rng.random() * (0.01 if kind == "save" else 0.1))
+    moment = rng.random()
+    if kind == "save":
+        time.sleep(0.01 * moment)
+    else:  # anywhere in the step, as long as the step before took; before the first the programs are compiled
+        time.sleep(moment * (step_seconds(workdir) if 0 < goal < steps else 5.0 if not goal else 0.3))
     assert process.poll() is None, f"{kind}-{seed}: the run was through before it was interrupted"
     process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
     code, seen = process.wait(), steps_done(workdir)

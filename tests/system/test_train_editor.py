@@ -61,3 +61,17 @@ def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
     exported, given = (autoencoder.from_folder(x) for x in (run / "model" / "vae", vae))
     for a, b in zip(*(flatten(nnx.state(m))[1] for m in (exported, given))):
         np.testing.assert_array_equal(a.get_value(), b.get_value())
+
+
+def test_a_lora_is_scored_over_the_devices_of_a_process(folder, tmp_path):
+    changes = {
+        "model.trainable": "lora",
+        "model.lora.rank": 2,
+        "data.resolution": 24,
+        "data.buckets": "((32, 1, 24, 24),)",
+    }
+    changes |= {"model.train_text": False, "optim.ema": 0, "steps": 1, "eval.prompts": 3, "eval.sample_steps": 2}
+    two = "--xla_force_host_platform_device_count=2"
+    resume.finish(folder, tmp_path / "run", tmp_path / "log", two, **changes)
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["n"] == 3
+    assert "2 x cpu" in (tmp_path / "log").read_text()

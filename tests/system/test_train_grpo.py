@@ -30,7 +30,7 @@ def test_a_run_leaves_its_figures(folder):
     assert set(wanted.split()) | {"grad_norm", "oracle_success", "rollout_s", "score_s", "update_s"} <= rows[0].keys()
     assert all(row["compilations"] == 0 for row in rows[2:]), "a program is compiled again"
     assert rows[0]["log_ratio_first"] < 1e-7  # the rounding of two programs, through stored means
-    assert rows[-1]["log_ratio_first"] > 1e-6  # overlapped: the samples are one update behind
+    assert rows[-1]["log_ratio_first"] > 1e-6  # overlapped: the samples are one rollout behind
     page = (run / "report.html").read_text()
     assert "reward against oracle" in page and "before and after" in page and "data:image/png" in page
 

@@ -1,0 +1,77 @@
+"""Parts of the loop: what counts as a step without an update, evaluations on disk, configs that cannot work."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from edit_rl_jax.rl import config as rl_config
+from edit_rl_jax.rl import evaluation, rewards, trainer
+from edit_rl_jax.rl.advantages import AdvantageConfig
+from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.training.loop import Guard, NonFiniteError
+from tests.rl import tiny_editor
+
+
+def rollout(valid, values):
+    """(advantages, outputs of two updates) of a rollout of two groups of two."""
+    scores = rewards.Scores(np.float32(values), np.array(valid))
+    found = trainer.advantages_of(scores, np.array([0, 0, 1, 1]), AdvantageConfig())
+    keep = found.keep.reshape(2, 1, 2)
+    return found, [{"weight": k.sum(), "finite": True, "row_losses": np.zeros((1, 1, 2))} for k in keep]
+
+
+def test_a_rollout_of_which_nothing_trains_is_a_bad_step():
+    """A server that is away must not look like training; one group of equal rewards is nothing special."""
+    guard, names = Guard(3), [[("a",), ("b",)], [("c",), ("d",)]]
+    check = lambda *given: list(trainer.check(guard, 7, *reversed(rollout(*given)), names))
+    assert check([True] * 4, [1, 1, 0, 1]) == [] and guard.total == 0
+    (line,) = check([False] * 4, [0, 0, 0, 0])
+    assert "step 7: nothing trains: 4 of 4 samples without a valid reward" in line and guard.in_row == 1
+    (line,) = check([True] * 4, [1, 1, 2, 2])
+    assert "2 of 2 groups of equal rewards" in line and guard.in_row == 2
+    assert check([True] * 4, [1, 2, 1, 2]) == [] and (guard.in_row, guard.total) == (0, 2)
+    with pytest.raises(NonFiniteError, match="3 such steps"):
+        for _ in range(3):
+            check([False] * 4, [0, 0, 0, 0])
+
+
+def test_evaluations_on_disk(tmp_path):
+    """With or without pictures the report is written; another machine fetches what the first one left."""
+    prompts = [Prompt(f"k{i}", np.full((16, 16, 3), 9 * i, np.uint8), "edit") for i in range(3)]
+    images = np.stack([p.source for p in prompts])
+    found = {"task": ["", "", ""], "reward": [0.1, 0.2, 0.3], "valid": [True] * 3}
+    for shown in (0, 2):
+        folder = tmp_path / str(shown)
+        for step in (0, 5):
+            evaluation.store(folder, step, found, prompts, images, shown)
+        evaluation.report(folder, prompts, [])
+        assert ("before and after" in (folder / "report.html").read_text()) == bool(shown)
+    np.testing.assert_array_equal(evaluation.shown(tmp_path / "2", 5, (16, 16)), images[:2])
+    evaluation.fetch(tmp_path / "new", epath.Path(tmp_path / "2"))
+    assert evaluation.read(tmp_path / "new") == {0: found, 5: found}
+    names = lambda folder: {p.name: p.read_bytes() for p in (folder / "evaluations").iterdir()}
+    assert names(tmp_path / "new") == names(tmp_path / "2") and len(names(tmp_path / "new")) == 4
+    assert list(evaluation.read(tmp_path / "new", 4)) == [0]
+    evaluation.fetch(tmp_path / "none", None)
+    evaluation.fetch(tmp_path / "none", epath.Path(tmp_path / "nothing"))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "key, changes",
+    [
+        ("rows", {"rows": 3}),
+        ("rl.updates", {"rl__updates": 3}),
+        ("rl.group", {"rl__group": 1, "rows": 2, "rl__updates": 1}),
+        ("rl.overlap", {"rl__algorithm": "nft", "rl__overlap": True}),
+        ("rl.algorithm", {"rl__algorithm": "ppo"}),
+        ("model.trainable", {"model__trainable": "full"}),
+        ("model.init_from", {"model__init_from": ""}),
+        ("steps", {"steps": 0}),
+    ],
+)
+def test_configs_that_cannot_work(key, changes):
+    rl_config.check(tiny_editor.config("none"))
+    with pytest.raises(ConfigError, match=f"'{key}'"):
+        rl_config.check(tiny_editor.config("none", **changes))
