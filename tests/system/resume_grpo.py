@@ -39,22 +39,32 @@ def get_config():
     )
 
 
-def start(folder: Path, workdir: Path, log: Path, *more: str) -> subprocess.Popen:
+def start(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "EDIT_RL_TOY": str(folder)}
-    env |= {"XLA_FLAGS": FLAGS}
+    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": str(devices)}
     script = ROOT / "scripts" / "train_grpo.py"
     command = [sys.executable, str(script), "--config", __file__, "--workdir", str(workdir), *more]
     with open(log, "a") as out:
         return subprocess.Popen(command, env=env, stdout=out, stderr=out)
 
 
-def start_two(folder: Path, workdir: Path, log: Path) -> list[subprocess.Popen]:
-    """The same run in two processes, a device each."""
+def start_two(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> list[subprocess.Popen]:
+    """The same run in two processes of so many devices."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     words = ("--coordinator", address, "--processes", "2", "--process")
-    return [start(folder, workdir, log, *words, str(process)) for process in (0, 1)]
+    return [start(folder, workdir, log, *words, str(process), *more, devices=devices) for process in (0, 1)]
+
+
+def finish_two(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> None:
+    processes = start_two(folder, workdir, log, *more, devices=devices)
+    try:
+        codes = [p.wait(timeout=1500) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert codes == [0, 0], log.read_text()[-3000:]
 
 
 def finish(folder: Path, workdir: Path, log: Path, *more: str) -> None:
