@@ -29,9 +29,7 @@ def default() -> ConfigDict:
     r.loss.beta = 1.0  # nft
     r.same_noise = False  # a group starts from one noise
     r.old = 0.0  # nft: share of the sampling weights that stays at each rollout
-    r.overlap = (
-        False  # the next rollout runs while a server or the host scores this one: its weights are one rollout behind
-    )
+    r.overlap = False  # a server or the host scores while the next rollout runs, with weights one rollout behind
 
     r.size = (512, 512)  # pixels of sources and edits: sources are cropped and resized to it
     r.text = 888  # tokens of an instruction with its chat; longer ones are cut
