@@ -86,3 +86,13 @@ def describe(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
         if "INVALID_ARGUMENT" in str(error) or "NOT_FOUND" in str(error):
             raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
         raise RuntimeError(f"no description of topology {name!r}; is libtpu installed? {error}") from error
+
+
+def host(chip: Chip, devices: list[Any]) -> list[Any]:
+    """The devices of one host of a described topology, described by themselves: a program for part of a slice does not
+    compile against the whole of it."""
+    count = sum(d.process_index == devices[0].process_index for d in devices)
+    if count == len(devices):
+        return devices
+    grid = (2, count // chip.per_chip // 2, 1)[: chip.dims]
+    return describe(f"{chip.name}:{'x'.join(map(str, grid))}")[1]

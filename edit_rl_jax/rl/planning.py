@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from edit_rl_jax import topology
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs
@@ -89,7 +90,7 @@ def plan(config: Any, judge: Any, chip: Chip, devices: list[Any]) -> dict[str, A
         seconds = round(time.time() - start, 1)
         found[name] = memory.peak_memory_in_bytes, {"temporaries": memory.temp_size_in_bytes, "compile_s": seconds}
         print(f"{name}: {found[name]}", flush=True)
-    r, local = config.rl, [d for d in devices if d.process_index == devices[0].process_index]
+    r, local = config.rl, topology.host(chip, devices)
     if len(local) % r.judge.tensor:
         raise config_lib.ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
     scoring = score_planning.plan(judge, chip, local, slots=r.judge.rows, tensor=r.judge.tensor)
