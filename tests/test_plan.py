@@ -35,6 +35,8 @@ def test_devices_and_peaks():
         chip, devices = topology.describe(name)
         assert len(devices) == count
         assert topology.peak_flops(devices[0].device_kind) == chip.flops
+    for name, count in (("v5e:4x4", 4), ("v5p:2x2x4", 4), ("tpu7x:2x2x2", 8), ("v6e:2x2", 4)):
+        assert [d.id for d in topology.host(*topology.describe(name))] == list(range(count))
     assert topology.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert topology.peak_flops("cpu") == 0.0
 
