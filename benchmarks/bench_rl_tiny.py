@@ -148,10 +148,17 @@ def main() -> None:
         found = control(args.seeds - 1, args.control, config_lib.split_overrides(overrides)[1])
         (args.workdir / "eval.json").write_text(json.dumps(found, indent=1))
         return
-    judges = {"oracle": ["--config.rl.rewards=(('oracle', 1.0),)", "--config.rl.oracle_samples=0"]}
+    judges = {
+        "oracle": [
+            "--config.rl.rewards=(('oracle', 1.0),)",
+            "--config.rl.oracle_samples=0",
+            "--config.steps=120",  # it costs no time to ask
+        ]
+    }
     judges |= {"reward_model": [f"--config.rl.judge.model={Path(args.judge).resolve()}"]} if args.judge else {}
     if args.wrong:
         lora = ["--config.model.trainable=lora", "--config.optim.lr=1e-3", "--config.rl.rewards=(('saturation', 1.0),)"]
+        lora += ["--config.rl.steps=8", "--config.rl.advantage.std=group"]
         judges = {
             "wrong": lora,
             "wrong_with_kl": [*lora, "--config.rl.loss.kl=velocity", "--config.rl.loss.kl_weight=10"],

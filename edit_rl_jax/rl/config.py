@@ -45,6 +45,7 @@ def default() -> ConfigDict:
     r.advantage = ConfigDict(dict(std="group", clip=5.0, eps=1e-4, min_std=0.0))
 
     r.rewards = (("editscore", 1.0),)  # (name of rl.rewards or "my_pkg.mod:Class", weight)
+    r.success_bonus = 0.0  # a judge's reward: (overall / 25 + bonus * [SC both >= 20, PQ both >= 18]) / (1 + bonus)
     r.judge = ConfigDict()  # the reward model of "editscore", the server of "server"
     r.judge.model = ""
     r.judge.base = ""
@@ -59,6 +60,7 @@ def default() -> ConfigDict:
     r.oracle_samples = 0  # samples of a rollout that the oracle also scores, for the curves; built-in world only
 
     r.eval_prompts = 512  # held-out prompts, one sample each without noise in its steps, before and after
+    r.eval_steps = 0  # of denoising when evaluating; 0 = `steps`: a rollout may do with fewer, as in Flow-GRPO
     r.eval_during = 0  # of these, so many at every `eval.every` steps
     r.report_prompts = 12  # shown before and after
     with c.unlocked():

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.rewards.editscore.judgement import is_success
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.program import Program
 from edit_rl_jax.rl.prompts import Prompt
@@ -32,7 +33,7 @@ def edits(
     n, rows, out = len(prompts), program.config.rows, []
     for start in range(0, n, rows):
         at = [min(i, n - 1) for i in range(start, start + rows)]
-        batch = program.put(program.batch([prompts[i] for i in at], at, 1))
+        batch = program.put(program.batch([prompts[i] for i in at], at, 1, program.config.rl.eval_steps))
         with jax.set_mesh(program.mesh):
             out.append(rewards.gather(program.evaluate(weights, frozen, batch, np.int32(seed)))[0])
     return np.concatenate(out)[:n]
@@ -57,7 +58,7 @@ def of_oracle(samples: rewards.Samples) -> dict[str, list[float]]:
     rows = [(*j.sc, *j.pq, j.overall) if j.valid else (0.0,) * 5 for j in judged]  # unreadable pixels are no success
     table = {f"oracle_{name}": [float(r[i]) for r in rows] for i, name in enumerate(DIMENSIONS)}
     table["oracle_success_score"] = table.pop("oracle_success")
-    table["oracle_success"] = [float(min(r[:2]) >= 20 and min(r[2:4]) >= 18) for r in rows]
+    table["oracle_success"] = [float(is_success(r[:2], r[2:4])) for r in rows]
     return table
 
 

@@ -45,7 +45,8 @@ class Program:
     shardings.
 
     rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
-    [M, B, H, W, 3]). evaluate: the same with one sample a prompt and no noise in its steps -> images u8 [M, B, ...].
+    [M, B, H, W, 3]). evaluate: the same in `rl.eval_steps` steps without noise, one sample a prompt -> images u8
+    [M, B, ...].
     update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
     donated: {"trainable", "opt_state"}, with "ema" and "old" where the config wants them.
     """
@@ -92,13 +93,19 @@ class Program:
         spec = PartitionSpec(None, *sharding.batch_shardings({"x": array[0]}, self.mesh)["x"].spec)
         return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), lambda at: array[at])
 
-    def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int) -> Batch:
-        """The host batch of `members` samples of each prompt; `items`: their numbers in the data."""
-        return host_batch(self.config, self.editor, self.tokenizer, prompts, items, members)
+    def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
+        """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
+        return host_batch(self.config, self.editor, self.tokenizer, prompts, items, members, steps)
 
 
 def host_batch(
-    config: Any, editor: Editor, tokenizer: Any, prompts: Sequence[Prompt], items: Sequence[int], members: int
+    config: Any,
+    editor: Editor,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    items: Sequence[int],
+    members: int,
+    steps: int = 0,
 ) -> Batch:
     """See `Program.batch`. Text longer than `rl.text` is cut, as in the released pipeline."""
     r, (height, width), count = config.rl, config.rl.size, len(prompts)
@@ -115,14 +122,14 @@ def host_batch(
     texts = [wanted[::each], *([wanted[1::each]] * (n - 1))]
     references = [[size], *([[size]] if n == 3 else []), *([()] if n > 1 else [])]
     index = [editor.layout(t, [ref] * count, [size] * count, bucket) for t, ref in zip(texts, references)]
-    cells = height * width // editor.downscale**2
+    times = schedule(config, steps or r.steps).times(height * width // editor.downscale**2)
     numbers = np.repeat(np.arange(count, dtype=np.int32), members)
     return {
         "tokens": tokens.reshape(count, each, -1),
         "segments": segments.reshape(count, each, -1),
         "pixels": np.stack([p.source for p in prompts]),
         "layout": jax.tree.map(lambda *a: np.stack(a, 1), *map(dict, index)),
-        "times": np.broadcast_to(schedule(config).times(cells), (count, r.steps + 1)).copy(),
+        "times": np.broadcast_to(times, (count, len(times))).copy(),
         "item": np.asarray(items, np.int32),
         "prompt": numbers.reshape(-1, config.rows),
         "member": np.tile(np.arange(members, dtype=np.int32), count).reshape(-1, config.rows),
@@ -134,9 +141,9 @@ def guidance(config) -> Guidance:
     return Guidance(**config.rl.guidance.to_dict())
 
 
-def schedule(config) -> Schedule:
-    """`rl.schedule`."""
-    return Schedule(config.rl.steps, **config.rl.schedule.to_dict())
+def schedule(config, steps: int) -> Schedule:
+    """`rl.schedule` in so many steps."""
+    return Schedule(steps, **config.rl.schedule.to_dict())
 
 
 def algorithm(config) -> Algorithm:
@@ -211,7 +218,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
 
         return draw
 
-    plain = Sampler(r.steps, r.solver, guidance(config))
+    plain = Sampler(r.eval_steps or r.steps, r.solver, guidance(config))
     tx, updates = optim.make(config.optim), config.steps * r.updates
     change = make_update(
         method, velocity, tx, optim.schedule(config.optim, updates), clip=config.optim.clip,

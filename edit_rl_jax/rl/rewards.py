@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.rewards import oracle
-from edit_rl_jax.rewards.editscore.judgement import Judgement
+from edit_rl_jax.rewards.editscore.judgement import Judgement, is_success
 from edit_rl_jax.rewards.editscore.reward import EditScore
 from edit_rl_jax.rewards.judges import TOKEN
 from edit_rl_jax.rewards.serving.client import RewardClient
@@ -60,10 +60,11 @@ def _apart(images: UInt8[Array, "N H W 3"]) -> list[Float[Array, "H W 3"]]:
     return [image.astype(jnp.float32) / 255 for image in images]
 
 
-def of_judgements(found: Sequence[Judgement]) -> Scores:
-    """Overall scores on [0, 1]."""
-    values = np.array([j.overall / SCALE if j.valid and j.overall is not None else 0.0 for j in found], np.float32)
-    return Scores(values, np.array([j.valid and j.overall is not None for j in found], bool))
+def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:
+    """Overall scores on [0, 1]: (overall / 25 + bonus * whether it is a success) / (1 + bonus)."""
+    valid = np.array([j.valid and j.overall is not None for j in found], bool)
+    value = lambda j: (j.overall / SCALE + bonus * is_success(j.sc, j.pq)) / (1 + bonus)
+    return Scores(np.array([value(j) if ok else 0.0 for j, ok in zip(found, valid)], np.float32), valid)
 
 
 def judge_mesh(mesh: Any, tensor: int) -> Any:
@@ -93,12 +94,13 @@ class EditScoreReward:
         over = judge_mesh(mesh, j.tensor)
         self.place = over and NamedSharding(over, PartitionSpec())
         options |= {"mesh": over} if over else {}
+        self.bonus = config.rl.success_bonus
         self.judge = EditScore.load(j.model, base=j.base or None, prompts=j.prompts or None, **options)
 
     def __call__(self, samples: Samples) -> Scores:
         images = samples.on_device(self.place)
         triples = [(p.source, i, p.instruction) for p, i in zip(samples.prompts, images, strict=True)]
-        return of_judgements(self.judge.score(triples, progress=False))
+        return of_judgements(self.judge.score(triples, progress=False), self.bonus)
 
 
 class ServerReward:
@@ -107,21 +109,22 @@ class ServerReward:
     def __init__(self, config: Any, mesh: Any):
         if not config.rl.judge.server:
             raise ConfigError("config key 'rl.judge.server': the reward 'server' wants its URL")
+        self.bonus = config.rl.success_bonus
         self.client = RewardClient(config.rl.judge.server, os.environ.get(TOKEN, ""))
 
     def __call__(self, samples: Samples) -> Scores:
         triples = [(p.source, i, p.instruction) for p, i in zip(samples.prompts, samples.host, strict=True)]
-        return of_judgements(self.client.score(triples, progress=False))
+        return of_judgements(self.client.score(triples, progress=False), self.bonus)
 
 
 class OracleReward:
     """The built-in world's truth."""
 
     def __init__(self, config: Any, mesh: Any):
-        pass
+        self.bonus = config.rl.success_bonus
 
     def __call__(self, samples: Samples) -> Scores:
-        return of_judgements(judge_by_oracle(samples))
+        return of_judgements(judge_by_oracle(samples), self.bonus)
 
 
 def judge_by_oracle(samples: Samples) -> list[Judgement]:

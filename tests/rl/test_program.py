@@ -7,7 +7,7 @@ import pytest
 
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.omnigen2 import weights
-from edit_rl_jax.rl import program, prompts
+from edit_rl_jax.rl import evaluation, program, prompts
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import registry
 from edit_rl_jax.training.config import ConfigError
@@ -45,6 +45,17 @@ def test_host_batch_and_its_branches(folder):
     long = prompts.Prompt("k", asked[0].source, "x" * 300)
     cut = p.batch([long] * 2, [0, 1], 4)
     assert (cut["segments"][:, 0] == 1).all() and (cut["layout"]["text_segments"][:, 0] == 1).all()
+
+
+def test_evaluation_has_its_own_number_of_steps(folder):
+    """A rollout in few steps, judged in more: the edits are those of a program that samples so."""
+    mesh, images = make_mesh({"fsdp": 1}), []
+    for steps in ({"rl__steps": 2, "rl__eval_steps": 5}, {"rl__steps": 5}, {"rl__steps": 2}):
+        p, state, frozen, asked, batch = built(folder, mesh, rl__window=2, **steps)
+        assert batch["times"].shape == (2, p.config.rl.steps + 1)
+        images.append(evaluation.edits(p, state["trainable"], frozen, asked))
+    np.testing.assert_array_equal(images[0], images[1])
+    assert np.any(images[0] != images[2])
 
 
 @pytest.mark.slow

@@ -73,6 +73,19 @@ def test_images_stay_on_the_device_with_their_levels():
     assert scores.valid.tolist() == [True, False] and scores.values[0] == np.float32(0.4)
 
 
+def test_a_bonus_for_success():
+    """Of the judge's own figures: both SC at least 20 and both PQ at least 18."""
+    cases = [((20.0, 25.0), (18.0, 25.0)), ((19.0, 25.0), (25.0, 25.0)), ((25.0, 25.0), (25.0, 17.0))]
+    judged = [Judgement(sc=sc, pq=pq, overall=20.0) for sc, pq in cases] + [Judgement(problem="no answer")]
+    scores = rewards.of_judgements(judged, bonus=4.0)
+    np.testing.assert_allclose(scores.values, [4.8 / 5, 0.8 / 5, 0.8 / 5, 0], rtol=1e-6)
+    assert scores.valid.tolist() == [True] * 3 + [False]
+    c, found = samples(2)
+    c.rl.rewards, c.rl.success_bonus = (("oracle", 1.0),), 4.0
+    plain = rewards.of_judgements(rewards.judge_by_oracle(found))
+    assert (rewards.make(c, None)(found).values - plain.values / 5 > 0.79).all()  # the targets succeed
+
+
 def test_a_reward_model_lies_on_the_devices_of_its_process(monkeypatch):
     """Two hosts of four: each has its copies, of two devices."""
     device = lambda n: SimpleNamespace(id=n, process_index=n // 4, platform="cpu")
