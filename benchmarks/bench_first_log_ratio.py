@@ -26,7 +26,7 @@ ROWS = 16
 
 def built(dtype: str, rows: int, noise: str):
     words = {"rl.algorithm": "policy_gradient", "rl.prompts": 4, "rl.group": 8, "rl.updates": 1, "rows": rows}
-    words |= {"rl.window": 3, "rl.loss.train_steps": 0, "rl.noise.kind": noise, "model.dtype": dtype}
+    words |= {"rl.steps": 8, "rl.window": 3, "rl.loss.train_steps": 0, "rl.noise.kind": noise, "model.dtype": dtype}
     config = config_lib.load(CONFIG, {k: str(v) for k, v in words.items()})
     mesh, base, kind = build.make_mesh(config), build.base_folder(config), registry.model(config)
     architecture = kind.model_config(config)
