@@ -2,10 +2,11 @@
 
     python benchmarks/bench_rl_tiny.py --judge runs/demo/model --workdir runs/rl_tiny --json rl_tiny.json
 
-Each run is `train_grpo.py` with configs/grpo_tiny.py on one core, as many side by side as there are cores. The control
-starts from the same editor and is trained for the mean time of the runs on the right edits (flow matching, Muon) of the
-same world: what the same minutes give to whom the answers are known. All are judged on the same 512 held-out prompts
-with the same noise, and each is compared with the start by pairs. A second call of the command goes on where it was.
+Each run is `train_grpo.py` with configs/grpo_tiny.py on one core, as many side by side as there are cores; with the
+oracle, which costs no time to ask, it has twice the steps. The control starts from the same editor and is trained for
+the mean time of the runs on the right edits (flow matching, Muon) of the same world: what the same minutes give to whom
+the answers are known. All are judged on the same 512 held-out prompts with the same noise, and each is compared with
+the start by pairs. A second call of the command goes on where it was.
 --wrong instead rewards saturated colours, without and with a KL: the reward rises, and the oracle says what it cost.
 """
 
@@ -152,7 +153,7 @@ def main() -> None:
         "oracle": [
             "--config.rl.rewards=(('oracle', 1.0),)",
             "--config.rl.oracle_samples=0",
-            "--config.steps=120",  # it costs no time to ask
+            "--config.steps=120",  # as many minutes as 60 with the reward model, which takes half of an iteration
         ]
     }
     judges |= {"reward_model": [f"--config.rl.judge.model={Path(args.judge).resolve()}"]} if args.judge else {}

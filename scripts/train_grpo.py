@@ -221,11 +221,12 @@ def train(args, overrides, stack) -> int:
         figures |= evaluation.compare(found[0], found[config.steps])
     (folder / "model").mkdir(parents=True, exist_ok=True)
     shown = {k: v for k, v in figures.items() if not isinstance(v, dict)}
-    card = dict(prompts=None, facts={"rewards": str(r.rewards)} | shown, revision=revision)
+    facts = {"rewards": str(r.rewards), "success_bonus": r.success_bonus} | shown
+    card = dict(prompts=None, facts=facts, revision=revision)
     kind.export(built, best(state), folder / "model", tokenizer=tokenizer, **card)
     if lead:
         (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
-        evaluation.report(folder, held_out, rows)
+        evaluation.report(folder, held_out, rows, r.success_bonus)
         print(json.dumps(shown, indent=1))
     if jax.process_count() > 1:  # who leaves early would wait for the others with a time limit
         multihost_utils.sync_global_devices("finished")

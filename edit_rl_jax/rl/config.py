@@ -60,7 +60,7 @@ def default() -> ConfigDict:
     r.oracle_samples = 0  # samples of a rollout that the oracle also scores, for the curves; built-in world only
 
     r.eval_prompts = 512  # held-out prompts, one sample each without noise in its steps, before and after
-    r.eval_steps = 0  # of denoising when evaluating; 0 = `steps`: a rollout may do with fewer, as in Flow-GRPO
+    r.eval_sample_steps = 0  # of denoising; 0 = `steps`: a rollout may do with fewer, as in Flow-GRPO
     r.eval_during = 0  # of these, so many at every `eval.every` steps
     r.report_prompts = 12  # shown before and after
     with c.unlocked():
@@ -80,6 +80,9 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config key 'rl.updates' is {r.updates}, which does not divide {samples // config.rows} microbatches"
         )
+    for key in ("success_bonus", "eval_sample_steps"):
+        if r[key] < 0:
+            raise ConfigError(f"config key 'rl.{key}' is {r[key]}, and must not be negative")
     if r.group < 2:
         raise ConfigError("config key 'rl.group' must be above 1: samples are compared with those of their group")
     if r.algorithm == "nft" and r.overlap:

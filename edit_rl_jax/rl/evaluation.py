@@ -33,7 +33,7 @@ def edits(
     n, rows, out = len(prompts), program.config.rows, []
     for start in range(0, n, rows):
         at = [min(i, n - 1) for i in range(start, start + rows)]
-        batch = program.put(program.batch([prompts[i] for i in at], at, 1, program.config.rl.eval_steps))
+        batch = program.put(program.batch([prompts[i] for i in at], at, 1, program.config.rl.eval_sample_steps))
         with jax.set_mesh(program.mesh):
             out.append(rewards.gather(program.evaluate(weights, frozen, batch, np.int32(seed)))[0])
     return np.concatenate(out)[:n]
@@ -155,7 +155,7 @@ def shown(folder: Path, step: int, size: tuple[int, int]) -> UInt8[np.ndarray, "
 
 
 CURVES = (
-    ("Reward of the samples", {"reward_mean": "mean", "oracle_overall": "oracle / 25"}),
+    ("Reward of the samples", {"reward_mean": "mean", "oracle_reward": "the oracle's"}),
     ("Reward within a group: standard deviation", {"reward_group_std": ""}),
     ("Oracle's success of the samples", {"oracle_success": ""}),
     ("Ratio, advantage above 0", {"ratio_positive_max": "greatest", "ratio_positive_min": "least"}),
@@ -171,14 +171,25 @@ CURVES = (
 )
 
 
-def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]]) -> None:
-    """`report.html` from what the run wrote: reward against oracle over time, edits before and after."""
+def of_means(point: dict[str, Any], bonus: float) -> dict[str, Any]:
+    """A point of the curves, with the reward that the oracle would have given in the judge's place."""
+    if "oracle_overall" not in point:
+        return point
+    return point | {"oracle_reward": (point["oracle_overall"] + bonus * point["oracle_success"]) / (1 + bonus)}
+
+
+def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]], bonus: float = 0.0) -> None:
+    """`report.html` from what the run wrote: reward against oracle over time, edits before and after.
+
+    bonus: `rl.success_bonus`, so that both are on one scale.
+    """
     found = read(folder)
     count = min((len(f["task"]) for f in found.values()), default=0)  # the same prompts at every step
     points = [curve(step, {k: v[:count] for k, v in values.items()}) for step, values in found.items()]
     for p in points:  # on the reward's scale
         p |= {k: v / rewards.SCALE for k, v in p.items() if k.startswith("oracle_") and k != "oracle_success"}
-    held_out = {"reward": "reward", "oracle_success": "oracle's success", "oracle_overall": "oracle's overall / 25"}
+    points, rows = ([of_means(p, bonus) for p in many] for many in (points, rows))
+    held_out = {"reward": "reward", "oracle_reward": "the oracle's reward", "oracle_success": "oracle's success"}
     dimensions = {"oracle_success_score": "success", "oracle_over_editing": "over-editing"}
     quality = {"oracle_naturalness": "naturalness", "oracle_artifacts": "artifacts"}
     curves = [("Held-out prompts: reward against oracle", held_out, points)]

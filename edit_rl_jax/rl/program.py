@@ -45,7 +45,7 @@ class Program:
     shardings.
 
     rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
-    [M, B, H, W, 3]). evaluate: the same in `rl.eval_steps` steps without noise, one sample a prompt -> images u8
+    [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
     [M, B, ...].
     update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
     donated: {"trainable", "opt_state"}, with "ema" and "old" where the config wants them.
@@ -218,7 +218,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
 
         return draw
 
-    plain = Sampler(r.eval_steps or r.steps, r.solver, guidance(config))
+    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guidance(config))
     tx, updates = optim.make(config.optim), config.steps * r.updates
     change = make_update(
         method, velocity, tx, optim.schedule(config.optim, updates), clip=config.optim.clip,

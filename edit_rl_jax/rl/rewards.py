@@ -63,7 +63,7 @@ def _apart(images: UInt8[Array, "N H W 3"]) -> list[Float[Array, "H W 3"]]:
 def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:
     """Overall scores on [0, 1]: (overall / 25 + bonus * whether it is a success) / (1 + bonus)."""
     valid = np.array([j.valid and j.overall is not None for j in found], bool)
-    value = lambda j: (j.overall / SCALE + bonus * is_success(j.sc, j.pq)) / (1 + bonus)
+    value = lambda j: (j.overall / SCALE + (bonus and bonus * is_success(j.sc, j.pq))) / (1 + bonus)
     return Scores(np.array([value(j) if ok else 0.0 for j, ok in zip(found, valid)], np.float32), valid)
 
 

@@ -50,7 +50,7 @@ def test_host_batch_and_its_branches(folder):
 def test_evaluation_has_its_own_number_of_steps(folder):
     """A rollout in few steps, judged in more: the edits are those of a program that samples so."""
     mesh, images = make_mesh({"fsdp": 1}), []
-    for steps in ({"rl__steps": 3, "rl__eval_steps": 5}, {"rl__steps": 5}, {"rl__steps": 3}):
+    for steps in ({"rl__steps": 3, "rl__eval_sample_steps": 5}, {"rl__steps": 5}, {"rl__steps": 3}):
         p, state, frozen, asked, batch = built(folder, mesh, **steps)
         assert batch["times"].shape == (2, p.config.rl.steps + 1)
         images.append(evaluation.edits(p, state["trainable"], frozen, asked))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from edit_rl_jax.rewards.editscore.judgement import Judgement
 from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.rl import evaluation, rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
@@ -58,12 +59,24 @@ def test_evaluations_on_disk(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_the_oracle_on_the_scale_of_the_reward():
+    """The curves' means: what `of_judgements` gives each sample, on average."""
+    judged = [Judgement(sc=sc, pq=(25.0, 20.0), overall=10.0) for sc in ((25.0, 20.0), (25.0, 5.0), (20.0, 20.0))]
+    point = {"oracle_overall": 10 / 25, "oracle_success": 2 / 3}
+    for bonus in (0.0, 4.0):
+        wanted = rewards.of_judgements(judged, bonus).values.mean()
+        np.testing.assert_allclose(evaluation.of_means(point, bonus)["oracle_reward"], wanted, rtol=1e-6)
+    assert evaluation.of_means({"reward": 1.0}, 4.0) == {"reward": 1.0}
+
+
 @pytest.mark.parametrize(
     "key, changes",
     [
         ("rows", {"rows": 3}),
         ("rl.updates", {"rl__updates": 3}),
         ("rl.group", {"rl__group": 1, "rows": 2, "rl__updates": 1}),
+        ("rl.success_bonus", {"rl__success_bonus": -1.0}),
+        ("rl.eval_sample_steps", {"rl__eval_sample_steps": -1}),
         ("rl.overlap", {"rl__algorithm": "nft", "rl__overlap": True}),
         ("rl.algorithm", {"rl__algorithm": "ppo"}),
         ("model.trainable", {"model__trainable": "full"}),
