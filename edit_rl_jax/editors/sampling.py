@@ -29,7 +29,8 @@ from edit_rl_jax.flow.sampling import Sampler, sample
 from edit_rl_jax.flow.schedules import Schedule
 
 LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class EditError(ValueError):

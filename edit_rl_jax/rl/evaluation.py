@@ -55,7 +55,7 @@ def evaluate(
 def of_oracle(samples: rewards.Samples) -> dict[str, list[float]]:
     """The oracle's dimensions (0-25) and success (0 or 1) by sample."""
     judged = rewards.judge_by_oracle(samples)
-    rows = [(*j.sc, *j.pq, j.overall) if j.valid else (0.0,) * 5 for j in judged]  # unreadable pixels are no success
+    rows = [(*j.sc, *j.pq, j.overall) if j.sc and j.pq else (0.0,) * 5 for j in judged]  # unreadable: no success
     table = {f"oracle_{name}": [float(r[i]) for r in rows] for i, name in enumerate(DIMENSIONS)}
     table["oracle_success_score"] = table.pop("oracle_success")
     table["oracle_success"] = [float(is_success(r[:2], r[2:4])) for r in rows]
