@@ -52,7 +52,12 @@ class Verdict:
     @property
     def is_success(self) -> bool:
         """both SC at least 20 and both PQ at least 18"""
-        return min(self.success, self.over_editing) >= 20 and min(self.naturalness, self.artifacts) >= 18
+        return is_success((self.success, self.over_editing), (self.naturalness, self.artifacts))
+
+
+def is_success(sc: Sequence[float], pq: Sequence[float]) -> bool:
+    """Whether an edit with these scores (0-25) is what was asked for: both SC at least 20 and both PQ at least 18."""
+    return min(sc) >= 20 and min(pq) >= 18
 
 
 def _slot_fraction(task: str, old, want, got) -> tuple[float, int]:

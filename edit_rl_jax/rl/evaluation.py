@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.editworld.oracle import is_success
 from edit_rl_jax.evals.statistics import interval
-from edit_rl_jax.rewards.editscore.judgement import is_success
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.program import Program
 from edit_rl_jax.rl.prompts import Prompt
@@ -171,7 +171,7 @@ CURVES = (
 )
 
 
-def of_means(point: dict[str, Any], bonus: float) -> dict[str, Any]:
+def with_oracle_reward(point: dict[str, Any], bonus: float) -> dict[str, Any]:
     """A point of the curves, with the reward that the oracle would have given in the judge's place."""
     if "oracle_overall" not in point:
         return point
@@ -188,7 +188,7 @@ def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any
     points = [curve(step, {k: v[:count] for k, v in values.items()}) for step, values in found.items()]
     for p in points:  # on the reward's scale
         p |= {k: v / rewards.SCALE for k, v in p.items() if k.startswith("oracle_") and k != "oracle_success"}
-    points, rows = ([of_means(p, bonus) for p in many] for many in (points, rows))
+    points, rows = ([with_oracle_reward(p, bonus) for p in many] for many in (points, rows))
     held_out = {"reward": "reward", "oracle_reward": "the oracle's reward", "oracle_success": "oracle's success"}
     dimensions = {"oracle_success_score": "success", "oracle_over_editing": "over-editing"}
     quality = {"oracle_naturalness": "naturalness", "oracle_artifacts": "artifacts"}

@@ -267,7 +267,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         algorithm=method,
         rollout=jax.jit(drawing(method.sampler), out_shardings=(everywhere, drawn)),
         evaluate=jax.jit(
-            lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, *jnp.zeros(2, int))[1].finished,
+            lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, jnp.int32(0), jnp.int32(0))[1].finished,
             out_shardings=by_rows(1),
         ),
         update=jax.jit(update, out_shardings=(places, everywhere), donate_argnums=0),

@@ -18,9 +18,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
+from edit_rl_jax.editworld.oracle import is_success
 from edit_rl_jax.generation.sampler import Sampling, greedy
 from edit_rl_jax.rewards import oracle
-from edit_rl_jax.rewards.editscore.judgement import Judgement, is_success
+from edit_rl_jax.rewards.editscore.judgement import Judgement
 from edit_rl_jax.rewards.editscore.reward import EditScore
 from edit_rl_jax.rewards.judges import TOKEN
 from edit_rl_jax.rewards.serving.client import RewardClient
@@ -63,7 +64,11 @@ def _apart(images: UInt8[Array, "N H W 3"]) -> list[Float[Array, "H W 3"]]:
 def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:
     """Overall scores on [0, 1]: (overall / 25 + bonus * whether it is a success) / (1 + bonus)."""
     valid = np.array([j.valid and j.overall is not None for j in found], bool)
-    value = lambda j: (j.overall / SCALE + (bonus and bonus * is_success(j.sc, j.pq))) / (1 + bonus)
+
+    def value(j: Judgement) -> float:
+        success = bonus > 0 and is_success(j.sc, j.pq)
+        return (j.overall / SCALE + bonus * success) / (1 + bonus)
+
     return Scores(np.array([value(j) if ok else 0.0 for j, ok in zip(found, valid)], np.float32), valid)
 
 

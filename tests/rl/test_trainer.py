@@ -65,8 +65,8 @@ def test_the_oracle_on_the_scale_of_the_reward():
     point = {"oracle_overall": 10 / 25, "oracle_success": 2 / 3}
     for bonus in (0.0, 4.0):
         wanted = rewards.of_judgements(judged, bonus).values.mean()
-        np.testing.assert_allclose(evaluation.of_means(point, bonus)["oracle_reward"], wanted, rtol=1e-6)
-    assert evaluation.of_means({"reward": 1.0}, 4.0) == {"reward": 1.0}
+        np.testing.assert_allclose(evaluation.with_oracle_reward(point, bonus)["oracle_reward"], wanted, rtol=1e-6)
+    assert evaluation.with_oracle_reward({"reward": 1.0}, 4.0) == {"reward": 1.0}
 
 
 @pytest.mark.parametrize(

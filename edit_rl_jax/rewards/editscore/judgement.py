@@ -92,8 +92,3 @@ def judge(
         pq_replies=tuple(pq),
         passes=found.passes,
     )
-
-
-def is_success(sc: Sequence[int | float], pq: Sequence[int | float]) -> bool:
-    """Whether an edit with these scores (0-25) is what was asked for: both SC at least 20 and both PQ at least 18."""
-    return min(sc) >= 20 and min(pq) >= 18
