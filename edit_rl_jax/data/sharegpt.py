@@ -247,14 +247,20 @@ class Joined:
         self._root, self._find = root, find
         self._known: dict[tuple[str, ...], tuple[str, _Question]] = {}
         self._differ: dict[tuple[str, ...], str] = {}
+        self._asked: set[tuple[str, str]] = (
+            set()
+        )  # (edited, instruction), and (edited, "") for quality rows without one
+        self._rated: set[tuple[str, str]] = set()
         for where, row in rows:
             found = fields.guarded(where, self._read, row) if is_one(row) else []
             for question in [] if isinstance(found, RecordError) else found:
                 first, same = self._known.setdefault(question.edit, (where, dataclasses.replace(question, images=[])))
                 if same.scores != question.scores:
                     self._differ.setdefault(question.edit, f"{first} and {where}")
-        edits = [edit for edit in self._known if len(edit) == 3]
-        self._asked = {edit[1] for edit in edits} | {edit[1:] for edit in edits}
+                if len(question.ids) == 2:
+                    self._asked |= {(question.ids[1], ""), (question.ids[1], question.instruction)}
+                else:
+                    self._rated.add((question.ids[0], question.instruction))
 
     def _read(self, where: str, row: Mapping) -> list[_Question]:
         return _questions(where, row, self._root, self._find)
@@ -267,15 +273,13 @@ class Joined:
                 raise RecordError(where, "conflicting scores", f"of one edit, in {self._differ[question.edit]}")
             if len(question.ids) == 2:
                 asked = question
-            elif (
-                (*question.ids, question.instruction) if question.instruction else question.ids[0]
-            ) not in self._asked:
+            elif (question.ids[0], question.instruction) not in self._asked:
                 raise RecordError(where, "quality row without its instruction row", brief(question.ids[0]))
         if asked is None:
             return None
-        picture = asked.ids[1:]
-        if picture in self._known and picture not in self._differ:
-            quality = self._known[picture][1]
+        picture = asked.ids[1]
+        if {(picture, ""), (picture, asked.instruction)} & self._rated and (picture,) not in self._differ:
+            quality = self._known[(picture,)][1]
         named = zip(("source", "edited"), asked.images, strict=True)
         source, edited = (fields.image(where, name, value, self._root) for name, value in named)
         return EditRecord(
