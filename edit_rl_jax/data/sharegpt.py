@@ -99,7 +99,8 @@ def labelled(human: str) -> str | None:
 
 
 def _weight(human: str, match: re.Match) -> int:
-    before = human[human.rfind("\n", 0, match.start()) + 1 : match.start()]
+    start = max(0, match.start() - 300)  # a label further on begins no line
+    before = human[start : match.start()].rpartition("\n")[2]
     return 2 * (not re.search(r"\w", TAG.sub("", before))) + match[2].lower().startswith("edit")
 
 
@@ -112,7 +113,7 @@ def _section(head: str, tail: str) -> str:
         if not said:
             gap, shown = gap or first >= 0, shown or tags
             continue
-        if i and _RUBRIC.match(said):
+        if i and _RUBRIC.match(said[:200]):
             break
         # below a prompt that has asked for its answer already, a blank line parts the paragraphs of an instruction
         unsure = gap and not _FORM.search(head) or _DOUBTFUL.search(said)

@@ -4,6 +4,9 @@ An entry is `Case(name, rows, records, bad)`: `records` are the (key, instructio
 keeps, `bad` the rows that it counts, as (row, reason); without skip the first of these is the error.
 """
 
+# ruff: noqa: E501
+# A line a case, however long.
+
 import dataclasses
 import datetime
 import decimal
