@@ -109,7 +109,7 @@ def image_id(where: str, value: Any, root: Path) -> str:
         return hashlib.sha256(value).hexdigest()
     if not isinstance(value, str) or not value:
         raise RecordError(where, "malformed row", f"images: {brief(value)} is neither a path nor bytes")
-    return os.path.normpath(root / value)
+    return os.path.abspath(root / value)
 
 
 def plain(value: Any) -> Any:

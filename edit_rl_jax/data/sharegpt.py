@@ -23,7 +23,7 @@ Find = Callable[[str], str | None]  # the instruction in a human turn, None with
 DISAGREE = "question and images disagree"
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TWO = re.compile(r"\b(?:two|both|2) (?:input )?(?:images|pictures)\b|\b(?:first|second) (?:image|picture)\b", re.I)
-_QUALITY = re.compile(r"\bnaturalness\b|\bartifacts?\b", re.I)
+_QUALITY = re.compile(r"\b(?:naturalness|artifacts?|quality)\b", re.I)
 
 # A label in quotes is spoken of, or part of an instruction.
 _LABEL = re.compile(
@@ -223,12 +223,15 @@ def _instruction(where: str, row: Mapping, human: str, images: int, find: Find) 
             raise RecordError(where, "ambiguous instruction", f"{e}; {hint}") from None
         label = column
     if images == 1:
-        if label is not None or _TWO.search(human):
+        of_edit = re.search(r"\binstructions?\b", human, re.I) and not _QUALITY.search(human)
+        if label is not None or of_edit or _TWO.search(human):
             raise RecordError(where, DISAGREE, "one image, but an instruction or another image is spoken of")
+        if not re.search(r"\w", TAG.sub("", human)):
+            raise RecordError(where, DISAGREE, "one image, but nothing is asked")
         return column
     if label is None and not column:
         raise RecordError(where, DISAGREE, "two images, but no instruction")
-    if label is None and _QUALITY.search(human) and column not in human:
+    if label is None and _QUALITY.search(human) and not re.search(r"edit|instruct", human, re.I):
         raise RecordError(where, DISAGREE, "two images and an instruction, but it asks for the quality of a picture")
     if column and label is not None and label != column and column not in human:
         raise RecordError(where, DISAGREE, f"instruction={brief(column)}, but {brief(label)} is asked about")

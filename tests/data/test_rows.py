@@ -311,3 +311,28 @@ def test_replies_and_tails_of_any_size_are_read_in_linear_time():
                 except ValueError as e:
                     assert len(str(e)) < 500
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_the_released_prompts_are_told_apart(tmp_path, folder, tags):
+    """Rows with the very texts that EditScore was trained on, instructions of several lines and paragraphs too."""
+    if importlib.util.find_spec("editscore") is None:  # finds without importing: that would need torch
+        pytest.skip("package editscore is not installed: pip install --no-deps editscore==0.2")
+    from edit_rl_jax.rewards.editscore import upstream
+
+    texts = upstream.texts()
+    said = [
+        "make it red",
+        "make it red\nand blue",
+        "remove the car\n\n- add a tree\n- add a hat",
+        'write "Instruction: a"',
+    ]
+    rows = []
+    for i, instruction in enumerate(said):
+        asked = "<image><image>" * tags + texts["sc"].replace("<instruction>", instruction)
+        rows.append(table.sc(asked, (i, 1), ["s0.png", f"e{i}.png"]))
+        rows.append(table.pq("<image>" * tags + texts["pq"], (i, 2), [f"e{i}.png"]))
+        shutil.copy(folder / "e0.png", tmp_path / f"e{i}.png")
+    shutil.copy(folder / "s0.png", tmp_path)
+    got = [record for _, record in readers.read(write(tmp_path / "rows.json", rows))]
+    assert [(r.instruction, r.sc, r.pq) for r in got] == [(text, (i, 1), (i, 2)) for i, text in enumerate(said)]
