@@ -47,7 +47,7 @@ _DOUBTFUL = re.compile(
     r"""\b(?:images?|pictures?|original|edited|scores?|rate|ratings?|scale|outputs?|answers?|repl(?:y|ies)|respon[ds]\w*|json
     |formats?|reason\w*|evaluat\w*|assess\w*|judge\w*|quality|dimensions?|rubric|criteri\w*|rules?|notes?|important|remember
     |think|strict\w*|careful\w*|examples?|thanks?|instructions?)\b
-    |^[\[{`\#<|=]|^---|:$|^\w[\w ]{0,30}:""",
+    |json|评分|打分|分数|输出|格式|^[\[{`\#<|=]|^---|:$|^\w[\w ]{0,30}:""",
     re.IGNORECASE | re.VERBOSE,
 )
 _FORM = re.compile(r"\bjson\b|\bscores?\b|\breasoning\b", re.I)
@@ -93,15 +93,19 @@ def labelled(human: str) -> str | None:
     if not labels:
         return None
     *others, last = ((_weight(human, match), match) for match in labels)
-    if others and last[0] <= max(weight for weight, _ in others):
-        raise ValueError(f"{len(labels)} labels of an instruction")
+    if last[0] < 0 or (others and last[0] <= max(weight for weight, _ in others)):
+        raise ValueError(
+            f"which of {len(labels)} places begins it?" if others else f"does {brief(last[1][0])} begin it?"
+        )
     return _section(human[: last[1].start()], human[last[1].end() :])
 
 
 def _weight(human: str, match: re.Match) -> int:
     start = max(0, match.start() - 300)  # a label further on begins no line
-    before = human[start : match.start()].rpartition("\n")[2]
-    return 2 * (not re.search(r"\w", TAG.sub("", before))) + match[2].lower().startswith("edit")
+    before = TAG.sub("", human[start : match.start()].rpartition("\n")[2])
+    begins, of_edit = not re.search(r"\w", before), match[2].lower().startswith("edit")
+    near = re.search(r"(?:\A|[.!?:;)\]]\s)\W*(?:\w+\W+){0,3}\Z", before)  # its sentence begins a few words earlier
+    return 2 * begins + of_edit if near or of_edit else -1
 
 
 def _section(head: str, tail: str) -> str:
@@ -117,7 +121,7 @@ def _section(head: str, tail: str) -> str:
             break
         # below a prompt that has asked for its answer already, a blank line parts the paragraphs of an instruction
         unsure = gap and not _FORM.search(head) or _DOUBTFUL.search(said)
-        if shown or (first >= 0 and unsure) or (tags and said.endswith(":")) or _ASKS.search(said):
+        if shown or (first >= 0 and unsure) or (tags and said.endswith(":")) or _ASKS.search(said) or "<|" in said:
             raise ValueError(f"is {brief(said)} a part of the instruction?")
         first, last = (i if first < 0 else first), i
     return fields.untagged("\n".join(lines[first : last + 1])) if first >= 0 else ""
