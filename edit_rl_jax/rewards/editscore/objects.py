@@ -15,6 +15,7 @@ Text inside a string or a nested value is never searched for keys. Everything ta
 
 import bisect
 import dataclasses
+import itertools
 import json
 import re
 from typing import Any
@@ -29,6 +30,7 @@ _KEY_TEXT = rf"[{QUOTES}]?+\s*+[^\W\d][\w \-./]{{0,59}}+\s*+[{QUOTES}]?+\s*+[:�
 _KEY = re.compile(rf"(?P<quote>[{QUOTES}]?+)\s*+(?P<name>[^\W\d][\w \-./]{{0,59}}+)\s*+[{QUOTES}]?+\s*+[:：]")
 _KNOWN_KEY_TEXT = rf"[{QUOTES}]\s*+(?i:{KNOWN})\s*+[{QUOTES}]\s*+[:：]"
 _KNOWN_KEY = re.compile(_KNOWN_KEY_TEXT)
+_KEY_END = re.compile(rf"[sSrR](?i:{'|'.join(k[1:] for k in KNOWN.split('|'))})\s*+[{QUOTES}]\s*+[:：]")
 START = re.compile(rf"\{{\s*+(?:{_KEY.pattern}|[{QUOTES}]?+\s*+(?i:{KNOWN})\b)")  # `quote` and `name` of its first key
 _GAP = r"(?:\s++|//[^\n]*+|/\*(?:[^*]++|\*(?!/))*+\*/)*+"
 _SEPARATOR = re.compile(rf"{_GAP}([,，]?+){_GAP}")
@@ -36,14 +38,17 @@ _FLAT = re.compile(r"\[([^\[\](){}]*+)\]|\(([^\[\](){}]*+)\)")
 _OPEN_LIST = re.compile(r"[\[(]([^\[\](){}]*+)\Z")
 _WORD = re.compile(rf"[^\s,，:：{{}}\[\](){QUOTES}`][^,，{{}}\[\](){QUOTES}`\n]*+")
 _OPEN_KEY = re.compile(rf"[{QUOTES}]?+[\w \-./]*+[{QUOTES}]?+\s*+\Z")
-_SKIP = {
-    True: re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[{]++|[\]}]++', re.DOTALL),
+_SKIP = {  # brackets in runs, and what stands between them; a string that nothing ends reaches to the text's end
+    True: re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))++|[\[{]++|[\]}]++', re.DOTALL),
     False: re.compile(
-        "|".join(rf"{o}(?:[^{c}\\]++|\\.)*+(?:{c}|\\?\Z)" for o, c in _CLOSER.items()) + r"|[\[{(]++|[\]})]++",
+        rf"(?:[^\[\](){{}}{QUOTES}]++|"
+        + "|".join(rf"{o}(?:[^{c}\\]++|\\.)*+(?:{c}|\\?\Z)" for o, c in _CLOSER.items())
+        + r")++|[\[{(]++|[\]})]++",
         re.DOTALL,
     ),
 }
 _OTHER = str.maketrans("[{(", "]})")
+_BRACES = re.compile("[{}]")
 _PROSE = re.compile(rf"\{{[^{{}}{QUOTES}]*+\}}")
 
 
@@ -124,10 +129,12 @@ def strict(text: str, start: int) -> Found | None:
 
 
 def _closing(text: str, start: int, strict: bool = False) -> int:
-    """Where the bracket that opens at `start` has been closed; 0 where it is not closed, -1 where brackets cross."""
+    """Where the bracket that opens at `start` has been closed; 0: it is not closed, -1: they cross or are too many."""
     wanted: list[str] = []
-    for token in _SKIP[strict].finditer(text, start):
+    for count, token in enumerate(_SKIP[strict].finditer(text, start)):
         run = token[0]
+        if count > 100 * MOST:
+            return -1
         if run[0] in "[{(":
             wanted.extend(run.translate(_OTHER))
         elif run[0] in "]})":
@@ -223,36 +230,38 @@ def _straightened(text: str, start: int) -> Found | None:
 
 def _with_bare_quotes(text: str, start: int) -> Found:
     """Way 4. The object ends at the first `}` that balances its braces, that some reading ends at, and behind which
-    the text does not go on as an object; else, where no other object stands in it, at the text's last `}`."""
-    inner = START.search(text, start + 1)
+    the text does not go on as an object; else at the text's last `}`, unless an object inside may end there."""
+    starts, keys = ([m.start() for m in itertools.islice(p.finditer(text, start + 1), MOST)] for p in (START, _KEY_END))
+    if MOST in (len(starts), len(keys)):
+        return Found([], start, len(text), False, "too many keys")
     depth, tries, last = 0, 0, -1
-    for count, brace in enumerate(re.finditer("[{}]", text[start:])):
+
+    def is_end(at: int) -> bool:  # between the brace and the next object there is no key of this one
+        after = [x[i] if (i := bisect.bisect(x, at)) < len(x) else len(text) for x in (starts, keys)]
+        return after[0] < after[1] or after[1] == len(text)
+
+    for count, brace in enumerate(_BRACES.finditer(text, start)):
         if count > MOST:
             return Found([], start, len(text), False, "too many braces")
         depth += 1 if brace[0] == "{" else -1
         if brace[0] == "}":
-            last = start + brace.start()
-            if depth == 0 and tries < 8 and _is_end(text, last):
+            last = brace.start()
+            if depth == 0 and tries < 8 and is_end(last):
                 tries += 1
-                found = _reading(text, start, last, True)
-                if found:
+                if found := _reading(text, start, last, True):
                     return found
-    if inner:
+    if len(starts) > 8 or any(_loose(text, s) or s < last and _reading(text, s, last, True) for s in starts):
         return Found([], start, len(text), False, "its end is not written")
-    found = _reading(text, start, last, True) if last > 0 and depth != 0 and _is_end(text, last) else None
-    return found or _reading(text, start, len(text), False) or Found([], start, len(text), False, "malformed JSON")
-
-
-def _is_end(text: str, at: int) -> bool:
-    """Whether between the brace and the next object there is nothing that belongs into an object."""
-    following = START.search(text, at + 1)
-    return not _KNOWN_KEY.search(text, at + 1, following.start() if following else len(text))
+    found = _reading(text, start, last, True) if last > 0 and depth != 0 and is_end(last) else None
+    if not found and not starts and None not in _Reader(text, len(text), False).members(start + 1, True):
+        found = _reading(text, start, len(text), False)  # cut, with its score in front of all strings
+    return found or Found([], start, len(text), False, "malformed, or cut before its end")
 
 
 _Readings = dict[Any, str]  # score (None: none, _TWO: two that differ) -> reasoning
 _TWO = object()
 _ENDS = re.compile(
-    rf"\\.|[\"'”’](?=\s*+(?:[,，]\s*+{_KEY_TEXT}|[,，]?+\s*+\Z|{_KNOWN_KEY_TEXT}))",
+    rf"(?:\\.)++|[\"'”’](?=[\s,，]|\Z|[{QUOTES}][rs])(?=\s*+(?:[,，]\s*+{_KEY_TEXT}|[,，]?+\s*+\Z|{_KNOWN_KEY_TEXT}))",
     re.DOTALL,  # a quote behind a backslash ends nothing
 )
 
@@ -273,7 +282,7 @@ class _Reader:
 
     def read(self, start: int) -> _Readings | None:
         """The readings of the members from `start` on; None where there are too many places to look at."""
-        quotes = [q for q in _ENDS.finditer(self.text, start, self.end) if len(q[0]) == 1]
+        quotes = [q for q in _ENDS.finditer(self.text, start, self.end) if q[0][0] != "\\"]
         if len(quotes) > MOST:
             return None
         for quote in reversed(quotes):
@@ -281,7 +290,8 @@ class _Reader:
             new = {score: (quote.start(), reason) for score, reason in self.members(quote.end(), False).items()}
             readings.append((readings[-1] if readings else {}) | new)
             places.append(-quote.start())
-        return self.members(start, True)
+        found = self.members(start, True)
+        return None if self.steps > 20 * MOST else found
 
     def string(self, opening: int) -> dict[Any, tuple[int, str]]:
         """The readings of a string that opens there, each with the place of the quote that ends it."""

@@ -26,16 +26,13 @@ _NUMBER = re.compile(r"[-+]?[0-9]++(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?")
 _WHOLE = re.compile("[0-9]{1,9}")
 _REASON = tuple(KNOWN.split("|")[1:])
 _TAG = re.compile(
-    r"<(?P<close>/?)(?P<name>think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad|seed:think)>"
-    r"|\[(?P<close_b>/?)THINK\]|◁(?P<close_k>/?)think▷",
-    re.IGNORECASE,
+    r"[<◁](?P<close>/?+)(?=[a-zA-Z])(?P<name>(?i:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad|seed:think))[>▷]"
+    r"|\[(?P<close_b>/?)THINK\]"
 )
 _FENCE = re.compile(r"```\w*+")
 _Q, _COLON = f"[{QUOTES}]", r"\s*+[:：]\s*+"
 _OPEN_REASON = re.compile(rf"(?i:\b(?:{'|'.join(_REASON)}))\s*+{_Q}?+{_COLON}{_Q}")
 _FIRST_KEY = re.compile(rf"[^\w{QUOTES}]*+{_Q}(?i:score)\s*+{_Q}{_COLON}")
-_QUOTED_KEY = re.compile(rf"{_Q}\s*+(?i:{KNOWN})\s*+{_Q}{_COLON}")
-_ANY_KEY = re.compile(rf"(?i:\b(?:{KNOWN}))\s*+{_Q}?+{_COLON}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +92,11 @@ def _answer(text: str) -> str | None:
     may hold tags in its strings.
     """
     parts, inside, at, closed = [], "", 0, False
-    if _TAG.search(text) and _is_object(text):
-        return text
-    for tag in _TAG.finditer(text):
+    for index, tag in enumerate(_TAG.finditer(text)):
+        if index == 0 and _is_object(text):
+            return text
         name = (tag["name"] or "think").lower()
-        close = any(tag.group("close", "close_b", "close_k"))
+        close = tag["close"] or tag["close_b"]
         if not close and not inside:
             parts.append(text[at : tag.start()])
             inside = name
@@ -140,11 +137,13 @@ def _choose(text: str, found: list[Found]) -> tuple[Found, str]:
 
 
 def _is_inside(text: str, found: list[Found]) -> bool:
-    """Whether the objects stand inside a string of an object whose opening brace is missing."""
-    before, after = text[: found[0].start], text[found[-1].end :].lstrip("} \n")
+    """Whether the objects stand inside a string of an object whose beginning is missing."""
+    before = text[: found[0].start]
     if _OPEN_REASON.search(before) or _FIRST_KEY.match(before):
         return True
-    return "}" in after and bool(_ANY_KEY.search(before) or _QUOTED_KEY.search(after))
+    ends, starts = [0, *(f.end for f in found)], [*(f.start for f in found), len(text)]
+    outside = [text[end:start].lstrip("} \n") for end, start in zip(ends, starts)]
+    return any(piece.count("}") > piece.count("{") for piece in outside)  # what was cut off had opened one more
 
 
 def _numbers(value: Any, score_range: int) -> tuple[float, ...] | None:
@@ -153,7 +152,9 @@ def _numbers(value: Any, score_range: int) -> tuple[float, ...] | None:
         members = [m.strip() for m in value.inner.split(",", MOST)]
         if not members[-1] and len(members) > 2:
             return None  # a third number would have followed
-        whole = all(_WHOLE.fullmatch(m) for m in members) and (int(members[-1]) * 10 > score_range or members[-1] == "0")
+        whole = all(_WHOLE.fullmatch(m) for m in members) and (
+            int(members[-1]) * 10 > score_range or members[-1] == "0"
+        )
         value = members if whole else members[:-1]
     values = value if isinstance(value, list) else [value]
     if isinstance(value, Pairs) or len(values) > MOST:
