@@ -155,8 +155,10 @@ def _loose(text: str, start: int) -> Found | None:
     while True:
         gap = _SEPARATOR.match(text, at)
         at = gap.end()
-        if at == len(text) or text.startswith("```", at):
+        if at == len(text):
             return cut()
+        if text.startswith("```", at):  # the fence was closed, the brace forgotten
+            return None if words else Found(pairs, start, at)
         if text[at] == "}":
             return Found(pairs, start, at + 1)
         key = _KEY.match(text, at)
@@ -253,7 +255,12 @@ def _with_bare_quotes(text: str, start: int) -> Found:
     if len(starts) > 8 or any(_loose(text, s) or s < last and _reading(text, s, last, True) for s in starts):
         return Found([], start, len(text), False, "its end is not written")
     found = _reading(text, start, last, True) if last > 0 and depth != 0 and is_end(last) else None
-    if not found and not starts and None not in _Reader(text, len(text), False).members(start + 1, True):
+    if (
+        not found
+        and not starts
+        and len(keys) < 3
+        and None not in _Reader(text, len(text), False).members(start + 1, True)
+    ):
         found = _reading(text, start, len(text), False)  # cut, with its score in front of all strings
     return found or Found([], start, len(text), False, "malformed, or cut before its end")
 

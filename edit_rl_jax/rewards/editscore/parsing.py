@@ -31,7 +31,10 @@ _TAG = re.compile(
 )
 _FENCE = re.compile(r"```\w*+")
 _Q, _COLON = f"[{QUOTES}]", r"\s*+[:：]\s*+"
-_OPEN_REASON = re.compile(rf"(?i:\b(?:{'|'.join(_REASON)}))\s*+{_Q}?+{_COLON}{_Q}")
+_REMAINS = re.compile(  # a reasoning that opens, or a string that ends before a key or the object's end
+    rf"(?i:\b(?:{'|'.join(_REASON)}))\s*+{_Q}?+{_COLON}{_Q}"
+    rf"|{_Q}\s*+(?:[,，]\s*+{_Q}?+\s*+(?i:{KNOWN})\s*+{_Q}?+{_COLON}|[,，]?+\s*+\}})"
+)
 _FIRST_KEY = re.compile(rf"[^\w{QUOTES}]*+{_Q}(?i:score)\s*+{_Q}{_COLON}")
 
 
@@ -137,13 +140,13 @@ def _choose(text: str, found: list[Found]) -> tuple[Found, str]:
 
 
 def _is_inside(text: str, found: list[Found]) -> bool:
-    """Whether the objects stand inside a string of an object whose beginning is missing."""
-    before = text[: found[0].start]
-    if _OPEN_REASON.search(before) or _FIRST_KEY.match(before):
-        return True
+    """Whether what stands around the objects belongs to another one, whose beginning is missing or damaged: then they
+    may stand inside its strings."""
     ends, starts = [0, *(f.end for f in found)], [*(f.start for f in found), len(text)]
     outside = [text[end:start].lstrip("} \n") for end, start in zip(ends, starts)]
-    return any(piece.count("}") > piece.count("{") for piece in outside)  # what was cut off had opened one more
+    if _FIRST_KEY.match(outside[0]) or any(_REMAINS.search(piece) for piece in outside):
+        return True
+    return any(piece.count("}") > piece.count("{") for piece in outside)
 
 
 def _numbers(value: Any, score_range: int) -> tuple[float, ...] | None:
