@@ -31,7 +31,9 @@ _KEY = re.compile(rf"(?P<quote>[{QUOTES}]?+)\s*+(?P<name>[^\W\d][\w \-./]{{0,59}
 _KNOWN_KEY_TEXT = rf"[{QUOTES}]\s*+(?i:{KNOWN})\s*+[{QUOTES}]\s*+[:：]"
 _KNOWN_KEY = re.compile(_KNOWN_KEY_TEXT)
 _KEY_END = re.compile(rf"[sSrR](?i:{'|'.join(k[1:] for k in KNOWN.split('|'))})\s*+[{QUOTES}]\s*+[:：]")
-START = re.compile(rf"\{{\s*+(?:{_KEY.pattern}|[{QUOTES}]?+\s*+(?i:{KNOWN})\b)")  # `quote` and `name` of its first key
+START = re.compile(  # with the `quote` and `name` of a first key, or with something like a key
+    rf"\{{\s*+(?:{_KEY.pattern}|[{QUOTES}]?+\s*+(?i:{KNOWN})\b|[^{{}}\[\]\n:：]{{1,40}}+[:：]\s*+[{QUOTES}\[])"
+)
 _GAP = r"(?:\s++|//[^\n]*+|/\*(?:[^*]++|\*(?!/))*+\*/)*+"
 _SEPARATOR = re.compile(rf"{_GAP}([,，]?+){_GAP}")
 _FLAT = re.compile(r"\[([^\[\](){}]*+)\]|\(([^\[\](){}]*+)\)")

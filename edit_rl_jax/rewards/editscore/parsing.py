@@ -33,7 +33,7 @@ _FENCE = re.compile(r"```\w*+")
 _Q, _COLON = f"[{QUOTES}]", r"\s*+[:：]\s*+"
 _REMAINS = re.compile(  # a reasoning that opens, or a string that ends before a key or the object's end
     rf"(?i:\b(?:{'|'.join(_REASON)}))\s*+{_Q}?+{_COLON}{_Q}"
-    rf"|{_Q}\s*+(?:[,，]\s*+{_Q}?+\s*+(?i:{KNOWN})\s*+{_Q}?+{_COLON}|[,，]?+\s*+\}})"
+    rf"|{_Q}\s*+(?:[,，]?+\s*+{_Q}\s*+\w[\w ]{{0,40}}+{_Q}{_COLON}|[,，]\s*+(?i:{KNOWN}){_COLON}|[,，]?+\s*+\}})"
 )
 _FIRST_KEY = re.compile(rf"[^\w{QUOTES}]*+{_Q}(?i:score)\s*+{_Q}{_COLON}")
 
@@ -71,11 +71,12 @@ def parse(text: str, score_range: int = SCORE_RANGE) -> Reply:
         problem = problem or ("its first brace is missing" if _is_inside(answer, found) else "")
         reasoning = next((str(v) for k in _REASON for v in chosen.values(k) if v is not None), "")
         scores = [_numbers(v, score_range) for v in chosen.values("score")]
-        problem = problem or chosen.problem or ("" if scores else "no score")
+        problem = problem or next((f.problem for f in found if f.problem), "" if scores else "no score")
+        if not problem and any(v != f.values("score")[0] for f in found for v in f.values("score")):
+            problem = "two scores that differ"
         if not problem:
             numbers = scores[-1]
-            problem = "two scores that differ" if scores[1:] != scores[:-1] else ""
-            problem = problem or ("score is not numbers" if numbers is None else "")
+            problem = "score is not numbers" if numbers is None else ""
     else:
         numbers = _bare(answer)
         problem = "no JSON object" if numbers is None else ""
