@@ -62,7 +62,19 @@ def lone(r: random.Random) -> str:
     return r.choice(["{", "}", "]", "[", '{"', '"}', '{"score": [3, 4]', "'", '"', "“", "”"])
 
 
-LAYOUTS = ("json", "ascii", "indented", "raw lines", "python", "single", "curly", "words", "bare", "bare single", "comma")
+LAYOUTS = (
+    "json",
+    "ascii",
+    "indented",
+    "raw lines",
+    "python",
+    "single",
+    "curly",
+    "words",
+    "bare",
+    "bare single",
+    "comma",
+)
 
 
 def body(r: random.Random, score: tuple[int, int]) -> str:
@@ -110,10 +122,31 @@ def draft(r: random.Random) -> str:
     return json.dumps({"reasoning": sentence(r, 1), "score": [r.randint(0, 25), r.randint(0, 25)]})
 
 
-PROSE = ("", "", "", "Sure! ", "Here is my verdict:\n", "The edit is good.\n\n", "||V^=^V||\n", "I would say 20/25.\n")
-PROSE += ("Compared with [3, 4] it is better: ", "The style {color: red;} is kept. ", "A 'nice' \"ball\" - ", "<answer>")
-PROSE += ("Score 20 of 25. ", "The format {\"reasoning\": \"...\", \"score\": [<first>, <second>]} is used.\n")  # fmt: skip
-BEHIND = ("", "", "", "\n", " Done.", "\n\nI hope this helps.", "\n||V^=^V||", "</answer>", " That is 20/25.", "\nScore: 3/4")
+PROSE = 3 * [""] + [
+    "Sure! ",
+    "Here is my verdict:\n",
+    "The edit is good.\n\n",
+    "||V^=^V||\n",
+    "I would say 20/25.\n",
+    "Compared with [3, 4] it is better: ",
+    "The style {color: red;} is kept. ",
+    "A 'nice' \"ball\" - ",
+    "<answer>",
+    "Score 20 of 25. ",
+    'The format {"reasoning": "...", "score": [<first>, <second>]} is used.\n',
+]
+BEHIND = [
+    "",
+    "",
+    "",
+    "\n",
+    " Done.",
+    "\n\nI hope this helps.",
+    "\n||V^=^V||",
+    "</answer>",
+    " That is 20/25.",
+    "\nScore: 3/4",
+]
 
 
 def true_reply(r: random.Random) -> tuple[str, tuple[int, int], range, bool]:

@@ -164,7 +164,7 @@ def _loose(text: str, start: int) -> Found | None:
         if text[at] == "}":
             return Found(pairs, start, at + 1)
         key = _KEY.match(text, at)
-        if not key:
+        if not key or len(pairs) > MOST:
             return cut() if _OPEN_KEY.match(text, at) else None
         if pairs and not gap[1] and not _KNOWN_KEY.match(text, at):
             return None
