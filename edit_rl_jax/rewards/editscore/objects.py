@@ -32,7 +32,7 @@ _KNOWN_KEY_TEXT = rf"[{QUOTES}]\s*+(?i:{KNOWN})\s*+[{QUOTES}]\s*+[:：]"
 _KNOWN_KEY = re.compile(_KNOWN_KEY_TEXT)
 _KEY_END = re.compile(rf"[sSrR](?i:{'|'.join(k[1:] for k in KNOWN.split('|'))})\s*+[{QUOTES}]\s*+[:：]")
 START = re.compile(  # with the `quote` and `name` of a first key, or with something like a key
-    rf"\{{\s*+(?:{_KEY.pattern}|[{QUOTES}]?+\s*+(?i:{KNOWN})\b|[^{{}}\[\]\n:：]{{1,40}}+[:：]\s*+[{QUOTES}\[])"
+    rf"\{{(?![{{}}\[\]])\s*+(?:{_KEY.pattern}|[{QUOTES}]?+\s*+(?i:{KNOWN})\b|[^{{}}\[\]\n:：]{{1,40}}+[:：]\s*+[{QUOTES}\[])"
 )
 _GAP = r"(?:\s++|//[^\n]*+|/\*(?:[^*]++|\*(?!/))*+\*/)*+"
 _SEPARATOR = re.compile(rf"{_GAP}([,，]?+){_GAP}")
@@ -257,21 +257,17 @@ def _with_bare_quotes(text: str, start: int) -> Found:
     if len(starts) > 8 or any(_loose(text, s) or s < last and _reading(text, s, last, True) for s in starts):
         return Found([], start, len(text), False, "its end is not written")
     found = _reading(text, start, last, True) if last > 0 and depth != 0 and is_end(last) else None
-    if (
-        not found
-        and not starts
-        and len(keys) < 3
-        and None not in _Reader(text, len(text), False).members(start + 1, True)
-    ):
-        found = _reading(text, start, len(text), False)  # cut, with its score in front of all strings
+    begins = {} if found or starts or len(keys) > 2 else _Reader(text, len(text), False).members(start + 1, True)
+    if begins and None not in begins:  # cut, with its score in front of all strings
+        found = _reading(text, start, len(text), False)
     return found or Found([], start, len(text), False, "malformed, or cut before its end")
 
 
 _Readings = dict[Any, str]  # score (None: none, _TWO: two that differ) -> reasoning
 _TWO = object()
 _ENDS = re.compile(
-    rf"(?:\\.)++|[\"'”’](?=[\s,，]|\Z|[{QUOTES}][rs])(?=\s*+(?:[,，]\s*+{_KEY_TEXT}|[,，]?+\s*+\Z|{_KNOWN_KEY_TEXT}))",
-    re.DOTALL,  # a quote behind a backslash ends nothing
+    rf"(?:\\.)++|[\"'”’]{{2,}}(?=[\"'”’])|[\"'”’](?=[\s,，]|\Z|[{QUOTES}][rs])(?=\s*+(?:[,，]\s*+{_KEY_TEXT}|[,，]?+\s*+\Z|{_KNOWN_KEY_TEXT}))",
+    re.DOTALL,  # a quote behind a backslash ends nothing; of a row of quotes the last may
 )
 
 
@@ -291,7 +287,7 @@ class _Reader:
 
     def read(self, start: int) -> _Readings | None:
         """The readings of the members from `start` on; None where there are too many places to look at."""
-        quotes = [q for q in _ENDS.finditer(self.text, start, self.end) if q[0][0] != "\\"]
+        quotes = [q for q in _ENDS.finditer(self.text, start, self.end) if len(q[0]) == 1]
         if len(quotes) > MOST:
             return None
         for quote in reversed(quotes):
@@ -333,7 +329,7 @@ class _Reader:
                     out[self._both(score, _TWO if name == "score" else rest)] = reasoning or said
                 return out
             flat, word = _FLAT.match(self.text, at, self.end), _WORD.match(self.text, at, self.end)
-            if not flat and not word:
+            if not flat and not word or word and " " in word[0].strip() and self.unclosed:
                 return {}
             if name == "score":
                 value = tuple(_members(flat[1] or flat[2] or "")) if flat else word[0].strip()

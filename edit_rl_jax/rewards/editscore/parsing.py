@@ -20,6 +20,7 @@ import re
 from typing import Any
 
 from edit_rl_jax.data.records import SCORE_RANGE
+from edit_rl_jax.json_files import whole
 from edit_rl_jax.rewards.editscore.objects import KNOWN, MOST, QUOTES, Cut, Found, Pairs, number, objects, strict
 
 _NUMBER = re.compile(r"[-+]?[0-9]++(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?")
@@ -31,9 +32,10 @@ _TAG = re.compile(
 )
 _FENCE = re.compile(r"```\w*+")
 _Q, _COLON = f"[{QUOTES}]", r"\s*+[:：]\s*+"
-_REMAINS = re.compile(  # a reasoning that opens, or a string that ends before a key or the object's end
+_REMAINS = re.compile(  # a reasoning that opens; a string that ends before a key, the object's end or a value
     rf"(?i:\b(?:{'|'.join(_REASON)}))\s*+{_Q}?+{_COLON}{_Q}"
-    rf"|{_Q}\s*+(?:[,，]?+\s*+{_Q}\s*+\w[\w ]{{0,40}}+{_Q}{_COLON}|[,，]\s*+(?i:{KNOWN}){_COLON}|[,，]?+\s*+\}})"
+    rf"|{_Q}(?!{_Q}{_Q})\s*+"
+    rf"(?:[,，]?+\s*+{_Q}\s*+\w[\w ]{{0,40}}+{_Q}{_COLON}|[,，]\s*+(?i:{KNOWN}){_COLON}|[,，]?+\s*+\}}|[:：]\s*+{_Q})"
 )
 _FIRST_KEY = re.compile(rf"[^\w{QUOTES}]*+{_Q}(?i:score)\s*+{_Q}{_COLON}")
 
@@ -69,7 +71,7 @@ def parse(text: str, score_range: int = SCORE_RANGE) -> Reply:
     elif found := objects(answer):
         chosen, problem = _choose(answer, found)
         problem = problem or ("its first brace is missing" if _is_inside(answer, found) else "")
-        reasoning = next((str(v) for k in _REASON for v in chosen.values(k) if v is not None), "")
+        reasoning = next((whole(str(v)) for k in _REASON for v in chosen.values(k) if v is not None), "")
         scores = [_numbers(v, score_range) for v in chosen.values("score")]
         problem = problem or next((f.problem for f in found if f.problem), "" if scores else "no score")
         if not problem and any(v != f.values("score")[0] for f in found for v in f.values("score")):
