@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image, resize
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.cache import Judge
@@ -54,23 +55,21 @@ def read(file: str | Path) -> list[dict[str, Any]]:
     """Inputs with their candidates: JSON lines with `source`, `instruction` and `candidates` (paths, from the file's
     folder), and if known `truth` (a number for each candidate). An input that could not be edited has none, and `valid`
     false. Raises ValueError, naming the line."""
-    lines = []
-    for number, text in enumerate(Path(file).read_text().splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            paths = [line["source"], line["instruction"], *line["candidates"]]
-            truth = line.get("truth")
-            good = (len(paths) > 2 or line.get("valid") is False) and all(isinstance(p, str) for p in paths)
-            good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            good = False
-        if not good:
-            wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
-            raise ValueError(f"{file}:{number}: wanted is an object with {wanted}")
-        lines.append(line)
-    return lines
+    return list(json_files.rows(file, _input))
+
+
+def _input(where: str, line: Any) -> dict[str, Any]:
+    try:
+        paths = [line["source"], line["instruction"], *line["candidates"]]
+        truth = line.get("truth")
+        good = (len(paths) > 2 or line.get("valid") is False) and all(isinstance(p, str) for p in paths)
+        good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
+        raise ValueError(f"{where}: wanted is an object with {wanted}")
+    return line
 
 
 def _bytes(path: Path) -> bytes:
@@ -115,13 +114,13 @@ def run(
     judged = score(judge, inputs, file.parent, progress)
     rewards = [[j.overall if j.valid else None for j in js] for js in judged]
     picks: list[int | None] = []
-    with (home / "picks.jsonl").open("w") as out:
+    with (home / "picks.jsonl").open("w", encoding="utf-8") as out:
         for line, found, js in zip(inputs, rewards, judged):
             best = max((r for r in found if r is not None), default=None)
             picks.append(None if best is None else found.index(best))
             pick = {"pick": None if best is None else line["candidates"][picks[-1]], "index": picks[-1], "reward": best}
             problems = sorted({j.problem for j in js if not j.valid})
-            out.write(json.dumps({**line, **pick, "rewards": found, "problems": problems}, ensure_ascii=False) + "\n")
+            out.write(json_files.dumps({**line, **pick, "rewards": found, "problems": problems}) + "\n")
     figures = curves(inputs, rewards)
     figures = {"benchmark": "best_of_n", "candidates_file": str(candidates), **figures, "judge": dict(about or {})}
     (home / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
