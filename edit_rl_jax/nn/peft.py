@@ -6,6 +6,7 @@ both are exact and stay so in training (the gradients are 0).
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -115,14 +116,14 @@ def describe(config: dict[str, Any], file: Path, pattern: str, naming: Naming) -
 def _strange(tensors: list[Tensor]) -> str:
     """Why tensors are none of a linear layer's two factors."""
     kinds = {
-        "adapted embeddings (only linear layers are)": r"lora_embedding_[AB]",
-        "lengths of DoRA": r"lora_magnitude_vector",
-        "trained biases": r"\.bias$",
-        "whole layers": r"modules_to_save|original_module",
-        "whole weights": r"^(?!.*lora_).*\.weight$",
+        "it adapts embeddings, which are no linear layers": r"lora_embedding_[AB]",
+        "it holds DoRA's lengths": r"lora_magnitude_vector",
+        "it holds trained biases": r"\.bias$",
+        "it holds whole layers": r"modules_to_save|original_module",
+        "it holds whole weights, which PEFT's save_embedding_layers=False leaves out": r"^(?!.*lora_).*\.weight$",
     }
     why = [k for k, p in kinds.items() if any(re.search(p, t.name) for t in tensors)]
-    return f"unknown, or not targeted: {listing(t.name for t in tensors)}" + (f" ({', '.join(why)})" if why else "")
+    return f"unknown, or not targeted: {listing(t.name for t in tensors)}" + (f" ({'; '.join(why)})" if why else "")
 
 
 def _tensors(file: Path, pattern: str, naming: Naming) -> dict[tuple[str, str], Tensor]:
@@ -281,9 +282,16 @@ def merge(state, scale: float):
 
 
 def _merged(kernel, a, b, scale: float):
-    def one(kab):
+    return _merger(kernel.ndim == 3, kernel.sharding)(kernel, a, b, scale)
+
+
+@functools.cache
+def _merger(stacked: bool, sharding):
+    def one(kab, scale):
         k, a, b = kab
         return (k.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")).astype(k.dtype)
 
-    whole = (lambda *kab: jax.lax.map(one, kab)) if kernel.ndim == 3 else (lambda *kab: one(kab))
-    return jax.jit(whole, out_shardings=kernel.sharding)(kernel, a, b)
+    def merged(k, a, b, scale):
+        return jax.lax.map(lambda kab: one(kab, scale), (k, a, b)) if stacked else one((k, a, b), scale)
+
+    return jax.jit(merged, out_shardings=sharding)
