@@ -111,7 +111,7 @@ class EditScore:
         """
         folder = weights.local_folder(folder, revision)
         adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
-        home = base_folder(folder, base, adapter) if adapter else folder
+        home = base_folder(folder, base) if adapter else folder
         cfg = Config.from_hf(home)
         model = load_model(cfg, home, adapter and (folder, adapter), dtype=dtype, merge=merge, mesh=mesh)
         stored = next((json.loads((f / METADATA).read_text()) for f in (folder, home) if (f / METADATA).exists()), {})
