@@ -118,9 +118,8 @@ def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
     folder = weights.local_folder(model)
     digest = hashlib.sha256()
     found = {p for pattern in FILES for p in folder.glob(pattern)}
-    found |= (
-        set(weight_files(folder)) if (folder / weights.INDEX).exists() else set()
-    )  # shards may lie in folders below
+    if (folder / weights.INDEX).exists():
+        found |= set(weight_files(folder))  # shards may lie in folders below
     for path in sorted(found):
         blob = path.resolve().name  # the hub's cache names large files by their SHA-256
         if path.is_symlink() and len(blob) == 64:
