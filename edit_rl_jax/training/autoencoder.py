@@ -6,7 +6,6 @@ The exported folder is an AutoencoderKL of diffusers. Its latents have mean 0 an
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -76,7 +75,7 @@ def model_config(config: Any) -> VAEConfig:
     m = config.model
     if m.init_from:
         return VAEConfig.from_hf(local_folder(m.init_from, m.revision or None))
-    return VAEConfig.from_hf(json.loads(m.config) if m.config.lstrip().startswith("{") else m.config)
+    return VAEConfig.from_hf(m.config)
 
 
 def make(config: Any, cfg: VAEConfig, mesh: Mesh, dtype: Any) -> partial:
@@ -131,8 +130,8 @@ def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32
 
 
 def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
-    """diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was one; then
-    patches are fitted, if the config has them."""
+    """Writes diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was
+    one; then patches are fitted, if the config has them. Raises WeightsError naming weights that are not finite."""
     cfg = program.model_config
     if "validation_latent_mean" in facts:
         mean, square = facts["validation_latent_mean"], facts["validation_latent_square"]
@@ -142,7 +141,8 @@ def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revis
     if cfg.patch_channels:
         fit_patches(program, model)
     state = nnx.state(model)
-    weights.save(state, cfg.to_hf(), folder, NAMING, dtype=dtype)
-    if jax.process_index() == 0:
-        (folder / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
+    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+        weights.save(state, cfg.to_hf(), part, NAMING, dtype=dtype)
+        if jax.process_index() == 0:
+            (part / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
     return folder

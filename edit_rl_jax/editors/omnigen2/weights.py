@@ -22,6 +22,7 @@ from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.nn import peft, peft_config, weights
 from edit_rl_jax.nn.checkpoint_files import WeightsError, read_file
+from edit_rl_jax.nn.model_files import checked, read_json, verify
 from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.weights import Naming
 from edit_rl_jax.qwen2_5_vl import weights as qwen
@@ -66,7 +67,11 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Pat
 def configs(folder: Path) -> Configs:
     """The configurations of a released folder."""
     read = {"mllm": Config, "transformer": OmniGen2Config, "vae": autoencoder.VAEConfig}
-    return Configs(**{part: cls.from_hf(folder / part) for part, cls in read.items()})
+    found = {part: cls.from_hf(folder / part) for part, cls in read.items()}
+    try:
+        return Configs(**found)
+    except ValueError as e:
+        raise WeightsError(f"{folder}: {e}") from None
 
 
 def tokenizer(folder: Path) -> Tokenizer:
@@ -77,9 +82,10 @@ def tokenizer(folder: Path) -> Tokenizer:
 def schedule(folder: Path, steps: int) -> Schedule:
     """The schedule that a released folder asks for, at that many steps."""
     file = folder / "scheduler" / "scheduler_config.json"
-    stored = SCHEDULER | (json.loads(file.read_text()) if file.exists() else {})
-    kind = "dynamic" if stored["dynamic_time_shift"] else "linear"
-    return Schedule(steps, kind, base_res=stored["time_shift_base_res"])
+    stored = SCHEDULER | (read_json(file) if file.exists() else {})
+    dynamic = checked(stored["dynamic_time_shift"], "bool", f"{file}: dynamic_time_shift")
+    base = checked(stored["time_shift_base_res"], "int", f"{file}: time_shift_base_res", 1, 2**16)
+    return Schedule(steps, "dynamic" if dynamic else "linear", base_res=base)
 
 
 def _naming(part: str, state) -> Naming:
@@ -123,6 +129,9 @@ def from_folder(
     mesh, heads and hidden size are padded to what it divides, unless `options` say otherwise.
     """
     folder = local_folder(path_or_hub_id, revision)
+    for home in (folder, lora):
+        if home is not None:
+            verify(home)
     cfg = configs(folder)
     adapter = None if lora is None else read_lora(lora, alpha)
     if adapter is not None:
@@ -208,6 +217,7 @@ def read_lora(path: str | Path, alpha: float | None = None) -> peft.Adapter:
     if not isinstance(stored, dict):
         raise WeightsError(f"{file}: {METADATA} is no object")
     stored = {k.removeprefix("transformer."): v for k, v in stored.items()}
+    checked(stored.get("lora_alpha"), "float | None", f"{file}: lora_alpha", 1e-9, 1e9)
     if len(set(ranks.values())) > 1:
         raise WeightsError(f"{file}: ranks {sorted(set(ranks.values()))} differ")
     rank = next(iter(ranks.values()))
