@@ -68,13 +68,12 @@ def plan(args, overrides) -> dict:
     about = {"config": Path(args.config).stem, "topology": args.topology, "devices": len(devices)}
     about |= {"versions": {name: version(name) for name in ("jax", "libtpu")}, "date": time.strftime("%Y-%m-%d")}
     if args.job == "score":
-        return about | score_planning.plan(config, chip, devices, args.slots)
+        return about | score_planning.plan(build.model_config(config), chip, devices, args.slots)
     if args.topology in config.mesh_presets:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     if "rl" in config:
-        judge = rl_planning.judge_config(ROOT / "configs")
-        return about | {"overrides": overrides, "job": "rl"} | rl_planning.plan(config, judge, chip, devices)
+        return about | {"overrides": overrides, "job": "rl"} | rl_planning.plan(config, chip, devices)
     mesh = build.make_mesh(config, devices)
     edit = args.job == "edit"
     figures = list(edit_planning.plan(config, mesh, chip) if edit else steps(config, mesh, chip, args.buckets))
@@ -120,8 +119,9 @@ def show_scoring(plan) -> None:
 def show_rl(plan) -> None:
     """Prints a plan of online RL: its programs with what lies beside them."""
     gib = 2**30
-    judge = f"the reward model of configs/{plan['judge']}.py on the {plan['judge_devices']} of each host"
-    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, with {judge}")
+    judge = f"with the reward model {plan['judge']} on the {plan['judge_devices']} of each host"
+    judge = judge if plan["judge"] else "no reward model on them"
+    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, {judge}")
     for name, p in plan["programs"].items():
         print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device, {p['beside'] / gib:.2f} beside it: ", end="")
         print(f"{p['together'] / gib:6.2f} of {plan['usable_hbm'] / gib:.2f}, it fits")

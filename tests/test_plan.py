@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax import flops, sharding, topology
+from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.rl import planning as rl_planning
 from edit_rl_jax.training import build, edit_planning, planning
@@ -225,22 +226,42 @@ def test_editing_is_planned():
         assert p["bytes_per_device"]["arguments"] <= p["bytes_per_device"]["peak"] < chip.hbm
 
 
+def test_rl_is_planned_with_the_reward_model_that_the_config_names(tmp_path):
+    """By hub id without a download, by a folder, by an adapter's base; a reward elsewhere takes no room here."""
+    file = ROOT / "configs" / "grpo_omnigen2.py"
+    load = lambda **changes: config_lib.load(file, {f"rl.{k}": v for k, v in changes.items()})
+    size = lambda config: rl_planning.judge_architecture(config).text.hidden_size
+    assert size(load()) == 3584
+    assert size(load(**{"judge.base": "Qwen/Qwen2.5-VL-72B-Instruct"})) == 8192
+    tiny = ROOT / "edit_rl_jax/assets/tiny_vl"
+    assert size(load(**{"judge.base": "", "judge.model": str(tiny)})) == Config.from_hf(tiny).text.hidden_size
+    adapter = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    adapter["base_model_name_or_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert size(load(**{"judge.base": "", "judge.model": str(tmp_path)})) == 2048
+    assert rl_planning.judge_architecture(load(rewards="(('server', 1.0),)")) is None
+    for changes in ({"judge.model": ""}, {"judge.base": str(tmp_path / "gone")}):
+        with pytest.raises(config_lib.ConfigError, match=r"rl\.judge"):
+            rl_planning.judge_architecture(load(**changes))
+
+
 @pytest.mark.standard_promotion
 def test_rl_is_planned_with_what_lies_beside_each_program():
     """The tiny editor and the tiny reward model on the same 4 chips; and too many weights are refused."""
     changes = {"rl.prompts": "4", "rl.group": "4", "rows": "8", "rl.updates": "2", "rl.judge.tensor": "2"}
     config = config_lib.load(ROOT / "configs" / "grpo_tiny.py", {"model.attention": "xla", "mesh.fsdp": "4", **changes})
+    config.rl.judge.model = str(ROOT / "edit_rl_jax/assets/tiny_vl")
     judge = config_lib.load(ROOT / "configs" / "rm_tiny.py")
     chip, devices = topology.describe("v5e:2x2")
     with jax.default_matmul_precision("default"):
-        out = rl_planning.plan(config, judge, chip, devices)
+        out = rl_planning.plan(config, chip, devices)
     programs = out["programs"]
     assert list(programs) == ["rollout", "update", "prefill", "decode"]
     for name, p in programs.items():
         beside = out["judge_bytes"] if name in ("rollout", "update") else out["policy_bytes"] + out["left_bytes"]
         assert p["together"] == p["peak"] + beside <= chip.hbm
-    # 16 images in fp32 on every chip, and less than as much again of latents and conditions
-    assert 16 * 84 * 84 * 3 * 4 < out["left_bytes"] < 2 * 16 * 84 * 84 * 3 * 4
+    # 16 images in 8 bits on every chip, and less than four times as much of latents and conditions
+    assert 16 * 84 * 84 * 3 < out["left_bytes"] < 5 * 16 * 84 * 84 * 3
     # bf16 of the reward model in two halves; of the policy fp32 weights, the old ones and two moments in four quarters
     weights = nnx.eval_shape(lambda: Qwen25VL(build.model_config(judge), rngs=nnx.Rngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(weights)))

@@ -22,9 +22,6 @@ from edit_rl_jax.editworld.scene import rng
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.training.report import Sample, write_report
 
-DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts")
-LEAST = {"success": 20, "over_editing": 20, "naturalness": 18, "artifacts": 18}  # of a successful edit
-
 
 def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
     """n edits of as many scenes, the tasks in turn; each a function of (split, seed, index) alone."""
@@ -102,7 +99,7 @@ def _write(
     by = {t: [i for i, e in enumerate(edits) if e.task == t] for t in world.TASKS}
     pick = lambda values, at: [values[i] for i in at]
     figures["by_task"] = {t: table(pick(verdicts, at), pick(scenes, at), short=True) for t, at in by.items() if at}
-    figures["by_dimension"] = {d: _dimension(verdicts, scenes, d) for d in DIMENSIONS}
+    figures["by_dimension"] = {d: _dimension(verdicts, scenes, d) for d in oracle.ENOUGH}
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -127,7 +124,7 @@ def table(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], short: bool
 def _dimension(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], name: str) -> dict[str, Any]:
     """Mean score of one dimension, and the share that is good enough for a success."""
     values = [float(getattr(v, name)) for v in verdicts]
-    enough = [float(x >= LEAST[name]) for x in values]
+    enough = [float(x >= oracle.ENOUGH[name]) for x in values]
     return {
         "enough": float(np.mean(enough)),
         "enough_ci95": list(interval(enough, scenes)),
@@ -137,7 +134,7 @@ def _dimension(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], name: 
 
 
 def _sample(edit: world.Edit, source: np.ndarray, image: np.ndarray, verdict: oracle.Verdict) -> Sample:
-    truth = {"overall": verdict.overall} | {d: float(getattr(verdict, d)) for d in DIMENSIONS}
+    truth = {"overall": verdict.overall} | {d: float(getattr(verdict, d)) for d in oracle.ENOUGH}
     return Sample(
         edit.instruction, png(source), png(image), {}, truth, "", task=edit.task, right=bool(verdict.is_success)
     )

@@ -15,8 +15,9 @@ from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs
 from edit_rl_jax.editors.vae.autoencoder import VAEConfig
-from edit_rl_jax.qwen2_5_vl import sizes
+from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.rewards.editscore.loading import base_folder
 from edit_rl_jax.rl.program import Program, build_program, host_batch
 from edit_rl_jax.rl.prompts import Prompt
 from edit_rl_jax.topology import Chip
@@ -72,14 +73,43 @@ def resident(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def plan(config: Any, judge: Any, chip: Chip, devices: list[Any]) -> dict[str, Any]:
-    """Peak bytes a device of each program by itself, and with what lies beside it: the reward model's weights beside
-    rollout and update; beside scoring the policy's, what the rollout left and the images in fp32. As `EditScoreReward`
-    the reward model lies on the devices of one process. judge: its config.
+def judge_architecture(config: Any) -> Config | None:
+    """Finds the architecture of the reward model that `rl.judge` names; None where no reward of the config loads one.
+
+    The four published sizes need no download. Raises ConfigError where the model or its base is not there.
+    """
+    j = config.rl.judge
+    if not any(name == "editscore" and weight for name, weight in config.rl.rewards):
+        return None
+    if not j.model:
+        raise config_lib.ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
+    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
+    try:
+        home = j.base or j.model
+        if not j.base:
+            folder = weights.local_folder(j.model)
+            adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
+            home = adapter.config.get("base_model_name_or_path") if adapter else folder
+            if adapter and home not in by_id:
+                home = base_folder(folder, None, adapter)
+        if home in by_id and not Path(home).exists():
+            return Config.from_hf(sizes.config(by_id[home]))
+        return Config.from_hf(weights.local_folder(home))
+    except (OSError, ValueError) as e:
+        raise config_lib.ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
+
+
+def plan(config: Any, chip: Chip, devices: list[Any]) -> dict[str, Any]:
+    """Returns peak bytes a device of each program by itself, and with what lies beside it.
+
+    Beside rollout and update lie the weights of the reward model that `rl.judge` names; beside scoring the policy's,
+    what the rollout left and the images. As `EditScoreReward` the reward model lies on the devices of one process.
+    Without such a reward nothing is scored on the devices.
 
     Raises DoesNotFit where a program, or all together, want more than a device has; ConfigError where
-    `rl.judge.tensor` does not divide a process's devices.
+    `rl.judge.tensor` does not divide a process's devices, or the reward model is not there.
     """
+    judge = judge_architecture(config)
     mesh = build.make_mesh(config, devices)
     program = build_program(config, mesh, editor_configs(config))
     found = {}
@@ -93,15 +123,22 @@ def plan(config: Any, judge: Any, chip: Chip, devices: list[Any]) -> dict[str, A
     r, local = config.rl, topology.host(chip, devices)
     if len(local) % r.judge.tensor:
         raise config_lib.ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
-    scoring = score_planning.plan(judge, chip, local, slots=r.judge.rows, tensor=r.judge.tensor)
-    judge_bytes = scoring["weight_bytes"] // r.judge.tensor
+    scoring, judge_bytes = {}, 0
+    if judge is not None:
+        scoring = score_planning.plan(judge, chip, local, slots=r.judge.rows, tensor=r.judge.tensor)
+        judge_bytes = scoring["weight_bytes"] // r.judge.tensor
     policy_bytes = resident((program.state, program.frozen))
-    left_bytes = resident(left) + r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3 * 4
-    out = {"judge": judge.name, "judge_devices": len(local), "judge_bytes": judge_bytes, "policy_bytes": policy_bytes}
+    left_bytes = resident(left) + r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
+    out = {
+        "judge": config_lib.portable(r.judge.model) if judge else "",
+        "judge_devices": len(local),
+        "judge_bytes": judge_bytes,
+        "policy_bytes": policy_bytes,
+    }
     out |= {"left_bytes": left_bytes, "usable_hbm": chip.hbm, "programs": {}}
     for name, (peak, more) in found.items():
         out["programs"][name] = _row(peak, judge_bytes) | more
-    for name in ("prefill", "decode"):
+    for name in ("prefill", "decode") if judge is not None else ():
         out["programs"][name] = _row(scoring[name]["peak"], policy_bytes + left_bytes)
     refuse(out)
     return out
@@ -117,8 +154,3 @@ def refuse(plan: dict[str, Any]) -> None:
 
 def _row(peak: int, beside: int) -> dict[str, int]:
     return {"peak": peak, "beside": beside, "together": peak + beside}
-
-
-def judge_config(configs: Path, overrides: dict[str, str] | None = None) -> Any:
-    """The config of EditScore-7B, whose size is planned."""
-    return config_lib.load(configs / "rm_7b.py", overrides)

@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from edit_rl_jax.data.edit_rows import cover
 from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
@@ -79,22 +79,13 @@ class Lines:
 
     def __getitem__(self, index: int) -> Prompt:
         row, key = self._rows[index], f"{self.file.name}/{index}"
-        source = fit(decode_image(self.file.parent / _image(row), where=key), *self.size)
+        source = cover(decode_image(self.file.parent / _image(row), where=key), *self.size)
         return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "")
 
 
 def _image(row: dict[str, Any]) -> str:
     several = row.get("input_images") or []
     return row.get("source") or (several[0] if len(several) == 1 else "")
-
-
-def fit(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The middle of an image in the aspect of height x width, resized to it (bicubic)."""
-    h, w = image.shape[:2]
-    scale = min(h / height, w / width)
-    top, left = (h - height * scale) / 2, (w - width * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def source(config: Any, split: str) -> Source:

@@ -24,7 +24,7 @@ from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
 from edit_rl_jax.topology import Chip
-from edit_rl_jax.training import build, planning
+from edit_rl_jax.training import planning
 
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
@@ -41,10 +41,12 @@ def tensor_parallel(cfg: Config, chips: int, hbm: int, bytes_: int) -> int:
     return fits[0]
 
 
-def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64, tensor: int = 0) -> dict[str, Any]:
-    """Figures of one prefill and of one decode step; DoesNotFit as `planning.compile_step`. tensor: chips a copy of the
-    weights, 0 = as few as leave room."""
-    cfg = build.model_config(config)
+def plan(cfg: Config, chip: Chip, devices: list[Any], slots: int = 64, tensor: int = 0) -> dict[str, Any]:
+    """Returns figures of one prefill and of one decode step of a reward model with this architecture.
+
+    slots: answers side by side. tensor: chips that share a copy of the weights, 0 = as few as leave room. Raises
+    DoesNotFit as `planning.compile_step`.
+    """
     make = partial(Qwen25VL, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     leaves = jax.tree.leaves(abstract)
