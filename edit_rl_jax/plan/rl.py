@@ -1,7 +1,7 @@
-"""RL planned: rollout, update and scoring, compiled for a TPU that is not there, with all weights on its chips."""
+"""Online RL of an editor planned: rollout, update and scoring, with all weights on the same chips."""
 
 import math
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from edit_rl_jax import topology
+from edit_rl_jax import chips
+from edit_rl_jax.chips import Chip
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs
 from edit_rl_jax.editors.vae.autoencoder import VAEConfig
+from edit_rl_jax.plan import scoring
+from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.rewards.editscore.loading import base_folder
 from edit_rl_jax.rl.program import Program, build_program, host_batch
 from edit_rl_jax.rl.prompts import Prompt
-from edit_rl_jax.topology import Chip
-from edit_rl_jax.training import build, planning, score_planning
+from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
 
 RELEASED = "OmniGen2/OmniGen2"
@@ -35,14 +37,14 @@ class _Counting:
 
 
 def editor_configs(config: Any) -> Configs:
-    """Of the folder `model.init_from`, or of the released weights, which need no download."""
+    """Reads the architecture of the folder `model.init_from`; that of the released weights needs no download."""
     if config.model.init_from == RELEASED and not Path(RELEASED).exists():
         return Configs(Config.from_hf(sizes.config("3B")), OmniGen2Config(), VAEConfig())
     return omnigen2.configs(omnigen2.local_folder(config.model.init_from, config.model.revision or None))
 
 
 def abstract_batch(program: Program) -> dict[str, Any]:
-    """Shapes of a rollout's host batch, whole on every device."""
+    """Gives the shapes of a rollout's host batch, whole on every device."""
     r = program.config.rl
     blank = Prompt("", np.zeros((*r.size, 3), np.uint8), "edit")
     batch = host_batch(program.config, program.editor, _Counting(), [blank] * r.prompts, range(r.prompts), r.group)
@@ -51,7 +53,7 @@ def abstract_batch(program: Program) -> dict[str, Any]:
 
 
 def lowered(program: Program) -> tuple[dict[str, Any], Any]:
-    """The rollout and one update, lowered; and what a rollout leaves for its updates, abstract."""
+    """Lowers the rollout and one update; also returns what a rollout leaves for its updates, abstract."""
     state, number = program.state, jax.ShapeDtypeStruct((), jnp.int32)
     args = (state["trainable"], program.frozen, abstract_batch(program), number, number, number)
     with jax.set_mesh(program.mesh):
@@ -69,7 +71,7 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
 
 
 def resident(tree: Any) -> int:
-    """Bytes of an abstract tree on one device."""
+    """Counts the bytes of an abstract tree on one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -99,58 +101,23 @@ def judge_architecture(config: Any) -> Config | None:
         raise config_lib.ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
 
 
-def plan(config: Any, chip: Chip, devices: list[Any]) -> dict[str, Any]:
-    """Returns peak bytes a device of each program by itself, and with what lies beside it.
+def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
+    """Lowers rollout, update and, where a reward model of the config lies on the same chips, its prefill and decode.
 
     Beside rollout and update lie the weights of the reward model that `rl.judge` names; beside scoring the policy's,
     what the rollout left and the images. As `EditScoreReward` the reward model lies on the devices of one process.
-    Without such a reward nothing is scored on the devices.
-
-    Raises DoesNotFit where a program, or all together, want more than a device has; ConfigError where
-    `rl.judge.tensor` does not divide a process's devices, or the reward model is not there.
+    Raises ConfigError where `rl.judge.tensor` does not divide a process's devices, or the reward model is not there.
     """
-    judge = judge_architecture(config)
-    mesh = build.make_mesh(config, devices)
-    program = build_program(config, mesh, editor_configs(config))
-    found = {}
-    programs, left = lowered(program)
-    for name, low in programs.items():
-        start = time.time()
-        memory = planning.compile_fitting(low).memory_analysis()
-        seconds = round(time.time() - start, 1)
-        found[name] = memory.peak_memory_in_bytes, {"temporaries": memory.temp_size_in_bytes, "compile_s": seconds}
-        print(f"{name}: {found[name]}", flush=True)
-    r, local = config.rl, topology.host(chip, devices)
+    r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
     if len(local) % r.judge.tensor:
         raise config_lib.ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
-    scoring, judge_bytes = {}, 0
-    if judge is not None:
-        scoring = score_planning.plan(judge, chip, local, slots=r.judge.rows, tensor=r.judge.tensor)
-        judge_bytes = scoring["weight_bytes"] // r.judge.tensor
-    policy_bytes = resident((program.state, program.frozen))
-    left_bytes = resident(left) + r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
-    out = {
-        "judge": config_lib.portable(r.judge.model) if judge else "",
-        "judge_devices": len(local),
-        "judge_bytes": judge_bytes,
-        "policy_bytes": policy_bytes,
-    }
-    out |= {"left_bytes": left_bytes, "usable_hbm": chip.hbm, "programs": {}}
-    for name, (peak, more) in found.items():
-        out["programs"][name] = _row(peak, judge_bytes) | more
-    for name in ("prefill", "decode") if judge is not None else ():
-        out["programs"][name] = _row(scoring[name]["peak"], policy_bytes + left_bytes)
-    refuse(out)
-    return out
-
-
-def refuse(plan: dict[str, Any]) -> None:
-    """Raises DoesNotFit where a program of a plan and what lies beside it want more than a device has."""
-    name, worst = max(plan["programs"].items(), key=lambda item: item[1]["together"])
-    if worst["together"] > plan["usable_hbm"]:
-        more = worst["together"] - plan["usable_hbm"]
-        raise planning.DoesNotFit(f"{name} and what lies beside it: {worst}", more)
-
-
-def _row(peak: int, beside: int) -> dict[str, int]:
-    return {"peak": peak, "beside": beside, "together": peak + beside}
+    program = build_program(config, build.make_mesh(config, devices), editor_configs(config))
+    engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
+    beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
+    programs, left = lowered(program)
+    for name, low in programs.items():
+        yield Job(name, low, len(devices), beside=beside)
+    if engine:
+        images = r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
+        beside = {"policy": resident((program.state, program.frozen)), "rollout": resident(left), "images": images}
+        yield from scoring.jobs(engine, chip, r.judge.rows, beside)
