@@ -10,6 +10,7 @@ from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.nn.weights import flatten
 from edit_rl_jax.training import omnigen2
+from tests import golden
 from tests.system import resume
 from tests.training import micro_editor
 
@@ -41,6 +42,7 @@ def test_the_average_of_the_weights_is_exported(folder):
 
 def test_a_run_says_what_it_did(folder):
     rows = [json.loads(line) for line in (folder / "straight" / "metrics.jsonl").read_text().splitlines()]
+    golden.check("micro_editor", rows)
     # a pass ends with rows of padding in each bucket
     real = [7, 8, 8, 7, 8, 8, 6, 8, 8, 8, 8, 6, 1, 8, 8, 8, 5, 6, 8, 8, 8, 6, 8, 8]
     assert [r["answers"] for r in rows] == real and all(r["bad_steps"] == 0 for r in rows)
