@@ -50,10 +50,12 @@ def test_a_run_says_what_it_did(folder):
 
 
 def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
-    """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored."""
+    """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored. The kind is one
+    from outside of the package."""
     size, vae = 24, folder / "base" / "vae"
     changes = {"model.init_from": "", "model.config": omnigen2.to_json(micro_editor.configs()), "model.vae": vae}
     changes |= {"model.tokenizer": "editworld", "data.resolution": size, "data.buckets": f"((32, 1, {size}, {size}),)"}
+    changes |= {"model.kind": "tests.training.outside_editor"}
     changes |= {"flow.times": "uniform", "flow.shift": "6"}  # of the training alone
     run = tmp_path / "run"
     resume.finish(folder, run, tmp_path / "log", **changes, **{"steps": 1, "eval.prompts": 8, "eval.sample_steps": 2})

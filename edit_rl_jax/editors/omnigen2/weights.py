@@ -68,8 +68,8 @@ def configs(folder: Path) -> Configs:
     return Configs(**{part: cls.from_hf(folder / part) for part, cls in read.items()})
 
 
-def tokenizer(folder: Path) -> Tokenizer:
-    """That of a released folder."""
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Loads the tokenizer of a released folder."""
     return load_tokenizer(folder / "processor")
 
 
