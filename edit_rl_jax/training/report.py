@@ -38,6 +38,7 @@ PANELS = (  # charts in this order (title, {series: its name}, logarithmic); wha
 MAX_POINTS = 230  # of a curve; more steps are averaged in buckets
 STYLE = {  # over matplotlib's "seaborn-v0_8-whitegrid"
     "axes.grid.axis": "y",
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib's own, and wide: a browser's font takes no more room
     **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "path.simplify"), False),
     **{"axes.xmargin": 0.02, "lines.markersize": 4, "font.size": 11, "axes.labelsize": 11},
     **{"savefig.transparent": True, "svg.fonttype": "none", "svg.hashsalt": "report"},
@@ -142,7 +143,8 @@ def _series(points: Sequence[Mapping[str, Any]], key: str, log: bool) -> np.ndar
     known = [p for p in points if isinstance(p.get(key), (int, float))]
     rows = [(next(iter(p.values())), p[key], *(p.get(f"{key}_ci95") or (math.nan, math.nan))) for p in known]
     rows = [row for row in rows if math.isfinite(row[1]) and (row[1] > 0 or not log)]
-    return np.array([b.mean(0) for b in np.array_split(np.array(rows, float), MAX_POINTS) if len(b)]).T
+    size = max(1, math.ceil(len(rows) / MAX_POINTS))
+    return np.array([np.mean(rows[i : i + size], axis=0) for i in range(0, len(rows), size)]).T
 
 
 def _charts(section: str, curves: Iterable[tuple[str, Mapping[str, str], Sequence, bool]]) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def test_holds_figures_curves_and_samples(run):
     text, checker = checked(report.write_report(run, [sample]))
     for shown in (
         "rm_tiny",
-        "abc123",
+        "999 steps · 8 × cpu · commit abc123",
         "0.871",
         "0.843 – 0.898",
         "1,234",
@@ -127,6 +127,7 @@ def test_curves_follow_the_values(run):
     xs, ys = path(text, "training-0-s0").T
     assert 100 <= len(xs) <= report.MAX_POINTS
     assert list(xs) == sorted(xs) and list(ys) == sorted(ys)  # the loss falls all the way: y grows downwards
+    assert np.ptp(report._series([{"step": i, "y": i} for i in range(300)], "y", False)[:2] - 2 * np.arange(150)) == 0
     box = path(text, "training-0-patch_2")
     assert (box.min(0) <= (xs[0], ys[0])).all() and ((xs[-1], ys[-1]) <= box.max(0)).all()
 
