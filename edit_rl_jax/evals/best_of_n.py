@@ -4,7 +4,6 @@ The curve over N is the mean over all subsets of N of the M stored candidates, i
 needs no draws: with the rewards in ascending order, candidate i is the best of C(i-1, N-1) of the C(M, N) subsets.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from edit_rl_jax import json_files
-from edit_rl_jax.data.images import ImageError, decode_image, resize
+from edit_rl_jax.data.images import ImageError, decode_image
+from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore.reward import Judgement
@@ -124,14 +123,14 @@ def run(
     figures = curves(inputs, rewards)
     figures = {"benchmark": "best_of_n", "candidates_file": str(candidates), **figures, "judge": dict(about or {})}
     (home / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
-    picture = montage(inputs, rewards, picks, file.parent)
+    picture = examples(inputs, rewards, picks, file.parent)
     pictures = {}
     if picture:
         (home / "montage.png").write_bytes(picture)
         pictures = {"The source, the edit that was kept, the edit that was liked least": picture}
-    points = [{"step": int(n), **row} for n, row in figures["by_n"].items()]
+    points = [{"N, candidates to choose from": int(n), **row} for n, row in figures["by_n"].items()]
     names = {"reward": "the judge's score", "truth": "truth", "best_truth": "best truth"}
-    write_report(home, curves=[("Best of N", names, points)], pictures=pictures)
+    write_report(home, curves=[("Best of N (mean score)", names, points)], pictures=pictures)
     return figures
 
 
@@ -165,13 +164,12 @@ def curves(inputs: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float
     }
 
 
-def montage(
+def examples(
     inputs: Sequence[Mapping[str, Any]],
     rewards: Sequence[Sequence[float | None]],
     picks: Sequence[int | None],
     folder: Path,
     most: int = 12,
-    side: int = 160,
 ) -> bytes | None:
     """A PNG with a row an input: instruction, source, kept and least liked candidate with their rewards, or None."""
     rows = []
@@ -182,30 +180,10 @@ def montage(
         worst = min(valued, key=lambda i: found[i])
         names = [(line["source"], "source"), *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst))]
         try:
-            pictures = [(_thumbnail(decode_image(folder / path), side), text) for path, text in names]
-            rows.append((line["instruction"].splitlines()[0][:80], pictures))
+            rows.append((line["instruction"], [(decode_image(folder / path), text) for path, text in names]))
         except ImageError:
             continue
-    if not rows:
-        return None
-    label, gap = 14, 6
-    height = side + 2 * label + gap
-    page = Image.new("RGB", (3 * (side + gap), len(rows) * height), "white")
-    draw = ImageDraw.Draw(page)
-    for y, (instruction, pictures) in enumerate(rows):
-        draw.text((0, y * height), instruction, fill="black")
-        for x, (picture, text) in enumerate(pictures):
-            at = (x * (side + gap), y * height + label)
-            page.paste(Image.fromarray(picture), at)
-            draw.text((at[0], at[1] + picture.shape[0] + 1), text, fill="black")
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
-    scale = side / max(image.shape[:2])
-    return resize(image, *(max(1, round(s * scale)) for s in image.shape[:2]))
+    return montage(rows) if rows else None
 
 
 def summary(figures: Mapping[str, Any]) -> str:

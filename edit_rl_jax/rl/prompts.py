@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from edit_rl_jax import json_files
+from edit_rl_jax.data.edit_rows import cover
 from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
@@ -78,7 +78,7 @@ class Lines:
 
     def __getitem__(self, index: int) -> Prompt:
         row, key = self._rows[index], f"{self.file.name}/{index}"
-        source = fit(decode_image(self.file.parent / _image(row), where=key), *self.size)
+        source = cover(decode_image(self.file.parent / _image(row), where=key), *self.size)
         return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "")
 
 
@@ -93,15 +93,6 @@ def _image(row: dict[str, Any]) -> str:
     several = row.get("input_images")
     image = row.get("source") or (several[0] if isinstance(several, list) and len(several) == 1 else "")
     return image if isinstance(image, str) else ""
-
-
-def fit(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The middle of an image in the aspect of height x width, resized to it (bicubic)."""
-    h, w = image.shape[:2]
-    scale = min(h / height, w / width)
-    top, left = (h - height * scale) / 2, (w - width * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def source(config: Any, split: str) -> Source:

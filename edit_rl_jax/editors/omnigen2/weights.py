@@ -74,8 +74,8 @@ def configs(folder: Path) -> Configs:
         raise WeightsError(f"{folder}: {e}") from None
 
 
-def tokenizer(folder: Path) -> Tokenizer:
-    """That of a released folder."""
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Loads the tokenizer of a released folder."""
     return load_tokenizer(folder / "processor")
 
 
