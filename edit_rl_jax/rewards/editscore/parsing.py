@@ -133,8 +133,7 @@ def _choose(text: str, found: list[Found]) -> tuple[Found, str]:
     if last.problem or not last.whole or not scored:
         return last, "" if last.whole or last.problem or scored[-1:] == [last] else "no score: the reply is cut"
     chosen = scored[-1]
-    reasoned = lambda f: any(f.values(k) for k in _REASON)
-    if reasoned(chosen) and any(map(reasoned, found[found.index(chosen) + 1 :])):
+    if any(f.values(k) for f in found[found.index(chosen) + 1 :] for k in _REASON):
         return last, ""  # an answer that has no score, behind a draft that has one
     for one, other in itertools.pairwise(found):
         if text[one.end : other.start].strip() == "," and one.values("score") != other.values("score"):
