@@ -16,6 +16,7 @@ from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs
 from edit_rl_jax.editors.vae.autoencoder import VAEConfig
+from edit_rl_jax.nn import peft_config
 from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
@@ -89,11 +90,10 @@ def judge_architecture(config: Any) -> Config | None:
     try:
         home = j.base or j.model
         if not j.base:
-            folder = weights.local_folder(j.model)
-            adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
-            home = adapter.config.get("base_model_name_or_path") if adapter else folder
-            if adapter and home not in by_id:
-                home = base_folder(folder, None, adapter)
+            home = folder = weights.local_folder(j.model)
+            if (folder / peft.CONFIG).exists():
+                said = peft_config.read(folder / peft.CONFIG).get("base_model_name_or_path")
+                home = said if said in by_id else base_folder(folder)
         if home in by_id and not Path(home).exists():
             return Config.from_hf(sizes.config(by_id[home]))
         return Config.from_hf(weights.local_folder(home))
