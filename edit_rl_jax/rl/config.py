@@ -138,7 +138,7 @@ def _check_rewards(rewards: Any) -> None:
             raise ConfigError(f"config key 'rl.rewards': the weight of '{name}' {wrong}")
 
 
-def _check_steps(r: ConfigDict) -> None:
+def _check_steps(r: Any) -> None:
     """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Sampler`)."""
     low, high = r.window_range
     if r.algorithm == "nft":
