@@ -79,6 +79,26 @@ def test_an_adapter_of_fewer_layers_is_refused(folders, tmp_path):
         initial((folders[0], tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"alpha_pattern": {"q_proj": 16}}, "its layers differ in rank or alpha; model.lora has one each"),
+        ({"use_rslora": True}, "model.lora.alpha is 8.0, the adapter's 16.0"),
+        ({"target_modules": "(?!.*(embed_tokens|norm|lm_head)).*_proj.*|.*qkv"}, "no tensors: model.visual.blocks.0"),
+    ],
+)
+def test_an_adapter_that_the_config_cannot_describe_is_refused(folders, tmp_path, entries, said):
+    """Ranks or alphas by layer, another rule of scale, and layers of the frozen tower that have no tensors."""
+    stored = json.loads((folders[1] / peft.CONFIG).read_text())
+    (tmp_path / peft.FILE).write_bytes((folders[1] / peft.FILE).read_bytes())
+    (tmp_path / peft.CONFIG).write_text(json.dumps(stored | entries))
+    with pytest.raises(ConfigError, match="model.init_adapter") as error:
+        initial((folders[0], tmp_path))
+    assert said in str(error.value)
+    if "use_rslora" in entries:  # as plain LoRA of that alpha it is a start
+        assert initial((folders[0], tmp_path), model__lora__alpha=16.0)
+
+
 def test_the_base_is_named_without_a_revision_in_the_config(folders, tmp_path):
     base = folders[0]
     assert start.revision(base).startswith("sha256:") and start.revision(base) == start.revision(base)
