@@ -129,6 +129,6 @@ def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.name} {sha256}\n".encode())
     if (folder / peft.CONFIG).exists():
-        home = reward.base_folder(folder, base, peft.read_adapter(folder))
+        home = reward.base_folder(folder, base)
         digest.update(fingerprint(home).encode())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, Patches, VAEConfig
-from edit_rl_jax.flow import random
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.weights import local_folder
 from edit_rl_jax.training import data as data_lib
@@ -57,9 +57,9 @@ class Reconstruction:
         """Sum over images; weight: their number. The moments of the latents are among the metrics."""
         real = jnp.any(batch["noise_segments"] > 0, axis=1)
         images = pixels(batch["target"])
-        keys = random.item_keys(self.seed, random.Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
+        keys = item_keys(self.seed, Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
         mean, log_variance = model.moments(images)
-        z = mean + jnp.exp(0.5 * log_variance) * random.normal(keys, mean.shape[1:])
+        z = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
         decoded = model.decode_plain(z)
         each = lambda x: jnp.where(real, jnp.mean(x, axis=(1, 2, 3)), 0.0)
         error = each((decoded - images) ** 2)

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from edit_rl_jax.data.packing import Bucket, Packed
 from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
 from edit_rl_jax.nn import model_files
-from edit_rl_jax.nn.peft import modules
+from edit_rl_jax.nn.checkpoint_files import listing
+from edit_rl_jax.nn.peft import adaptable, modules
 from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
@@ -95,8 +96,13 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
 
 def check_adapter(program: Any, adapter: peft.Adapter) -> None:
     """Raises ConfigError naming each key of `model.lora` in which the adapter differs: another alpha would change what
-    it computes, and a layer that it does not cover would start at zero and stay there."""
+    it computes, and a layer that it does not cover would start at zero and stay there. An rsLoRA's alpha is that of
+    plain LoRA, alpha * sqrt(rank)."""
     lora = program.config.model.lora
+    if not adapter.uniform:
+        raise ConfigError(
+            "config key 'model.init_adapter': its layers differ in rank or alpha; model.lora has one each"
+        )
     wrong = [
         f"model.lora.{key} is {lora[key]}, the adapter's {getattr(adapter, key)}"
         for key in ("rank", "alpha", "vision", "merger")
@@ -105,5 +111,8 @@ def check_adapter(program: Any, adapter: peft.Adapter) -> None:
     left = [m for m in modules(program.trainable_state, weights.NAMING) if not adapter.targets(m)]
     if not wrong and left:
         wrong = [f"the adapter does not cover {', '.join(left[:5])}{' and more' if len(left) > 5 else ''}"]
+    everything = adaptable(program.trainable_state, weights.NAMING) | adaptable(program.frozen_state, weights.NAMING)
+    if missing := adapter.missing(sorted(everything)):
+        wrong.append(f"it targets layers of which it has no tensors: {listing(missing)}")
     if wrong:
         raise ConfigError("config key 'model.init_adapter': " + "; ".join(wrong))

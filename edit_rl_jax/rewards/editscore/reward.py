@@ -129,7 +129,7 @@ class EditScore:
         folder = weights.local_folder(folder, revision)
         model_files.verify(folder, verify)
         adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
-        home = base_folder(folder, base, adapter) if adapter else folder
+        home = base_folder(folder, base) if adapter else folder
         if home != folder:
             model_files.verify(home, verify)
         cfg = weights.read_config(home)
