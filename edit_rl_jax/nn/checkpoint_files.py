@@ -16,7 +16,12 @@ INDEX, SINGLE = f"{STEM}.safetensors.index.json", f"{STEM}.safetensors"
 
 
 class WeightsError(ValueError):
-    """A checkpoint that does not fit the model; the message names every tensor concerned (the first 20)."""
+    """A model folder that is damaged or does not fit the model. The message is one line, names the file and every
+    tensor concerned (the first 20)."""
+
+    def __init__(self, message: str):
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:4000])  # names come from the file
+        super().__init__(shown)
 
 
 def listing(names) -> str:
@@ -70,7 +75,8 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(str(e)) from None
     if not isinstance(header, dict):
         raise WeightsError(f"{file}: damaged header: an object wanted, not {type(header).__name__}")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise WeightsError(f"{file}: damaged header: __metadata__ is no object of texts")
     tensors = {name: _tensor(file, name, info, 8 + length, size) for name, info in header.items()}

@@ -65,7 +65,7 @@ def checked(value: Any, kind: str, where: str, low: float = 1, high: float = 2**
         return None
     if isinstance(value, list | tuple):
         item = next((k[6:].split(",")[0] for k in kinds if k.startswith("tuple[")), "")
-        if item and len(value) <= 1024:
+        if item and len(value) <= 1024 and (value or item not in kinds):
             return tuple(checked(v, item, where, low, high) for v in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and ("int" in kinds and isinstance(value, int) or "float" in kinds):
@@ -148,13 +148,11 @@ def verify(folder: str | Path, on: bool = True) -> None:
         return
     if not on or os.environ.get(OFF) == "0":
         return
-    if not path.exists():
+    stored = read_json(path) if path.exists() else {}
+    if FILES not in stored and SELF not in stored:
         told = folder / "preprocessor_config.json"
         if told.exists() and read_json(told).get("made_by") == MADE_BY:
-            raise _altered(folder, f"{METADATA} is missing")
-        return
-    stored = read_json(path)
-    if FILES not in stored and SELF not in stored:
+            raise _altered(folder, f"{METADATA} is missing, or its hashes")
         return
     if stored.get(SELF) != _own_hash(stored) or not isinstance(stored[FILES], dict):
         raise _altered(folder, f"{METADATA} is not as it was written")

@@ -207,6 +207,8 @@ def fill(file: Path, pattern: str, abstract, adapter: Adapter, shardings=None):
                 rank, alpha = adapter.layers[name]
                 if leaf == "lora_b" and not adapter.uniform:
                     x *= np.float32(alpha / rank / adapter.scale)
+                if not weights.is_finite(x):
+                    raise WeightsError(f"{file}: {t.name} holds NaN or infinity")
         place = places[i] or SingleDeviceSharding(jax.local_devices()[0])
         value = value.reshape(v.shape)
         variables[i] = v.replace(jax.make_array_from_callback(value.shape, place, value.__getitem__))

@@ -71,7 +71,7 @@ def configs(folder: Path) -> Configs:
     try:
         return Configs(**found)
     except ValueError as e:
-        raise WeightsError(f"{folder}: {e}") from None
+        raise WeightsError(f"{folder}/*/config.json do not fit together: {e}") from None
 
 
 def folder_tokenizer(folder: Path) -> Tokenizer:

@@ -60,7 +60,8 @@ class Prompts:
         """Inverse of `to_json`. Raises ValueError for what is malformed, or texts that do not match the stored hash."""
         names = [f.name for f in dataclasses.fields(cls)] if isinstance(stored, dict) and "sc" in stored else ["name"]
         wanted = dict.fromkeys([*names, "sha256"], str) | ({"version": int} if "version" in names else {})
-        if not isinstance(stored, dict) or any(type(stored.get(k)) is not kind for k, kind in wanted.items()):
+        good = isinstance(stored, dict) and all(type(stored.get(k)) is kind for k, kind in wanted.items())
+        if not good or not 0 <= stored.get("version", 0) < 2**31:
             raise ValueError(f"prompts are no object with {', '.join(wanted)}")
         try:
             prompts = cls(*(stored[k] for k in names)) if "sc" in stored else get(stored["name"])
