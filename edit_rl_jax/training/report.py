@@ -9,7 +9,7 @@ It is drawn from what the run wrote: `config.json`, `metrics.jsonl` and `eval.js
 import base64
 import dataclasses
 import html
-import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,10 @@ from typing import Any
 
 from etils import epath
 
+from edit_rl_jax import json_files
 from edit_rl_jax.training import metrics
+
+log = logging.getLogger(__name__)
 
 PANELS = (  # curves in this order (title, {series: its name}, logarithmic); what a run did not write is left out
     ("Loss", {"loss": "training", "validation_loss": "validation"}, True),
@@ -87,7 +90,11 @@ def write_report(
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json_files.read_object(path) if path.exists() else {}
+    except (json_files.JSONError, OSError) as e:
+        log.warning("the report is drawn without what cannot be read: %s", e)
+        return {}
 
 
 def _inner(config: Mapping[str, Any], key: str) -> Any:
