@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -404,6 +405,7 @@ def make_pipeline(
     elif workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl's own main parses
             flags.FLAGS.mark_as_parsed()
+        resource_tracker.ensure_running()  # begun with the first worker it would lift that thread's signal mask
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options)
     return iter(dataset)

@@ -5,6 +5,7 @@ are compared in pairs.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from edit_rl_jax import json_files
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.editworld.oracle import is_success
 from edit_rl_jax.evals.pictures import montage
@@ -22,6 +24,9 @@ from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.program import Program
 from edit_rl_jax.rl.prompts import Prompt
 from edit_rl_jax.training.report import write_report
+from edit_rl_jax.training.state import digest
+
+log = logging.getLogger(__name__)
 
 SEED = 20250919  # of the noise: the same for every run and step
 DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts", "overall")
@@ -106,7 +111,8 @@ def store(folder: Path, step: int, found: dict[str, Any], prompts: Sequence[Prom
     home = folder / "evaluations"
     home.mkdir(parents=True, exist_ok=True)
     files = {f"{step:06d}.png": encode_png(np.concatenate(list(images[:shown])))} if shown else {}
-    for name, data in (files | {f"{step:06d}.json": json.dumps(found).encode()}).items():
+    text = json.dumps(found | {"sha256": digest(found)})
+    for name, data in (files | {f"{step:06d}.json": text.encode()}).items():
         part = home / f"{name}.part"
         part.write_bytes(data)
         part.replace(home / name)
@@ -121,21 +127,36 @@ def fetch(folder: Path, remote: Any) -> None:
 
 
 def read(folder: Path, last: int | None = None) -> dict[int, dict[str, Any]]:
-    """{step: evaluation} of a run's folder; `last`: later ones, of steps that will be taken again, are removed."""
+    """{step: evaluation} of a run's folder; `last`: later ones, of steps that will be taken again, are removed.
+
+    A damaged one is named in a warning, kept as `damaged-NAME` and left out.
+    """
     out = {}
-    for path in sorted((folder / "evaluations").glob("*.json")):
-        step = int(path.stem)
+    for path in sorted((folder / "evaluations").glob("[0-9]*.json")):
+        try:
+            found = json_files.read_object(path)
+            if "sha256" in found and found.pop("sha256") != digest(found):
+                raise json_files.JSONError(str(path), "it is not what was written: its checksum differs")
+            step = int(path.stem)
+        except (json_files.JSONError, OSError, ValueError) as e:
+            log.warning("an evaluation is damaged, its step is missing in the report: %s", e)
+            path.rename(path.with_name(f"damaged-{path.name}"))
+            continue
         if last is not None and step > last:
             path.unlink()
         else:
-            out[step] = json.loads(path.read_text())
+            out[step] = found
     return out
 
 
 def shown(folder: Path, step: int, size: tuple[int, int]) -> UInt8[np.ndarray, "n H W 3"]:
-    """The edits that `store` kept."""
-    with Image.open(folder / "evaluations" / f"{step:06d}.png") as picture:
-        return np.asarray(picture.convert("RGB")).reshape(-1, *size, 3)
+    """The edits that `store` kept. Raises OSError for a picture that is not as it was."""
+    path = folder / "evaluations" / f"{step:06d}.png"
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB")).reshape(-1, *size, 3)
+    except (SyntaxError, ValueError) as e:  # of Pillow, for broken PNGs
+        raise OSError(f"{path} is damaged: {e}") from e
 
 
 CURVES = (
@@ -184,7 +205,10 @@ def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any
         first, last = min(found), max(found)
         size = prompts[0].source.shape[:2]
         names = ("source", f"step {first}", f"step {last}")
-        edited = zip(prompts, shown(folder, first, size), shown(folder, last, size))
-        lines = [(p.instruction, [*zip((p.source, *images), names)]) for p, *images in edited]
-        pictures["The same prompts before and after"] = montage(lines)
+        try:
+            edited = zip(prompts, shown(folder, first, size), shown(folder, last, size))
+            lines = [(p.instruction, [*zip((p.source, *images), names)]) for p, *images in edited]
+            pictures["The same prompts before and after"] = montage(lines)
+        except OSError as e:
+            log.warning("the report has no edits before and after: %s", e)
     write_report(folder, curves=curves, pictures=pictures)

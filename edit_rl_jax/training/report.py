@@ -25,6 +25,8 @@ from etils import epath
 
 from edit_rl_jax.training import metrics
 
+log = logging.getLogger(__name__)
+
 PANELS = (  # charts in this order (title, {series: its name}, logarithmic); what a run did not write is left out
     ("Loss", {"loss": "training", "validation_loss": "validation"}, True),
     ("Token accuracy (share)", {"token_accuracy": "training", "validation_token_accuracy": "validation"}, False),
@@ -84,8 +86,7 @@ def write_report(
     import jinja2
 
     folder = epath.Path(workdir)
-    files = (folder / "config.json", folder / "eval.json")
-    config, figures = (json.loads(file.read_text()) if file.exists() else {} for file in files)
+    config, figures = (_read(folder / name) for name in ("config.json", "eval.json"))
     rows, samples = metrics.read(str(folder / "metrics.jsonl")), list(samples)
     loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.ChainableUndefined
     pages = jinja2.Environment(
@@ -111,6 +112,18 @@ def write_report(
     path = folder / "report.html"
     path.write_text(page)
     return path
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    """Reads an object; NaN may stand in it, which is shown as a dash. {} and a warning where it cannot be read."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except (ValueError, OSError, RecursionError) as e:
+        log.warning("the report is drawn without %s, which cannot be read: %s", path, e)
+        return {}
+    return found
 
 
 def _number(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from edit_rl_jax import json_files
 from edit_rl_jax.training.config import ConfigError, difference, portable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "edit-rl-jax")
@@ -75,9 +76,15 @@ def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:
     What ended before its first checkpoint is no run: the corrected command may use its folder.
     """
     path, checkpoints = folder / "config.json", folder / "checkpoints"
-    if not path.exists() or not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
+    held = [p.name for p in checkpoints.iterdir()] if checkpoints.exists() else []
+    if not any(name.removeprefix("damaged-").isdigit() for name in held):
         return False
-    old = json.loads(path.read_text())
+    try:
+        old = json_files.read_object(path)
+    except (json_files.JSONError, OSError) as e:
+        raise ConfigError(f"{folder} holds checkpoints, but of which run cannot be read: {e}") from e
+    if not isinstance(old.get("config"), dict):
+        raise ConfigError(f"{folder} holds checkpoints, but of which run cannot be read: {path}: no object 'config'")
     changed = difference(old["config"], json.loads(json.dumps(now["config"])))
     changed |= {k: (old.get(k), now.get(k)) for k in FIXED if old.get(k) != now.get(k)}
     if changed:
