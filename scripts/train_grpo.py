@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
-from edit_rl_jax.training import build, checkpoint, loop, metrics, registry, session, start, workdir
+from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, session, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import state as st
 
@@ -52,6 +52,9 @@ def train(args, overrides, stack) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
+    held = lease.agreed(lambda: lease.Lease(remote or folder))
+    if held:
+        stack.callback(held.close)
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
@@ -182,6 +185,8 @@ def train(args, overrides, stack) -> int:
         if saver.due(step) or stop or last:
             extra = {"guard": {"total": guard.total, "in_row": guard.in_row}}
             more = {"behind": behind or sampling(state)} if r.overlap else {}
+            if held:
+                held.check()
             saver.save(step, state | more, {"rollouts": step}, extra, stopping=stop or last)
         if stop:
             say("interrupted: saved step %d; the same command continues", step)

@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from edit_rl_jax import chips
-from edit_rl_jax.training import build, checkpoint, loop, metrics, registry, session, start, workdir
+from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, session, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import data as data_lib
 from edit_rl_jax.training import state as st
@@ -63,6 +63,9 @@ def train(args, overrides, finish, stack) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
+    held = lease.agreed(lambda: lease.Lease(remote or folder))
+    if held:
+        stack.callback(held.close)
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Data ----------------------------------------------------------------------------------------------------------
@@ -184,6 +187,8 @@ def train(args, overrides, finish, stack) -> int:
                 pending = None
             state = {"trainable": trainable, "opt_state": opt_state}
             counts = {"guard": {"total": guard.total, "in_row": guard.in_row}}
+            if held:
+                held.check()
             saver.save(step, state, item.state, counts, stopping=stop or last)
             clock = time.monotonic()
         if stop:

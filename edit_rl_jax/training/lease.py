@@ -1,0 +1,207 @@
+"""One run, one workdir: who writes a folder says so in it, and a second writer is refused at once.
+
+`lease.json` in the workdir (the remote one where there is one) names the owner: host, process, start, and a token; the
+owner renews it every BEAT seconds. A lease that was not renewed for EXPIRY seconds, by the storage's clock, is a dead
+owner's and is taken over. On a local folder the owner holds a lock on the file besides, which the system frees however
+the process ends: a killed run's folder is free at once on its own machine. Making a lease imports no JAX.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from edit_rl_jax import json_files
+from edit_rl_jax.training.config import ConfigError
+
+FILE = "lease.json"
+BEAT, EXPIRY = 15.0, 60.0  # seconds
+CLAIM = "lease-"  # and a token: the file of one who is about to take the lease
+
+
+class LeaseError(ConfigError):
+    """The workdir is another's. One line that names its host, process and start time."""
+
+
+class Lease:
+    """The right to write a workdir, from its making until `close`.
+
+    Args:
+      folder: the workdir; it is made where it does not exist. Locks are used where it is local.
+      locked: False: as for a remote folder.
+      beat, expiry: seconds.
+
+    Raises LeaseError where another owner writes the folder, OSError where it cannot be written.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, *, locked: bool | None = None, beat: float = BEAT, expiry: float = EXPIRY
+    ):
+        self.folder = epath.Path(folder)
+        self._file, self._beat, self._expiry = self.folder / FILE, beat, expiry
+        self._own = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "token": secrets.token_hex(8),
+        }
+        self._lock: int | None = None
+        self._taken: str = ""  # why the lease is lost
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if "://" not in os.fspath(folder) if locked is None else locked:
+            self._lock = self._locked()
+        try:
+            self._take()
+        except BaseException:
+            self._unlock()
+            raise
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises LeaseError where another took the folder while this process stood still. Cheap: one small file."""
+        self._taken = self._taken or self._lost()
+        if self._taken:
+            raise LeaseError(self._taken)
+
+    def close(self) -> None:
+        """Gives the folder back; nothing to do where another has taken it."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            if not self._lost():
+                self._file.unlink(missing_ok=True)
+        except OSError:
+            pass  # it expires
+        self._unlock()
+
+    # -- The lock of a local folder ------------------------------------------------------------------------------------
+
+    def _locked(self) -> int:
+        while True:
+            lock = os.open(os.fspath(self._file), os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by other programs
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_ino == os.stat(self._file).st_ino:
+                    return lock
+            except BlockingIOError:
+                os.close(lock)
+                for _ in range(20):  # it may be about to write who it is
+                    if owner := self._read():
+                        break
+                    time.sleep(0.1)
+                raise self._refusal(owner, None) from None
+            except FileNotFoundError:
+                pass
+            os.close(lock)  # its owner left and removed it meanwhile
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # -- The file ------------------------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Writes the lease where no other lives.
+
+        Of two that try at once each leaves a claim before it looks for others' and for the lease, so at least one of
+        them sees the other and comes again.
+        """
+        claim = self.folder / f"{CLAIM}{self._own['token']}"
+        while True:
+            claim.write_text("")
+            try:
+                now = claim.stat().mtime  # by the storage's clock
+                alone = not [p for p in self.folder.glob(f"{CLAIM}*") if p.name != claim.name and self._lives(p, now)]
+                old = self._read()
+                mine = self._lock is not None and (old or {}).get("host") in (None, self._own["host"])
+                if old is not None and not mine and self._lives(self._file, now):
+                    raise self._refusal(old, now - self._file.stat().mtime)
+                if alone:
+                    self._write()
+                    return
+            finally:
+                claim.unlink(missing_ok=True)
+            time.sleep(random.uniform(0.05, 0.5))
+
+    def _lives(self, path: epath.Path, now: float) -> bool:
+        """Whether a file was written in the last `expiry` seconds."""
+        try:
+            return now - path.stat().mtime < self._expiry
+        except OSError:  # removed meanwhile
+            return False
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the file says; {} where it cannot be read, None where there is none or it is empty."""
+        for _ in range(3):  # it may be in the middle of being written
+            try:
+                data = self._file.read_bytes()
+                found = json_files.loads(data, str(self._file)) if data else None
+                return found if isinstance(found, dict | None) else {}
+            except FileNotFoundError:
+                return None
+            except (json_files.JSONError, OSError):
+                time.sleep(0.05)
+        return {}
+
+    def _write(self) -> None:
+        text = json.dumps(self._own | {"renewed": time.time()}) + "\n"
+        if self._lock is None:
+            self._file.write_text(text)
+            return
+        os.pwrite(self._lock, text.encode(), 0)
+        os.ftruncate(self._lock, len(text.encode()))
+
+    def _lost(self) -> str:
+        """Why this is the owner no more, "" while it is."""
+        found = self._read()
+        if found == {} or (found or {}).get("token") == self._own["token"]:
+            return ""
+        gone = f"{self.folder}: its {FILE} is gone, another may write here"
+        return str(self._refusal(found, None)) if found else gone
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._beat):
+            try:
+                self._taken = self._taken or self._lost()
+                if self._taken:
+                    return
+                self._write()
+            except OSError:
+                continue  # a network that fails for a moment; the next beat tries again
+
+    def _refusal(self, owner: dict[str, Any] | None, age: float | None) -> LeaseError:
+        known = owner or {}
+        who = f"host {known.get('host', '?')}, process {known.get('process', '?')}, started {known.get('started', '?')}"
+        until = "" if age is None else f"; if it is dead, the folder is free in {max(1, round(self._expiry - age))} s"
+        return LeaseError(f"{self.folder}: another run writes this folder ({who}){until}")
+
+
+def agreed(make: Callable[[], Lease]) -> Lease | None:
+    """Makes the lease on the first process; on the others None. Raises LeaseError on all where it is refused."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    lease, refused = None, None
+    if jax.process_index() == 0:
+        try:
+            lease = make()
+        except (LeaseError, OSError) as e:
+            refused = e
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refused is not None)) and not refused:
+        raise LeaseError("the first process may not write the workdir: its message says why")
+    if refused:
+        raise refused
+    return lease
