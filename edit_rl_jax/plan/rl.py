@@ -96,7 +96,7 @@ def judge_architecture(config: Any) -> Config | None:
                 home = said if said in by_id else base_folder(folder)
         if home in by_id and not Path(home).exists():
             return Config.from_hf(sizes.config(by_id[home]))
-        return Config.from_hf(weights.local_folder(home))
+        return weights.read_config(home)
     except (OSError, ValueError) as e:
         raise config_lib.ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
 
