@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.rewards.serving.service import ServiceError
 from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
@@ -33,7 +34,7 @@ from edit_rl_jax.training import state as st
 
 log = logging.getLogger("train_grpo")
 ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, ImageError, PermissionError, FileNotFoundError)
-ERRORS += (checkpoint.CheckpointError, loop.NonFiniteError)
+ERRORS += (checkpoint.CheckpointError, loop.NonFiniteError, ServiceError)
 
 
 def parse(argv):
