@@ -1,0 +1,1 @@
+"""Reward models and online RL for instruction-guided image editing, in JAX."""

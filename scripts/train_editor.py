@@ -55,7 +55,7 @@ def sampler(done: run.Finished) -> EditorSampler:
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
     shapes = editing.buckets(editor.multiple, config.data.resolution)
     settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
-    return EditorSampler(editor, kind.tokenizer(folder), settings, mesh)
+    return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def train(args, overrides, stack) -> int:
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = kind.initial_weights(built, base)
+        trainable, frozen = start.initial_weights(built, base)
     base_hash = f"{sum(int(c) for c in st.checksums({**trainable, **frozen}).values()) % 2**32:08x}"
     say("%s parameters trained, %s frozen", *(f"{sum(x.size for x in t.values()):,}" for t in (trainable, frozen)))
     reward = rewards.make(config, mesh)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import json
 import math
 import os
 import warnings
@@ -21,6 +20,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.model_files import fields, read_config, section
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000  # by the header, before anything is decoded
@@ -116,6 +117,14 @@ def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return buffer.getvalue()
 
 
+_BOUNDS = {
+    **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), (1, 1024)),
+    **dict.fromkeys(("min_pixels", "max_pixels", "decode_limit"), (1, 2**40)),
+    "mean": (-1e3, 1e3),
+    "std": (1e-6, 1e3),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
     """How an image becomes patches. `max_pixels` defaults to 512 x 512, the budget of reward training."""
@@ -133,24 +142,27 @@ class ImageSettings:
     def from_hf(cls, config: Mapping[str, Any] | str | os.PathLike, **overrides) -> ImageSettings:
         """From a `preprocessor_config.json` (mapping, file, or model folder); `overrides` replace fields.
 
+        Raises WeightsError, one line that names the file and the key, for what is malformed or no model's.
         Reads both spellings of the pixel budget: `min_pixels`/`max_pixels` and `size.shortest_edge/longest_edge`.
         """
-        if not isinstance(config, Mapping):
-            path = os.fspath(config)
-            path = os.path.join(path, "preprocessor_config.json") if os.path.isdir(path) else path
-            with open(path) as f:
-                config = json.load(f)
-        size = config.get("size") or {}
+        config, where = read_config(config, "preprocessor_config.json")
+        size = section(config, "size", where)
+        if off := [k for k in ("do_resize", "do_rescale", "do_normalize") if config.get(k, True) is not True]:
+            raise WeightsError(f"{where}: {', '.join(off)} is not true: images are always resized and normalized here")
         found = {
             "patch_size": config.get("patch_size"),
             "temporal_patch_size": config.get("temporal_patch_size"),
             "merge_size": config.get("merge_size"),
             "min_pixels": config.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge"),
             "max_pixels": config.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge"),
-            "mean": config.get("image_mean") and tuple(config["image_mean"]),
-            "std": config.get("image_std") and tuple(config["image_std"]),
+            "mean": config.get("image_mean"),
+            "std": config.get("image_std"),
         }
-        return cls(**{k: v for k, v in found.items() if v is not None} | overrides)
+        given = {k: v for k, v in found.items() if v is not None} | overrides
+        settings = cls(**fields(cls, given, f"{where}: ", _BOUNDS))
+        if len(settings.mean) != 3 or len(settings.std) != 3:
+            raise WeightsError(f"{where}: image_mean and image_std are 3 numbers each")
+        return settings
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that the Hugging Face processor reads."""

@@ -240,7 +240,9 @@ class _Planner(grain.DatasetIterator):
             chosen = [[samples[i] for i in row] for row in rows]
             plans.append(_Plan(bucket, chosen, self._epoch, tuple(skipped) if n == 0 else ()))
         if final and not plans and self._position == 0:
-            raise RecordError("dataset", "no usable record", f"{len(order)} read, skipped: {_count(skipped)}")
+            empty = len(order) - len(skipped)
+            why = f"; {empty} give no example: do they have the scores that are trained on?" if empty > 0 else ""
+            raise RecordError("dataset", "no usable record", f"{len(order)} read, skipped: {_count(skipped)}{why}")
         after = (self._epoch + 1, 0, []) if final else (self._epoch, position, [refs[i] for i in rest])
         return plans, (*after, [] if plans else skipped)
 

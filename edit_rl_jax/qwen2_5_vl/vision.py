@@ -85,10 +85,17 @@ class VisionTower(nnx.Module):
     """Patch embedding, stacked blocks, merger."""
 
     def __init__(
-        self, cfg: VisionConfig, *, rngs: nnx.Rngs, init: Init, merger_init: Init, remat: str, attention: str | None
+        self,
+        cfg: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        merger_init: Init,
+        patch_init: Init,
+        remat: str,
+        attention: str | None,
     ):
-        base = Init(init.dtype, init.full)
-        self.patch_embed = Linear(cfg.patch_dim, cfg.hidden_size, (None, "vision_embed"), rngs=rngs, init=base)
+        self.patch_embed = Linear(cfg.patch_dim, cfg.hidden_size, (None, "vision_embed"), rngs=rngs, init=patch_init)
         self.blocks = stack(lambda r: VisionBlock(cfg, rngs=r, init=init), cfg.depth, rngs)
         self.merger = PatchMerger(cfg, rngs=rngs, init=merger_init)
         self.cfg, self.dtype, self.remat, self.attention = cfg, init.dtype, remat, attention

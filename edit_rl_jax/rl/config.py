@@ -1,9 +1,62 @@
 """The config of online RL: every key of `training.config.default`, and `rl`."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from edit_rl_jax.ranges import INT32_OR_0, problem
 from edit_rl_jax.training import config as base
 from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.training.config_check import check_values
+
+# As `training.config.RANGES`, of the numbers of `rl`.
+RANGES = base.RANGES | {
+    "rl.prompts": "[1, 65536]",
+    "rl.group": "[2, 4096]",  # samples are compared with those of their group
+    "rl.updates": "[1, 65536]",
+    "rl.loss.clip_elements": "[0, 1000000000]",
+    "rl.loss.divergence": "[1e-30, 1e6]",
+    "rl.loss.kl_weight": "[0, 1e6]",
+    "rl.loss.train_steps": "[0, 1000]",
+    "rl.loss.beta": "[1e-6, 1e6]",
+    "rl.old": "[0, 1]",
+    "rl.text": "[1, 32768]",
+    "rl.steps": "[1, 1000]",
+    "rl.schedule.shift": "[1e-6, 1e6]",
+    "rl.schedule.base_res": "[1, 65536]",
+    "rl.guidance.text": "[0, 1000]",
+    "rl.guidance.image": "[0, 1000]",
+    "rl.guidance.start": "[0, 1]",
+    "rl.guidance.stop": "[0, 1]",
+    "rl.noise.level": "[0, 100]",
+    "rl.window": "[0, 1000]",
+    "rl.advantage.clip": "[1e-6, 1e6]",
+    "rl.advantage.eps": "[0, 1e6]",
+    "rl.advantage.min_std": "[0, 1e6]",
+    "rl.success_bonus": "[0, 1e6]",
+    "rl.judge.passes": "[1, 1000]",
+    "rl.judge.temperature": "[0, 100]",
+    "rl.judge.max_new_tokens": "[1, 65536]",
+    "rl.judge.rows": "[1, 65536]",
+    "rl.judge.tensor": "[1, 65536]",
+    "rl.oracle_samples": "[0, 1000000]",
+    "rl.eval_prompts": "[0, 1000000]",
+    "rl.eval_sample_steps": "[0, 1000]",
+    "rl.eval_during": "[0, 1000000]",
+    "rl.report_prompts": "[0, 1000]",
+}
+
+CHOICES = base.CHOICES | {
+    "rl.algorithm": ("policy_gradient", "nft"),
+    "rl.loss.objective": ("ppo", "guard", "dppo"),
+    "rl.loss.kl": ("upstream", "gaussian", "velocity"),
+    "rl.loss.reweight": ("none", "mean", "sum"),
+    "rl.solver": ("euler", "dpm2"),
+    "rl.schedule.kind": ("linear", "static", "dynamic"),
+    "rl.noise.kind": ("flow_sde", "dance", "cps"),
+    "rl.advantage.std": ("group", "global"),
+    "rl.judge.expected": ("", "reasoned", "empty"),
+}
 
 
 def default() -> ConfigDict:
@@ -68,9 +121,70 @@ def default() -> ConfigDict:
     return c.lock()
 
 
+def _check_pair(key: str, pair: Any, kinds: tuple[type, ...], allowed: str) -> None:
+    if len(pair) != 2 or not all(type(n) in kinds for n in pair):
+        raise ConfigError(f"config key '{key}' holds two numbers{' (whole)' * (float not in kinds)}, got {pair}")
+    for number in pair:
+        if wrong := problem(number, allowed):
+            raise ConfigError(f"config key '{key}' {wrong} in {tuple(pair)}")
+
+
+def _check_rewards(rewards: Any) -> None:
+    form = lambda r: isinstance(r, (tuple, list)) and len(r) == 2 and type(r[0]) is str and type(r[1]) in (int, float)
+    if not rewards or not all(map(form, rewards)):
+        raise ConfigError(f"config key 'rl.rewards' holds pairs of name and weight, (('oracle', 1.0),); got {rewards}")
+    for name, weight in rewards:
+        if wrong := problem(weight, "[-1e6, 1e6]"):
+            raise ConfigError(f"config key 'rl.rewards': the weight of '{name}' {wrong}")
+
+
+def _check_steps(r: Any) -> None:
+    """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Sampler`)."""
+    low, high = r.window_range
+    if r.algorithm == "nft":
+        if r.window:
+            raise ConfigError(f"config key 'rl.window' is {r.window}: nft draws its samples without noise, say 0")
+        if r.loss.train_steps > r.steps:
+            raise ConfigError(f"config key 'rl.loss.train_steps' is {r.loss.train_steps}, of {r.steps} rl.steps")
+        return
+    last = r.steps - (r.noise.kind == "cps" or r.noise.kind == "dance" and not high)
+    if (low, high) == (0, 0):
+        high = last
+    elif not low < high <= last:
+        raise ConfigError(f"config key 'rl.window_range': no noisy steps [{low}, {high}) among the first {last} steps")
+    if not 1 <= r.window <= high - low:
+        raise ConfigError(
+            f"config key 'rl.window' is {r.window}: noisy steps lie in [{low}, {high}) of {r.steps} steps"
+        )
+    if r.loss.train_steps > r.window:
+        raise ConfigError(f"config key 'rl.loss.train_steps' is {r.loss.train_steps}, of {r.window} noisy steps")
+    if wrong := problem(r.noise.level, "(0, 1]" if r.noise.kind == "cps" else "(0, 100]"):
+        raise ConfigError(f"config key 'rl.noise.level' {wrong}")
+
+
 def check(config: ConfigDict) -> None:
-    """Raises ConfigError, naming the key, for values that do not fit together."""
+    """Raises ConfigError, naming the key, for values that cannot work or do not fit together."""
+    if not isinstance(config.get("rl"), ConfigDict):
+        raise ConfigError(
+            "the config has no section 'rl': one of online RL starts from edit_rl_jax.rl.config.default()"
+        )
+    check_values(config, default(), RANGES, CHOICES)
     r = config.rl
+    _check_pair("rl.size", r.size, (int,), "[1, 16384]")
+    _check_pair("rl.loss.clip", r.loss.clip, (int, float), "[0, 1000]")
+    _check_pair("rl.window_range", r.window_range, (int,), "[0, 1000]")
+    _check_rewards(r.rewards)
+    if r.algorithm == "nft" and r.overlap:
+        raise ConfigError(
+            "config key 'rl.overlap': nft compares with the weights that drew the samples, which moved on"
+        )
+    _check_steps(r)
+    if r.guidance.start > r.guidance.stop:
+        raise ConfigError(f"config key 'rl.guidance.start' is {r.guidance.start}, after stop={r.guidance.stop}")
+    if config.steps <= 0:
+        raise ConfigError("config key 'steps' must be above 0: RL counts rollouts")
+    if wrong := problem(config.steps * r.updates, INT32_OR_0):
+        raise ConfigError(f"config key 'steps' times rl.updates {wrong}")
     samples = r.prompts * r.group
     if samples % config.rows:
         raise ConfigError(
@@ -80,20 +194,7 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config key 'rl.updates' is {r.updates}, which does not divide {samples // config.rows} microbatches"
         )
-    for key in ("success_bonus", "eval_sample_steps"):
-        if r[key] < 0:
-            raise ConfigError(f"config key 'rl.{key}' is {r[key]}, and must not be negative")
-    if r.group < 2:
-        raise ConfigError("config key 'rl.group' must be above 1: samples are compared with those of their group")
-    if r.algorithm == "nft" and r.overlap:
-        raise ConfigError(
-            "config key 'rl.overlap': nft compares with the weights that drew the samples, which moved on"
-        )
-    if r.algorithm not in ("policy_gradient", "nft"):
-        raise ConfigError(f"config key 'rl.algorithm' is policy_gradient or nft; got '{r.algorithm}'")
     if config.model.trainable == "full" and r.loss.kl_weight > 0:
         raise ConfigError("config key 'model.trainable' is full: a KL wants a reference, the policy without its LoRA")
     if not config.model.init_from:
         raise ConfigError("config key 'model.init_from' must name the editor's folder")
-    if config.steps <= 0:
-        raise ConfigError("config key 'steps' must be above 0: RL counts rollouts")

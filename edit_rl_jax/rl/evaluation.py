@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.editworld.oracle import is_success
+from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.program import Program
@@ -100,23 +101,6 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def page(prompts: Sequence[Prompt], *columns: Any, names: Sequence[str], side: int = 144) -> bytes:
-    """A PNG with a row a prompt: its instruction, then source and edits side by side, `names` above."""
-    label, gap, n = 16, 6, len(columns) + 1
-    height = side + label + gap
-    picture = Image.new("RGB", (max(n * (side + gap), 640), label + len(prompts) * height), "white")
-    draw = ImageDraw.Draw(picture)
-    for x, name in enumerate(("source", *names)):
-        draw.text((x * (side + gap), 0), name, fill="black")
-    for y, prompt in enumerate(prompts):
-        top = label + y * height
-        draw.text((0, top), prompt.instruction.splitlines()[0][:100], fill="black")
-        for x, image in enumerate((prompt.source, *(c[y] for c in columns))):
-            shown = Image.fromarray(image).resize((side, side * image.shape[0] // image.shape[1]))
-            picture.paste(shown.crop((0, 0, side, side)), (x * (side + gap), top + label))
-    return encode_png(np.asarray(picture))
-
-
 def store(folder: Path, step: int, found: dict[str, Any], prompts: Sequence[Prompt], images: Any, shown: int) -> None:
     """Writes an evaluation and the edits that the report shows, each moved into place when whole."""
     home = folder / "evaluations"
@@ -160,14 +144,14 @@ CURVES = (
     ("Oracle's success of the samples", {"oracle_success": ""}),
     ("Ratio, advantage above 0", {"ratio_positive_max": "greatest", "ratio_positive_min": "least"}),
     ("Ratio, advantage below 0", {"ratio_negative_max": "greatest", "ratio_negative_min": "least"}),
-    ("Clipped share", {"clip_share": ""}),
+    ("Clipped (share)", {"clip_share": ""}),
     ("Divergence from the reference", {"kl": ""}),
     ("Change of the velocity in one rollout's updates, squared", {"velocity_change": ""}),
     (
         "What does not train",
         {"zero_std_share": "share of groups: equal rewards", "invalid_share": "of samples: no reward"},
     ),
-    ("Seconds an iteration", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
+    ("Time of an iteration (seconds)", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
 )
 
 
@@ -192,14 +176,15 @@ def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any
     held_out = {"reward": "reward", "oracle_reward": "the oracle's reward", "oracle_success": "oracle's success"}
     dimensions = {"oracle_success_score": "success", "oracle_over_editing": "over-editing"}
     quality = {"oracle_naturalness": "naturalness", "oracle_artifacts": "artifacts"}
-    curves = [("Held-out prompts: reward against oracle", held_out, points)]
-    curves += [("Oracle, by dimension / 25", dimensions, points), ("Oracle, quality / 25", quality, points)]
+    curves = [("Held-out prompts: reward against oracle (mean)", held_out, points)]
+    curves += [("Oracle by dimension (score/25)", dimensions, points), ("Oracle's quality (score/25)", quality, points)]
     curves += [(title, names, rows) for title, names in CURVES]
     pictures = {}
     if len(found) > 1 and (folder / "evaluations" / f"{min(found):06d}.png").exists():
         first, last = min(found), max(found)
         size = prompts[0].source.shape[:2]
-        columns = [shown(folder, step, size) for step in (first, last)]
-        names = [f"step {first}", f"step {last}"]
-        pictures["The same prompts before and after"] = page(prompts[: len(columns[0])], *columns, names=names)
+        names = ("source", f"step {first}", f"step {last}")
+        edited = zip(prompts, shown(folder, first, size), shown(folder, last, size))
+        lines = [(p.instruction, [*zip((p.source, *images), names)]) for p, *images in edited]
+        pictures["The same prompts before and after"] = montage(lines)
     write_report(folder, curves=curves, pictures=pictures)

@@ -10,24 +10,36 @@ A config file defines `get_config()`, which starts from `default()` and changes 
         return c
 
 `load(path, {"optim.lr": "3e-4"})` applies command-line overrides. A wrong key, in the file or on the command line,
-raises `ConfigError` naming the nearest right one. Values keep the type of the default.
+raises `ConfigError` naming the nearest right one. Values keep the type of the default, numbers lie in `RANGES`.
 """
 
 import argparse
 import ast
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
+import linecache
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key and, where one is near, the right one."""
+from edit_rl_jax import json_files
+from edit_rl_jax.ranges import INT32, INT32_OR_0, problem
+from edit_rl_jax.training.config_check import (
+    AXIS,
+    ConfigError,
+    check_buckets,
+    check_mesh,
+    check_values,
+    flatten,
+    nearest,
+)
 
 
 def default() -> ConfigDict:
@@ -119,6 +131,67 @@ def default() -> ConfigDict:
     return c.lock()
 
 
+# What the numbers of `default` may be (see `ranges`). On the devices steps are int32 and floats are float32, where less
+# than 1e-30 is nothing.
+RANGES = {
+    "seed": INT32_OR_0,
+    "epochs": "[0, 1000000]",
+    "steps": INT32_OR_0,
+    "rows": "[1, 65536]",
+    "accum": "[1, 65536]",
+    "model.lora.rank": "[1, 8192]",
+    "model.lora.alpha": "[1e-6, 1e6]",
+    "data.size": "[1, 1000000000]",
+    "data.validation_size": "[1, 1000000000]",
+    "data.resolution": "[1, 4096]",
+    "data.min_pixels": "[1, 1000000000]",
+    "data.max_pixels": "[784, 1000000000]",  # one place of 28 x 28 pixels in the model's text
+    "data.workers": "[0, 512]",
+    "optim.lr": "[1e-30, 1000]",
+    "optim.adam_lr": "0 or [1e-30, 1000]",
+    "optim.warmup": INT32_OR_0,
+    "optim.end": "[0, 1]",
+    "optim.b1": "[0, 1)",
+    "optim.b2": "[0, 1)",
+    "optim.eps": "[1e-30, 1]",
+    "optim.weight_decay": "[0, 1000]",
+    "optim.clip": "0 or [1e-30, 1e30]",
+    "optim.momentum": "[0, 1)",
+    "optim.ns_steps": "[1, 100]",
+    "optim.ema": "[0, 1)",
+    "flow.drop_text": "[0, 1]",
+    "flow.drop_references": "[0, 1]",
+    "flow.changed": "[0, 1e6]",
+    "autoencoder.kl": "[0, 1e6]",
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
+    "mesh.tensor": AXIS,
+    "checkpoint.every": INT32,
+    "checkpoint.keep": INT32,
+    "eval.every": INT32_OR_0,
+    "eval.batches": "[0, 1000000]",
+    "eval.pairs": "[0, 1000000]",
+    "eval.passes": "[1, 1000]",
+    "eval.prompts": "[0, 1000000]",
+    "eval.sample_steps": "[1, 1000]",
+    "log.every": INT32,
+    "log.peak_flops": "[0, 1e18]",
+    "max_bad_steps": INT32,
+}
+
+CHOICES = {
+    "model.trainable": ("lora", "full"),
+    "optim.name": ("adamw", "muon"),
+    "optim.schedule": ("cosine", "linear", "constant"),
+    "data.on_bad_record": ("error", "skip"),
+    "data.worker_kind": ("thread", "process"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.save_dtype": ("float32", "bfloat16"),
+    "model.remat": ("nothing_saveable", "dots", "everything_saveable", "none"),
+    "model.attention": ("", "xla", "cudnn", "splash", "splash_interpret"),
+    "flow.times": ("lognormal", "uniform"),
+}
+
 # What may differ between a run and its resumption: nothing that changes a number in the result. (Worker processes
 # each keep a state of their own, so with them the workers are fixed as well: see `difference`.)
 RESUME_MAY_CHANGE = (
@@ -135,24 +208,6 @@ RESUME_MAY_CHANGE = (
 )
 
 
-# Other projects' words for our keys, for the hints of errors.
-ALIASES = {
-    "learning_rate": "optim.lr",
-    "batch_size": "rows",
-    "gradient_accumulation_steps": "accum",
-    "grad_accum": "accum",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "wd": "optim.weight_decay",
-    "max_grad_norm": "optim.clip",
-    "rank": "model.lora.rank",
-    "alpha": "model.lora.alpha",
-    "save_steps": "checkpoint.every",
-    "eval_steps": "eval.every",
-}
-
-
 def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The arguments `--config FILE` and, for the help, `--config.KEY VALUE`; see `split_overrides`."""
     parser.add_argument("--config", required=required, metavar="FILE", help="Python file with get_config()")
@@ -162,12 +217,17 @@ def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> Non
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """(the other words, {dotted key: text}) of a command line: `--config.key=value` and `--config.key value`."""
+    """(the other words, {dotted key: text}) of a command line: `--config.key=value` and `--config.key value`.
+
+    A key that is given twice with different values ends the program with a line that names it.
+    """
     rest, overrides, words = [], {}, iter(words)
     for word in words:
         if word.startswith("--config."):
             key, equals, value = word.removeprefix("--config.").partition("=")
-            overrides[key] = value if equals else next(words, "")
+            value = value if equals else next(words, "")
+            if overrides.setdefault(key, value) != value:
+                raise SystemExit(f"config key '{key}' is given twice: '{overrides[key]}' and '{value}'")
         else:
             rest.append(word)
     return rest, overrides
@@ -176,26 +236,6 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def portable(value: Any) -> Any:
     """The path of a packaged asset without the folder that the package lies in; anything else as it is."""
     return re.sub(r"^.*/(?=edit_rl_jax/assets/[^/]+/?$)", "", value) if isinstance(value, str) else value
-
-
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, leaf value)."""
-    for key, value in config.items():
-        if isinstance(value, (ConfigDict, dict)) and key not in ("mesh_presets", "options"):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def nearest(key: str, keys: list[str]) -> str:
-    """A hint, " (did you mean 'x'?)", for the key nearest to `key` by full path or last part; "" when none is near."""
-    alias = ALIASES.get(key.rsplit(".", 1)[-1])
-    near = [alias] if alias in keys else difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if near:
-        return f" (did you mean '{near[0]}'?)"
-    last = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
-    return f" (did you mean '{last[near[0]]}'?)" if near else ""
 
 
 def _parse(key: str, text: Any, old: Any) -> Any:
@@ -210,68 +250,95 @@ def _parse(key: str, text: Any, old: Any) -> Any:
         if isinstance(old, int):
             return int(text)
         return float(text) if isinstance(old, float) else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        raise ConfigError(f"config key '{key}' takes {type(old).__name__}, got '{text}'") from None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ConfigError(f"config key '{key}' takes {type(old).__name__}, got {text[:200]!r}") from None
+
+
+def _in_file(path: Path, e: Exception) -> str:
+    """An error that the code of a config file raised, as a line that names the line it came from."""
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+    number = e.lineno if isinstance(e, SyntaxError) and e.filename == str(path) else lines[-1] if lines else None
+    at = f" (line {number}: {linecache.getline(str(path), number).strip()})" if number else ""
+    named = re.search(r'Key "([^"]+)"', str(e))  # ml_collections' words, as those of the cast
+    cast = re.search(r"field '(.+?)' .*\. (.*) is of original type .*'(.*)'> and .*'(?:.*\.)?(.*)'>", str(e), re.DOTALL)
+    if isinstance(e, (AttributeError, KeyError)) and named:
+        what = f"no config key '{named[1]}'{nearest(named[1], [k for k, _ in flatten(default())])}"
+    elif isinstance(e, TypeError) and cast:
+        what = f"config key '{cast[1]}' takes {cast[4]}, got {cast[3]} {cast[2]}"
+    else:
+        what = f"{type(e).__name__}: {e.msg if isinstance(e, SyntaxError) else e}"
+    return " ".join(f"{path}: {what}{at}".split())
+
+
+def _run(path: Path) -> ConfigDict:
+    """What `get_config()` of a file gives."""
+    loader = importlib.machinery.SourceFileLoader(f"config_{path.stem}", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise ConfigError(f"{path}: a config file defines get_config(), this one does not")
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as e:  # it is the user's code
+        raise ConfigError(_in_file(path, e)) from e
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returns a config, see training/config.py; got {type(config).__name__}")
+    return config
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Runs `get_config()` of the file, applies overrides {dotted key: value or text} and checks the result.
 
-    Raises `ConfigError` for an unknown key, a value of the wrong type, or values that do not fit together.
+    Raises `ConfigError`, of one line, for a file that cannot be run, an unknown key, a value of the wrong type or out
+    of its range, or values that do not fit together.
     """
     path = Path(path)
     if not path.exists():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         raise ConfigError(f"no config file {path}" + (f" (did you mean '{path.with_name(near[0])}'?)" if near else ""))
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except (AttributeError, KeyError) as e:  # ml_collections raises these for a key that does not exist
-        known = [k for k, _ in flatten(default())]
-        named = re.search(r'Key "([^"]+)"', str(e))
-        problem = f"no config key '{named[1]}'{nearest(named[1], known)}" if named else str(e)
-        raise ConfigError(f"{path}: {problem}") from e
+    config = _run(path)
     known = dict(flatten(config))
     for key, text in (overrides or {}).items():
+        inside = [k for k in known if k.startswith(key + ".")]
+        whole = next((k for k in known if key.startswith(k + ".") and isinstance(known[k], dict)), None)
+        if inside or whole:
+            how = (
+                f"a section: set one of its keys, {', '.join(inside)}" if inside else f"within '{whole}': set it whole"
+            )
+            raise ConfigError(f"config key '{key}' is {how}")
         if key not in known:
             raise ConfigError(f"no config key '{key}'{nearest(key, list(known))}")
+        value = _parse(key, text, known[key])
+        if isinstance(known[key], dict) and not isinstance(value, dict):
+            raise ConfigError(f"config key '{key}' takes dict, got '{text}'")
         with config.unlocked():
             try:
-                config.update_from_flattened_dict({key: _parse(key, text, known[key])})
-            except TypeError as e:
-                raise ConfigError(f"config key '{key}': {e}") from None
+                config.update_from_flattened_dict({key: value})
+            except (TypeError, OverflowError):
+                kind = type(known[key]).__name__
+                raise ConfigError(f"config key '{key}' takes {kind}, got {type(value).__name__} {value}") from None
     check(config)
     return config
 
 
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError` for values that cannot work, before anything is loaded."""
-    choices = {
-        "model.trainable": ("lora", "full"),
-        "optim.name": ("adamw", "muon"),
-        "optim.schedule": ("cosine", "linear", "constant"),
-        "data.on_bad_record": ("error", "skip"),
-        "data.worker_kind": ("thread", "process"),
-        "model.dtype": ("auto", "float32", "bfloat16"),
-        "model.save_dtype": ("float32", "bfloat16"),
-        "model.remat": ("nothing_saveable", "dots", "everything_saveable", "none"),
-        "model.attention": ("", "xla", "cudnn", "splash", "splash_interpret"),
-        "flow.times": ("lognormal", "uniform"),
-    }
-    flat = dict(flatten(config))
-    for key, allowed in choices.items():
-        if flat[key] not in allowed:
-            raise ConfigError(f"config key '{key}' is one of {', '.join(allowed)}; got '{flat[key]}'")
-    for key in ("rows", "accum", "model.lora.rank", "checkpoint.every", "checkpoint.keep", "log.every"):
-        if flat[key] < 1:
-            raise ConfigError(f"config key '{key}' must be at least 1, got {flat[key]}")
+    check_values(config, default(), RANGES, CHOICES)
     if config.steps <= 0 and config.epochs <= 0:
         raise ConfigError("one of config keys 'steps' and 'epochs' must be above 0")
-    if not 1 <= len(config.data.buckets) <= 8 or any(len(b) != 4 for b in config.data.buckets):
-        raise ConfigError("config key 'data.buckets' holds 1 to 8 entries of 4 numbers each, see training/config.py")
+    d = config.data
+    check_buckets(d.buckets, config.model.kind)
+    if d.min_pixels > d.max_pixels:
+        raise ConfigError(f"config key 'data.min_pixels' is {d.min_pixels}, above data.max_pixels={d.max_pixels}")
+    if d.resolution < 24 and "editworld" in (d.train, d.validation):
+        raise ConfigError(f"config key 'data.resolution' must be at least 24 for editworld, got {d.resolution}")
+    check_mesh("mesh", config.mesh.to_dict())
+    for name, mesh in config.mesh_presets.items():
+        check_mesh(f"mesh_presets.{name}", mesh.to_dict() if isinstance(mesh, ConfigDict) else mesh)
     if config.topology and config.topology not in config.mesh_presets:
         have = list(config.mesh_presets)
         raise ConfigError(
@@ -279,12 +346,27 @@ def check(config: ConfigDict) -> None:
         )
     if bool(config.model.init_from) == bool(config.model.config):
         raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
+    if config.model.config.lstrip().startswith("{"):
+        try:
+            json_files.loads(config.model.config, "config key 'model.config'")
+        except json_files.JSONError as e:
+            raise ConfigError(str(e)) from None
     if config.model.init_adapter and not (config.model.init_from and config.model.trainable == "lora"):
         raise ConfigError("config key 'model.init_adapter' needs model.trainable=lora and a base in model.init_from")
     if config.model.train_text and config.model.trainable == "lora":
         raise ConfigError("config key 'model.train_text' needs model.trainable=full: a LoRA is the transformer's alone")
-    if not re.fullmatch(r"(\d+:\d+)?", config.log.profile_steps):
-        raise ConfigError(f"config key 'log.profile_steps' is 'first:last', got '{config.log.profile_steps}'")
+    try:
+        m = 1.0 if config.flow.shift in ("none", "linear", "sqrt") else float(config.flow.shift)
+    except ValueError:
+        m = math.nan
+    if problem(m, "[1e-6, 1e6]"):
+        shift = config.flow.shift
+        raise ConfigError(f"config key 'flow.shift' is none, linear, sqrt or a number from 1e-6 to 1e6, got '{shift}'")
+    profile = re.fullmatch(r"(?:(\d{1,10}):(\d{1,10}))?", config.log.profile_steps)
+    if not profile or profile[1] and not 1 <= int(profile[1]) <= int(profile[2]):
+        raise ConfigError(
+            f"config key 'log.profile_steps' is 'first:last', steps from 1 on, got '{config.log.profile_steps}'"
+        )
 
 
 def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
@@ -313,5 +395,5 @@ def resolve(name: str, registry: Mapping[str, str]) -> Any:
     try:
         found = importlib.import_module(module)
         return getattr(found, attribute) if attribute else found
-    except (ImportError, AttributeError) as e:
+    except (ImportError, AttributeError, TypeError, ValueError) as e:
         raise ConfigError(f"cannot load '{name}': {e}") from e

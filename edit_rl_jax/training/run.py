@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from edit_rl_jax import topology
+from edit_rl_jax import chips
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.sharding import ShardingError
@@ -146,7 +146,7 @@ def train(args, overrides, finish, stack) -> int:
             compiled.append((lowered.compile(), evaluate and evaluate.compile()))
             flops.append(program.model_flops(bucket))
             say("bucket %s: %.3g FLOPs a step, compiled in %.0f s", bucket, flops[-1], time.monotonic() - began)
-    peak = (config.log.peak_flops or topology.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
+    peak = (config.log.peak_flops or chips.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     interruption, trace = loop.Interruption(), loop.Trace(config.log.profile_steps, folder / "profile")

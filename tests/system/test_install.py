@@ -24,6 +24,7 @@ import importlib, pkgutil, edit_rl_jax
 names = [m.name for m in pkgutil.walk_packages(edit_rl_jax.__path__, "edit_rl_jax.")]
 for name in names:
     importlib.import_module(name)
+assert not {"matplotlib", "jinja2"} & set(sys.modules), "only a report that is written needs them"
 print(len(names))
 """
 
@@ -71,7 +72,7 @@ def test_wheel_holds_scripts_configs_and_assets(installed):
         assert here and {p.name for p in (package / name).glob("*.py")} == here
     assets = {p.relative_to(ROOT) for p in (ROOT / "edit_rl_jax/assets").rglob("*") if p.is_file()}
     assert {installed / p for p in assets if "__pycache__" not in p.parts} <= set(package.rglob("*"))
-    assert (package / "py.typed").exists()
+    assert (package / "py.typed").exists() and (package / "training/report.html.j2").exists()
     (info,) = installed.glob("*.dist-info")
     assert "edit-rl = edit_rl_jax.cli:main" in (info / "entry_points.txt").read_text()
     assert (info / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.editscore import prompts as editscore
@@ -71,6 +72,9 @@ def test_an_adapter_of_fewer_layers_is_refused(folders, tmp_path):
     """Its zeros would have no gradient: those layers would silently never learn."""
     stored = json.loads((folders[1] / peft.CONFIG).read_text())
     (tmp_path / peft.CONFIG).write_text(json.dumps(stored | {"target_modules": ["q_proj", "v_proj"]}))
+    tensors = safetensors.numpy.load_file(folders[1] / peft.FILE)
+    kept = {k: v for k, v in tensors.items() if "q_proj" in k or "v_proj" in k}
+    safetensors.numpy.save_file(kept, tmp_path / peft.FILE)
     with pytest.raises(ConfigError, match="does not cover .*layers.0.mlp"):
         initial((folders[0], tmp_path))
 
