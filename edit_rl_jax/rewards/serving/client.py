@@ -73,7 +73,7 @@ def _each(
                     raise result
                 found[number] = result
                 bar.update()
-    except NoAnswer as error:
+    except ServiceError as error:
         error.answered = found
         raise
     finally:

@@ -42,11 +42,16 @@ _LATER = re.compile(r"rate.?limit|too many requests|overloaded|try again|timed? 
 
 
 class ServiceError(ConnectionError):
-    """The service cannot be used in this way, whatever is asked. `status` is the HTTP status, 0 without one."""
+    """The service cannot be used in this way, whatever is asked.
+
+    Attributes:
+      status: the HTTP status, 0 without one.
+      answered: what was judged before, by the place of the item in the call.
+    """
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
-        self.status = status
+        self.status, self.answered = status, {}
 
 
 class Refused(ServiceError, PermissionError):
@@ -54,12 +59,7 @@ class Refused(ServiceError, PermissionError):
 
 
 class NoAnswer(ServiceError):
-    """No usable answer within the tries; a later run may get it.
-
-    `answered`: what was judged before, by the place of the item in the call.
-    """
-
-    answered: dict[int, Any] = {}
+    """No usable answer within the tries; a later run may get it."""
 
 
 class ItemError(ValueError):
