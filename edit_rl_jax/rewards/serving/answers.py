@@ -49,7 +49,8 @@ def _text(choices: Any) -> tuple[str, str]:
 
 def _thought(message: dict[str, Any]) -> bool:
     """Whether a message holds a reasoning in a field or a part of its own."""
-    parts = message.get("content") if isinstance(message.get("content"), list) else []
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
     return any(message.get(k) for k in REASONING) or any(isinstance(p, dict) and _is_thought(p) for p in parts)
 
 

@@ -61,6 +61,7 @@ def _each(
                 done.put((number, judge_one(item, stop)))
             except BaseException as error:  # raised where the results are collected
                 done.put((number, error))
+                stop.set()
 
     found: dict[int, Judgement] = {}
     for _ in range(min(at_once, len(items))):

@@ -27,7 +27,9 @@ PASSING = {408, 425, 429}  # and what is 500 or more, but for those that say "ne
 NEVER = {401, 402, 403, 404, 405, 406, 407, 410, 501, 505}
 
 # What a refusal says when it is not about the item: the model, the key, or a field that all requests have alike.
-_MODEL = r"\b(?:no such|unknown|invalid|wrong|unsupported) model\b|not a multimodal model|\bmodel\b[^.]{0,120}?"
+_MODEL = (
+    r"\b(?:no such|unknown|invalid|wrong|unsupported|not a valid) model\b|not a multimodal model|\bmodel\b[^.]{0,120}?"
+)
 _MODEL += r"(?:not? (?:exist|found|available|valid|a valid|served)|n't exist|n't found|deprecated|decommissioned)"
 _FIELD = r"\b(?:unsupported|unknown|unrecognized|unexpected) (?:\w+ )?(?:parameter|argument|field)|extra inputs are not"
 _KEY = r"api.?key|unauthori[sz]ed|authenticat|insufficient (?:credit|balance|funds|quota)|billing|\bquota\b"
@@ -256,7 +258,9 @@ def _described(found: Any, depth: int = 5) -> tuple[int, str, str] | None:
     for key in ("error", "message", "msg", "detail", "error_message", "reason", "title"):
         if inner := _described(found.get(key), depth - 1):
             return inner[0] or status, inner[1], inner[2] or code
-    return (status, f"an error without a message, code {one_line(str(found['code']))}", code) if "code" in found else None
+    return (
+        (status, f"an error without a message, code {one_line(str(found['code']))}", code) if "code" in found else None
+    )
 
 
 def _status(value: Any) -> int:
