@@ -85,13 +85,13 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
     if not args.model and (args.expected or args.constrained):
         raise ValueError("--expected and --constrained look into the model: they want --model")
     if args.server:
-        client = RewardClient(args.server, os.environ.get(TOKEN, ""))
+        client = RewardClient(args.server, os.environ.get(TOKEN, ""), must_answer=True)
         return client, {"server": client.settings()}
     if args.endpoint:
         drawn = sampling(args)
         options = dict(passes=args.passes, temperature=drawn.temperature, top_p=drawn.top_p, seed=args.seed)
         options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
-        options |= dict(attempts=1 + args.retries, reduction=args.reduction)
+        options |= dict(attempts=1 + args.retries, reduction=args.reduction, must_answer=True)
         vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
         return vlm, vlm.settings()
     options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
