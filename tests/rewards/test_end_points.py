@@ -402,6 +402,6 @@ def test_nothing_is_final_that_got_no_answer(tmp_path, monkeypatch, failure):
         assert len(output.read_text().splitlines()) == 2
         server.answer, before = lambda asked: (200, said(), {}), len(server.asked)
         assert scoring(*command) == (0, "")
-        again = [re.search(r"edit \d", json.dumps(asked))[0] for asked in server.asked[before:]]
-    assert set(again) == {"edit 2", "edit 3"} and len(again) >= 4  # one of the first run may have been on its way
+        again = [m[0] for asked in server.asked[before:] if (m := re.search(r"edit \d", json.dumps(asked)))]
+    assert set(again) == {"edit 2", "edit 3"}
     assert all(json.loads(x)["scores"]["valid"] for x in output.read_text().splitlines())
