@@ -105,7 +105,13 @@ def source(config: Any, split: str) -> Source:
     name = (d.validation or d.train) if split == "test" else d.train
     if name == "editworld":
         size = d.size if split == "train" else config.rl.eval_prompts
-        return World(split, size, config.seed if split == "train" else 0, height, width, **d.options.to_dict())
+        seed, options = config.seed if split == "train" else 0, d.options.to_dict()
+        try:
+            return World(split, size, seed, height, width, **options)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"config key 'data.options' is {options}: {e}") from e
     if Path(name).is_file():
         if split == "test" and not d.validation:
             raise ConfigError("config key 'data.validation' must name held-out prompts, or 'rl.eval_prompts' be 0")

@@ -100,7 +100,10 @@ def index_arrays(lengths, references, bucket: Bucket, real) -> dict[str, np.ndar
 
 def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
     buckets = [Bucket(*b) for b in config.data.buckets]
-    return EditRows(None, buckets, index_arrays, _no_text, cfg.downscale)
+    try:
+        return EditRows(None, buckets, index_arrays, _no_text, cfg.downscale)
+    except ValueError as e:
+        raise ConfigError(f"config key 'data.buckets': {e}") from e
 
 
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:

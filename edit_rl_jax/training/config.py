@@ -345,13 +345,13 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"no mesh preset '{config.topology}'{nearest(config.topology, have)}; presets: {', '.join(have)}"
         )
-    if bool(config.model.init_from) == bool(config.model.config):
-        raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
     if config.model.config.lstrip().startswith("{"):
         try:
             json_files.loads(config.model.config, "config key 'model.config'")
         except json_files.JSONError as e:
             raise ConfigError(str(e)) from None
+    if bool(config.model.init_from) == bool(config.model.config):
+        raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
     if config.model.init_adapter and not (config.model.init_from and config.model.trainable == "lora"):
         raise ConfigError("config key 'model.init_adapter' needs model.trainable=lora and a base in model.init_from")
     if config.model.train_text and config.model.trainable == "lora":

@@ -39,7 +39,11 @@ def source(config: Any, split: str) -> pipeline.Source:
     name = (d.validation or d.train) if split == "validation" else d.train
     if name in WORLDS:
         size = d.size if split == "train" else d.validation_size
-        return resolve(name, WORLDS)(split, size=size, seed=config.seed, resolution=d.resolution, **d.options.to_dict())
+        world, options = resolve(name, WORLDS), d.options.to_dict()
+        try:
+            return world(split, size=size, seed=config.seed, resolution=d.resolution, **options)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"config key 'data.options' is {options}: {e}") from e
     if ":" in name and not Path(name).exists() and "://" not in name:
         return resolve(name, WORLDS)(config, split)
     from edit_rl_jax.data.tfds_builder import EditSource

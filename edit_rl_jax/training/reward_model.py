@@ -71,7 +71,10 @@ def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
 
 
 def batch_format(config: Any, cfg: Config, tokenizer: Any) -> Packed:
-    return Packed(tokenizer, cfg, [Bucket(*b) for b in config.data.buckets], image_settings(config, cfg))
+    try:
+        return Packed(tokenizer, cfg, [Bucket(*b) for b in config.data.buckets], image_settings(config, cfg))
+    except ValueError as e:
+        raise ConfigError(f"config key 'data.buckets': {e}") from e
 
 
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
