@@ -143,12 +143,10 @@ class Lease:
             return False
 
     def _read(self) -> dict[str, Any] | None:
-        """What the file says; {} where it cannot be read, None where there is none or it is empty."""
-        for _ in range(3):  # it may be in the middle of being written
+        """What the file says; {} where it cannot be read, None where there is none."""
+        for _ in range(5):  # it may be in the middle of being written
             try:
-                data = self._file.read_bytes()
-                found = json_files.loads(data, str(self._file)) if data else None
-                return found if isinstance(found, dict | None) else {}
+                return json_files.read_object(self._file)
             except FileNotFoundError:
                 return None
             except (json_files.JSONError, OSError):
