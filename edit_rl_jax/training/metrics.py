@@ -26,7 +26,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _scan(path: epath.Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, what is damaged). A last line cut short by a kill is no damage; of a step written twice the last counts."""
+    """(rows, what is damaged). A last line that a kill cut is no damage; of a step written twice the last counts."""
     try:
         lines = path.read_bytes().split(b"\n") if os.path.lexists(path) or path.exists() else []
     except OSError as e:
@@ -120,11 +120,14 @@ class Writer:
 
     def flush(self) -> None:
         """Writes the figures that are waiting. Raises OSError where that fails; then no part of them stays behind."""
-        with open(self._path, "r+b") as file:  # opened each time: a folder that was removed is noticed
-            at = min(self._size, file.seek(0, os.SEEK_END))
-            file.truncate(at)  # what a failed attempt left
-            file.seek(at)
-            file.write(self._pending)
+        try:
+            with open(self._path, "r+b") as file:  # opened each time: a folder that was removed is noticed
+                at = min(self._size, file.seek(0, os.SEEK_END))
+                file.truncate(at)  # what a failed attempt left
+                file.seek(at)
+                file.write(self._pending)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self._path)) from e
         self._size, self._pending = at + len(self._pending), b""
 
     def mirror_now(self) -> None:
