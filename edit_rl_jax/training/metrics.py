@@ -120,11 +120,14 @@ class Writer:
 
     def flush(self) -> None:
         """Writes the figures that are waiting. Raises OSError where that fails; then no part of them stays behind."""
-        with open(self._path, "r+b") as file:  # opened each time: a folder that was removed is noticed
-            at = min(self._size, file.seek(0, os.SEEK_END))
-            file.truncate(at)  # what a failed attempt left
-            file.seek(at)
-            file.write(self._pending)
+        try:
+            with open(self._path, "r+b") as file:  # opened each time: a folder that was removed is noticed
+                at = min(self._size, file.seek(0, os.SEEK_END))
+                file.truncate(at)  # what a failed attempt left
+                file.seek(at)
+                file.write(self._pending)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self._path)) from e
         self._size, self._pending = at + len(self._pending), b""
 
     def mirror_now(self) -> None:

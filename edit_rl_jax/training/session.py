@@ -41,14 +41,20 @@ def parse(argv, doc: str):
 
 
 def run(job: Callable[[contextlib.ExitStack], int]) -> int:
-    """Runs `job` and returns its exit status: 1 after an error that a user can mend, 130 after Ctrl-C.
+    """Runs `job` and returns its exit status: 1 after an error that a user can mend, 130 after Ctrl-C; one line.
 
-    Each says one line. What the job gives to the stack is closed however it ends; see `closing`.
+    What the job gives to the stack is closed however it ends; see `closing`.
     """
     with patient_output():
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+        form = "%(levelname)s %(message)s"
+        logging.basicConfig(level=logging.WARNING, format=form)
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler:  # perhaps set up by an import, with the stream as it was
+                handler.setStream(sys.stderr)
+                handler.setFormatter(logging.Formatter(form))
         log.setLevel(logging.INFO)
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback of each error that it raises
+        for name in ("absl", "asyncio"):  # through which Orbax says again, with tracebacks, what it raises
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             with contextlib.ExitStack() as stack:
                 return job(stack)
@@ -171,14 +177,14 @@ class _Patient:
 @contextlib.contextmanager
 def patient_output() -> Iterator[None]:
     """Output to a pipe that closed (`| head`) or to a full disk does not end what runs inside."""
-    before, hook = (sys.stdout, sys.stderr), sys.excepthook
+    before, hook = (sys.stdout, sys.stderr), sys.unraisablehook
 
-    def quiet(*found: Any) -> None:  # a thread that is not Python's: Orbax's writers, when another of them has failed
-        if threading.current_thread() is threading.main_thread():
-            hook(*found)
+    def quiet(found: Any) -> None:  # Orbax's writers say this each, after the first of them has failed
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
 
     sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)
-    sys.excepthook = quiet
+    sys.unraisablehook = quiet
     try:
         yield
     finally:
@@ -186,4 +192,4 @@ def patient_output() -> Iterator[None]:
             if isinstance(stream, _Patient):
                 stream.close()
         sys.stdout, sys.stderr = before
-        sys.excepthook = hook
+        sys.unraisablehook = hook
