@@ -135,7 +135,8 @@ class Saver:
             if self._in_row >= self._limit:
                 tries = f" ({self._in_row} tries in a row)" if self._in_row > 1 else ""
                 raise SaveError(f"{where}{e}{tries}; earlier checkpoints are as they were") from e
-            log.warning("%s%s; trying again", where, e)
+            if self._in_row == 1:
+                log.warning("%s%s; trying again at the next steps, at most %d times", where, e, self._limit - 1)
             return False
         self._again = False
         return True
