@@ -1,5 +1,6 @@
 """What `pip install .` gives: the package without PyTorch or TensorFlow, the `edit-rl` jobs, configs and assets."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from edit_rl_jax import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,10 +87,24 @@ CLI = "from edit_rl_jax.cli import main; sys.argv[0] = 'edit-rl'; sys.exit(main(
 def test_entry_point_lists_jobs(installed):
     done = python(CLI, PYTHONPATH=str(installed))
     assert done.returncode == 0
-    jobs = {p.stem for p in (ROOT / "scripts").glob("*.py")}
-    assert jobs == set(done.stdout.split("jobs: ")[1].strip().split(", "))
-    wrong = python(CLI, "train_rn", PYTHONPATH=str(installed))
-    assert wrong.returncode == 2 and "train_rm" in wrong.stderr
+    jobs = {p.stem: ast.get_docstring(ast.parse(p.read_text())) for p in (ROOT / "scripts").glob("*.py")}
+    lines = done.stdout.split("jobs:\n")[1].splitlines()
+    assert {line.split()[0]: " ".join(line.split()[1:]) for line in lines} == {
+        k: v.split("\n")[0] for k, v in jobs.items()
+    }
+    assert all(len(line) <= 120 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "wrong, near",
+    [("traim_rm", "train_rm"), ("train-rm", "train_rm"), ("Score.py", "score"), ("grpo", "train_grpo"), ("qqq", "")],
+)
+def test_a_job_that_is_none_is_told_the_nearest(capsys, monkeypatch, wrong, near):
+    monkeypatch.setattr(sys, "argv", ["edit-rl", wrong])
+    assert cli.main() == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"edit-rl: there is no job {wrong!r}" + (f"; the nearest is {near}" if near else "")
+    assert second.startswith("jobs: ") and "train_grpo, train_rm" in second
 
 
 ALL_HELP = """
