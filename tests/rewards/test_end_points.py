@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.rewards import cache, judges
 from edit_rl_jax.rewards.serving import service
 from edit_rl_jax.rewards.serving.client import NoAnswer, RewardClient, Service, ServiceError, VLMJudge
+from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.rl.rewards import Samples, ServerReward
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = encode_png(np.full((8, 8, 3), 100, np.uint8))
@@ -405,3 +408,16 @@ def test_nothing_is_final_that_got_no_answer(tmp_path, monkeypatch, failure):
         again = [m[0] for asked in server.asked[before:] if (m := re.search(r"edit \d", json.dumps(asked)))]
     assert set(again) == {"edit 2", "edit 3"}
     assert all(json.loads(x)["scores"]["valid"] for x in output.read_text().splitlines())
+
+
+def test_rl_masks_out_a_silent_server_and_ends_for_a_wrong_address():
+    with answering({}, 503) as server:
+        config = SimpleNamespace(rl=SimpleNamespace(judge=SimpleNamespace(server=server.url), success_bonus=0.0))
+        reward = ServerReward(config, None)
+        reward.client = RewardClient(server.url, "t", tries=2, **QUICK)
+        pixels = np.zeros((2, 8, 8, 3), np.uint8)
+        samples = Samples([Prompt("a", pixels[0], "make it red")] * 2, pixels)
+        assert reward(samples).valid.tolist() == [False, False]
+        server.answer = lambda asked: (404, b"no", {})
+        with pytest.raises(ServiceError, match="HTTP 404: no"):
+            reward(samples)
