@@ -23,7 +23,7 @@ from edit_rl_jax import json_files
 
 MOST_BYTES = 64 * 2**20  # of an answer
 ALIKE = 16  # refusals in the same words, and not one answer: it is not the items that are wrong
-PASSING = {408, 425, 429}  # and what is 500 or more, but for those that say "never"
+PASSING = {408, 409, 423, 424, 425, 429}  # and what is 500 or more, but for those that say "never"
 NEVER = {401, 402, 403, 404, 405, 406, 407, 410, 501, 505}
 
 # What a refusal says when it is not about the item: the model, the key, or a field that all requests have alike.
@@ -195,7 +195,7 @@ class Service:
 
 def one_line(text: str, most: int = 300) -> str:
     """A text that others wrote, fit for a message."""
-    text = " ".join(text.split())
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
     return text if len(text) <= most else text[:most] + "..."
 
 
