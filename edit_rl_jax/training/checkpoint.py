@@ -174,7 +174,8 @@ class Checkpoints:
         """The error of a save; lets go of the manager, whose list of steps and temporary folders are now wrong."""
         broken, self._open = self._open, None
         with contextlib.suppress(Exception):
-            broken and broken.close()
+            if broken:
+                broken.close()
         return SaveError(f"a checkpoint could not be saved under {self.folder}: {_cause(e)}")
 
 

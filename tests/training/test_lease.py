@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edit_rl_jax.training.lease import Lease, LeaseError
+from tests.system import resume
 
 ROOT = Path(__file__).resolve().parents[2]
 # Holds the lease of a folder until its input ends; says so.
@@ -131,3 +132,21 @@ def test_the_heartbeat_renews(tmp_path, locked):
     with pytest.raises(LeaseError):
         Lease(tmp_path, locked=locked, expiry=1.0)
     held.close()
+
+
+@pytest.mark.slow
+def test_two_trainings_in_one_workdir(tmp_path):
+    """One trains, the other says in one line who it is; a killed run's folder is free at once."""
+    resume.prepare(tmp_path)
+    run, logs = tmp_path / "run", [tmp_path / f"{n}.log" for n in range(3)]
+    both = [resume.start(tmp_path, run, log) for log in logs[:2]]
+    codes = [p.wait() for p in both]
+    assert sorted(codes) == [0, 1]
+    assert f"process {both[codes.index(0)].pid}, started" in logs[codes.index(1)].read_text().splitlines()[-1]
+    killed = resume.start(tmp_path, tmp_path / "killed", logs[2])
+    while resume.steps_done(tmp_path / "killed") < 5:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    resume.finish(tmp_path, tmp_path / "killed", logs[2])
+    assert (tmp_path / "killed" / "finished").exists()
