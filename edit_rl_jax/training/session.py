@@ -180,8 +180,9 @@ def patient_output() -> Iterator[None]:
     """Output to a pipe that closed (`| head`) or to a full disk does not end what runs inside."""
     before, hook = (sys.stdout, sys.stderr), sys.unraisablehook
 
-    def quiet(found: Any) -> None:  # Orbax's writers say this each, after the first of them has failed
-        if str(found.exc_value) != "Event loop is closed":
+    def quiet(found: Any) -> None:  # Orbax's writers and readers say this each, after the first of them has failed
+        code = getattr(found.object, "cr_code", None)
+        if str(found.exc_value) != "Event loop is closed" and not (code and "orbax" in code.co_filename):
             hook(found)
 
     sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)

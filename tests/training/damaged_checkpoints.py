@@ -3,10 +3,12 @@
     python tests/training/damaged_checkpoints.py        (CPU, about half a minute; prints a table by kind)
 
 A verdict is "named" (a warning or an error of one line says which checkpoint, and what is used instead is whole),
-"harmless" (the newest is restored, bit for bit), "SILENT" (anything else was restored) or "TRACEBACK".
+"harmless" (the newest is restored, bit for bit), "SILENT" (anything else was restored) or "TRACEBACK" (printed by a
+thread, too).
 """
 
 import collections
+import contextlib
 import json
 import logging
 import random
@@ -186,29 +188,42 @@ def _inventory(folder: Path) -> collections.Counter:
     return collections.Counter(p.read_bytes() for p in paths)
 
 
+@contextlib.contextmanager
+def _listening(said: list[str]) -> Iterator[None]:
+    """Collects what is logged; "TRACEBACK ..." for one that Python prints of what nobody waits for."""
+    handler, hook = logging.Handler(), sys.unraisablehook
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("edit_rl_jax.training.checkpoint")
+    sys.unraisablehook = lambda found: said.append(f"TRACEBACK {found.exc_value}")
+    logger.addHandler(handler)
+    try:
+        with patient_output():  # as a job runs
+            yield
+    finally:
+        logger.removeHandler(handler)
+        sys.unraisablehook = hook
+
+
 def verdict(original: Path, damage: Callable[[Path], object]) -> tuple[str, str]:
     """(one of VERDICTS, what was said)."""
     said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("edit_rl_jax.training.checkpoint")
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "checkpoints"
         shutil.copytree(original, folder)
         damage(folder)
         held = _inventory(folder)
-        logger.addHandler(handler)
         try:
-            saver = Checkpoints(folder, keep=len(STEPS))
-            wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trees(0))
-            found = saver.restore(wanted)
-            saver.close()
+            with _listening(said):
+                saver = Checkpoints(folder, keep=len(STEPS))
+                wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trees(0))
+                found = saver.restore(wanted)
+                saver.close()
         except (CheckpointError, OSError) as e:  # what `training.session.run` makes one line of
             return ("named" if "\n" not in str(e) and str(folder) in str(e) else "TRACEBACK"), str(e)
         except Exception as e:
             return "TRACEBACK", f"{type(e).__name__}: {e}"
-        finally:
-            logger.removeHandler(handler)
+        if any(line.startswith("TRACEBACK") for line in said):
+            return "TRACEBACK", "; ".join(said)
         if found is None:
             return "SILENT", "no checkpoint found"
         step, state, data, extra = found
@@ -241,7 +256,8 @@ def table(original: Path, chosen: list[Damage]) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):  # as `training.session.run` does
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("edit_rl_jax.training.checkpoint").propagate = False
     with tempfile.TemporaryDirectory() as home, patient_output():
         folder = Path(home) / "original"
