@@ -1,5 +1,6 @@
 """What a training job has around its loop: arguments, saves that are tried again, errors as one line, its output."""
 
+import _thread
 import argparse
 import contextlib
 import logging
@@ -180,10 +181,12 @@ def patient_output() -> Iterator[None]:
     """Output to a pipe that closed (`| head`) or to a full disk does not end what runs inside."""
     before, hook = (sys.stdout, sys.stderr), sys.unraisablehook
 
-    def quiet(found: Any) -> None:  # Orbax's writers and readers say this each, after the first of them has failed
+    def quiet(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)
-        if str(found.exc_value) != "Event loop is closed" and not (code and "orbax" in code.co_filename):
-            hook(found)
+        if found.exc_type is KeyboardInterrupt:  # it came in a callback, which cannot raise: once more, outside of it
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        elif str(found.exc_value) != "Event loop is closed" and not (code and "orbax" in code.co_filename):
+            hook(found)  # those two are said by each of Orbax's writers and readers after the first has failed
 
     sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)
     sys.unraisablehook = quiet

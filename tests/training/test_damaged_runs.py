@@ -312,6 +312,29 @@ def test_errors_are_one_line(error, said, caplog):
     assert closed == [1] and [r.getMessage() for r in caplog.records] == [said]
 
 
+def test_an_interruption_in_a_callback_is_not_lost(caplog):
+    """JAX's callback of the garbage collector runs at any moment, and Python ignores what it raises."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    class Callback:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def job(stack):
+        Callback()
+        for _ in range(500):
+            time.sleep(0.01)
+        return 0
+
+    try:
+        assert session.run(job) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert [r.getMessage() for r in caplog.records] == [
+        "interrupted; the same command goes on from the last checkpoint"
+    ]
+
+
 def test_what_cannot_be_closed_is_an_error_of_a_good_job(caplog):
     def job(stack):
         session.closing(stack, lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", "m")))
