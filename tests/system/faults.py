@@ -100,20 +100,16 @@ def on_a_disk_that_is_full_for_moments(folder: Path, home: Path) -> str:
 
 def on_a_disk_that_becomes_read_only(folder: Path, home: Path) -> str:
     with disk(home) as place:
-        remount = lambda how: subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
-        # a file that is open for writing would keep the system from it: it is tried until it works
-        code, said = run(folder, place / "run", folder / "read_only.log", lambda _: _again(lambda: remount("ro")))
-        remount("rw")
+
+        def read_only(_):  # a second mount over the first, which has files open for writing
+            subprocess.run(["mount", "--bind", str(place), str(place)], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+
+        code, said = run(folder, place / "run", folder / "read_only.log", read_only)
+        subprocess.run(["umount", str(place)], check=True)
         assert code == 1 and "Read-only" in said.splitlines()[-1], said
         equal(folder, place / "run")
     return said
-
-
-def _again(do: Callable) -> None:
-    while True:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            do()
-            return
 
 
 def in_a_folder_that_is_removed(folder: Path, home: Path) -> str:
