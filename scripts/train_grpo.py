@@ -27,13 +27,13 @@ from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.sharding import ShardingError
-from edit_rl_jax.training import build, checkpoint, loop, metrics, registry, start, workdir
+from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import state as st
 
 log = logging.getLogger("train_grpo")
 ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, ImageError, PermissionError, FileNotFoundError)
-ERRORS += (checkpoint.CheckpointError, loop.NonFiniteError)
+ERRORS += (lease.LeaseError, checkpoint.CheckpointError, loop.NonFiniteError)
 
 
 def parse(argv):
@@ -77,6 +77,8 @@ def train(args, overrides, stack) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
+    if held := workdir.hold(folder, remote):
+        stack.callback(held.release)  # last of all
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
@@ -113,6 +115,7 @@ def train(args, overrides, stack) -> int:
         evaluation.fetch(folder, remote)
         evaluation.read(folder, done if found else -1)
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
+        held.on_loss = lambda: setattr(writer, "mirror", None)
         progress = metrics.Progress(config.steps, done, config.log.every)
         stack.callback(writer.close)
         stack.callback(progress.close)
@@ -191,14 +194,16 @@ def train(args, overrides, stack) -> int:
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
         values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
         trace.after(step, outs)
-        if lead:
+        if held:
+            held.check()
             writer.write(step, values)
             progress.show(step, values)
         if held_out and r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             say("step %d, held out: %s", step, trainer.text(evaluate(step, r.eval_during, best(state))))
         stop, last = interruption.now(step), step == config.steps
         if stop or last or step % config.checkpoint.every == 0:
-            if lead:
+            if held:
+                held.check(surely=True)
                 writer.mirror_now()
             extra = {"guard": {"total": guard.total, "in_row": guard.in_row}}
             more = {"behind": behind or sampling(state)} if r.overlap else {}
@@ -212,6 +217,8 @@ def train(args, overrides, stack) -> int:
     saver.wait()
 
     # -- Evaluation, export, report ------------------------------------------------------------------------------------
+    if held:
+        held.check(surely=True)
     rows = metrics.read(str(folder / "metrics.jsonl"))
     figures = {"steps": config.steps, "train_minutes": round(sum(row["step_s"] for row in rows) / 60, 2)}
     if held_out:

@@ -20,13 +20,14 @@ from edit_rl_jax import topology
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.sharding import ShardingError
-from edit_rl_jax.training import build, checkpoint, loop, metrics, registry, start, workdir
+from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import data as data_lib
 from edit_rl_jax.training import state as st
 
 log = logging.getLogger("train")
 ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, checkpoint.CheckpointError, loop.NonFiniteError)
+ERRORS += (lease.LeaseError,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,8 @@ def train(args, overrides, finish, stack) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
+    if held := workdir.hold(folder, remote):
+        stack.callback(held.release)  # last of all
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Data ----------------------------------------------------------------------------------------------------------
@@ -132,6 +135,7 @@ def train(args, overrides, finish, stack) -> int:
     guard = loop.Guard(config.max_bad_steps, **extra.get("guard", {}))
     if lead:
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
+        held.on_loss = lambda: setattr(writer, "mirror", None)
         progress = metrics.Progress(steps, done, config.log.every)
         stack.callback(writer.close)
         stack.callback(progress.close)
@@ -168,8 +172,9 @@ def train(args, overrides, finish, stack) -> int:
             log.warning("step %d: record %s skipped: %s", step, key, reason)
         more = validate() if validating else {}
         clock = time.monotonic() if validating else clock  # validation is no part of the next step's time
-        if not lead:
+        if not held:
             return
+        held.check()
         rate = flops[item.meta.bucket] / seconds
         values = {k: float(v) for k, v in out.items()} | item.figures | more
         values |= {"bad_steps": guard.total, "skipped": len(item.meta.skipped), "step_s": seconds}
@@ -179,7 +184,8 @@ def train(args, overrides, finish, stack) -> int:
         progress.show(step, values)
 
     def save(step, item):
-        if lead:
+        if held:
+            held.check(surely=True)
             writer.mirror_now()  # before: every step of a checkpoint is in the remote metrics
         state = {"trainable": trainable, "opt_state": opt_state}
         saver.save(step, state, item.state, {"guard": {"total": guard.total, "in_row": guard.in_row}})
@@ -225,6 +231,8 @@ def train(args, overrides, finish, stack) -> int:
     saver.wait()
 
     # -- Export, evaluation, report ------------------------------------------------------------------------------------
+    if held:
+        held.check(surely=True)
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
     about = dict(prompts=prompts, facts=figures, revision=revision)
     exported = registry.model(config).export

@@ -1,4 +1,4 @@
-"""What a run's folder says about itself (`config.json`), and the refusal to resume a different run."""
+"""A run's folder: who may write it, what it says of itself (`config.json`), the refusal to resume a different run."""
 
 import datetime
 import importlib.metadata
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
+from edit_rl_jax.training import lease
 from edit_rl_jax.training.config import ConfigError, difference, portable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "edit-rl-jax")
@@ -24,6 +27,30 @@ def local_folder(workdir: str) -> tuple[Path, epath.Path | None]:
         return Path(workdir), None
     name = workdir.rstrip("/").replace("://", "_").replace("/", "_")
     return Path(tempfile.gettempdir()) / "edit_rl_jax" / name, epath.Path(workdir)
+
+
+def hold(folder: Path, remote: epath.Path | None) -> lease.Lease | None:
+    """The first process takes the lease of the run's folder, before anything in it is changed; None on the others.
+
+    Raises LeaseError on every process where another run has it, ConfigError where the folder cannot be written.
+    """
+    held, wrong, kind = None, "", 0
+    if jax.process_index() == 0:
+        # the local copy of a remote folder is locked beside it: what lies in it is mirrored
+        lock = folder.with_name(f"{folder.name}.lock") if remote else folder / lease.LOCK
+        try:
+            held = lease.Lease(remote or folder, lock)
+        except lease.LeaseError as e:
+            wrong, kind = str(e), 1
+        except Exception as e:  # stores have errors of their own
+            wrong, kind = " ".join(f"--workdir: {e if isinstance(e, OSError) else repr(e)}".split()), 2
+    if jax.process_count() > 1:
+        text = np.frombuffer(wrong.encode()[:4095].ljust(4095) + bytes([kind]), np.uint8)
+        said = multihost_utils.broadcast_one_to_all(text).tobytes()
+        wrong, kind = said[:-1].decode(errors="replace").rstrip(), said[-1]
+    if kind:
+        raise (lease.LeaseError if kind == 1 else ConfigError)(wrong)
+    return held
 
 
 def _version(package: str) -> str:
