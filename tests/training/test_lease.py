@@ -347,3 +347,80 @@ def test_the_lock_of_a_remote_run_lies_beside_its_local_folder(tmp_path):
         "store/bucket/run/lease.json",
     ]
     held.release()
+
+
+def train(home, *overrides):
+    """The training of the case `two_runs_one_workdir`, in a process of its own."""
+    small = "rows=2 eval.pairs=0 eval.batches=0 optim.warmup=1 steps=20 checkpoint.every=2".split()
+    words = [f"--config.{o}" for o in (*small, *overrides)]
+    command = [sys.executable, "scripts/train_rm.py", "--config", "configs/rm_tiny.py", "--workdir", str(home), *words]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+
+def steps(home):
+    return [json.loads(line)["step"] for line in (home / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_trainings_of_one_workdir(tmp_path):
+    """One goes through, the other says who has the folder; config.json is the first's."""
+    runs = {lr: train(tmp_path, f"optim.lr={lr}") for lr in ("2e-3", "1e-5")}
+    said = {lr: run.communicate()[0] for lr, run in runs.items()}
+    assert sorted(run.returncode for run in runs.values()) == [0, 1], said
+    (winner,), (loser,) = ([lr for lr, run in runs.items() if run.returncode == code] for code in (0, 1))
+    assert f"written by process {runs[winner].pid} on host" in said[loser] and "Traceback" not in said[loser]
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["optim"]["lr"] == float(winner)
+    assert steps(tmp_path) == list(range(1, 21)) and not list(tmp_path.glob("lease*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_a_killed_trainings_workdir_resumes_at_once(tmp_path, kind):
+    """Also where data workers outlive it."""
+    options = [f"data.worker_kind={kind}", "data.workers=2"]
+    first = train(tmp_path, *options)
+    while not any((tmp_path / "checkpoints" / str(n)).exists() for n in range(2, 20)):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    first.kill()
+    second = train(tmp_path, *options)
+    said = second.communicate()[0]
+    if kind == "process":
+        os.killpg(first.pid, signal.SIGKILL)  # its workers did outlive it
+    assert second.returncode == 0 and "resuming after step" in said, said
+    assert steps(tmp_path) == list(range(1, 21)) and not list(tmp_path.glob("lease*"))
+
+
+MEMBER = """
+import sys, jax, pathlib
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from edit_rl_jax.training import lease, workdir
+try:
+    held = workdir.hold(pathlib.Path(sys.argv[3]), None)
+    print("held" if held else "nothing to hold", flush=True)
+    from jax.experimental import multihost_utils
+    multihost_utils.sync_global_devices("end")
+    if held:
+        held.release()
+except lease.LeaseError as e:
+    print(e, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_run_are_refused_alike(tmp_path):
+    def both():
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            port = s.getsockname()[1]
+        words = [[sys.executable, "-c", MEMBER, f"localhost:{port}", str(i), str(tmp_path)] for i in range(2)]
+        runs = [subprocess.Popen(w, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for w in words]
+        return [run.communicate(timeout=120)[0].splitlines()[-1] for run in runs]
+
+    assert both() == ["held", "nothing to hold"]
+    first = Writer(tmp_path, tmp_path / lease.LOCK)
+    assert "held since" in first.start()
+    said = both()
+    assert said[0] == said[1] and f"written by process {first.pid} on host" in said[0]
+    first.end()
