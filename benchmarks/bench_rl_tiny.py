@@ -28,7 +28,8 @@ import numpy as np
 
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.statistics import interval
-from edit_rl_jax.flow import matching, random
+from edit_rl_jax.flow import matching
+from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.rl import evaluation, program, prompts
 from edit_rl_jax.rl.rewards import OracleReward
 from edit_rl_jax.training import build, optim, registry
@@ -60,7 +61,7 @@ def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64
         condition = jax.tree.map(lambda a: a[:, 0], program.encode(model, batch)["condition"])
         data = jax.lax.stop_gradient(model.encode_images(targets.astype(jnp.float32) / 127.5 - 1))
         items = jnp.arange(rows, dtype=jnp.int32)
-        keys = random.item_keys(seed, random.Purpose.TRAINING, step, items, jnp.zeros_like(items))
+        keys = item_keys(seed, Purpose.TRAINING, step, items, jnp.zeros_like(items))
         t = times.draw(keys, jnp.full((rows,), data.shape[1]))
         x, wanted = matching.noised(data, t, keys)
         total, count = matching.loss(model.velocity(x, t, condition), wanted, None)

@@ -4,6 +4,8 @@ The scripts stay plain files: in a checkout they lie beside the package, in an i
 them). A config may be named by its file's stem, so that `edit-rl train_rm --config rm_tiny` works from any folder.
 """
 
+import ast
+import difflib
 import runpy
 import sys
 from pathlib import Path
@@ -36,17 +38,26 @@ def arguments(args: list[str]) -> list[str]:
     return out
 
 
+def summary(script: Path) -> str:
+    """The first line of a script's docstring; the script is not run."""
+    return (ast.get_docstring(ast.parse(script.read_text())) or "").split("\n")[0]
+
+
 def main() -> int:
-    """Run a job; exit status 2 with the list of jobs when the name is not one."""
+    """Runs a job; exit status 2 and the nearest name when there is no such job."""
     jobs = {path.stem: path for path in sorted(folder("scripts").glob("[!_]*.py"))}
     job = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if job in ("-h", "--help"):
+        width = max(map(len, jobs))
+        lines = [f"  {name:{width}}  {summary(path)}" for name, path in jobs.items()]
+        print("usage: edit-rl JOB [--help] [arguments]", "", "jobs:", *lines, sep="\n")
+        return 0
     if job not in jobs:
-        asked_for_help = job in ("-h", "--help")
-        print(
-            f"usage: edit-rl JOB [--help] [arguments]\njobs: {', '.join(jobs)}",
-            file=sys.stdout if asked_for_help else sys.stderr,
-        )
-        return 0 if asked_for_help else 2
+        name = job.lower().replace("-", "_").removesuffix(".py")
+        near = [j for j in jobs if len(name) > 2 and name in j] + difflib.get_close_matches(name, jobs, 1)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        print(f"edit-rl: there is no job {job!r}{hint}\njobs: {', '.join(jobs)}", file=sys.stderr)
+        return 2
     sys.argv = [str(jobs[job]), *arguments(sys.argv[2:])]
     runpy.run_path(str(jobs[job]), run_name="__main__")
     return 0

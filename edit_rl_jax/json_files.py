@@ -10,11 +10,13 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # where one is, the text is checked for halves of surrogate pairs
+_LONE = re.compile("[\ud800-\udfff]")
 
 
 class JSONError(ValueError):
@@ -52,8 +54,7 @@ def loads(text: str | bytes, where: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        twice = sorted({k for k in names if names.count(k) > 1})
+        twice = sorted(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
         raise ValueError(f"doubled entries: {', '.join(twice[:20])}")
     return found
 
@@ -105,6 +106,11 @@ def rows(path: str | os.PathLike, check: Callable[[str, Any], T], name: str | No
             yield check(where, loads(line, where))
 
 
+def whole(text: str) -> str:
+    """Puts U+FFFD where a text has half of a surrogate pair, so that it can be written and read again."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _LONE.search(text) else text
+
+
 def dumps(value: Any) -> str:
-    """Writes a value as one line of JSON, text as it is. Raises ValueError for NaN and infinity."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """Writes a value as one line of JSON, text as it is but `whole`. Raises ValueError for NaN and infinity."""
+    return whole(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -161,6 +161,13 @@ def batch_shardings(batch: Any, mesh: Mesh, accum: bool = False, rules: Rules = 
     return jax.tree.map_with_path(one, batch)
 
 
+def row_shards(rules: Rules = DEFAULT_RULES) -> int:
+    """Counts the parts that rows of a batch are laid out in on the mesh of `jax.set_mesh`; 1 outside of it."""
+    axes = dict(rules.table)["batch"] or ()
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(a, 1) for a in ((axes,) if isinstance(axes, str) else axes))
+
+
 def shard(x: jax.Array, *axes, rules: Rules = DEFAULT_RULES) -> jax.Array:
     """Constrains an activation to the layout of its logical axes; does nothing outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -19,7 +19,6 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 import argparse  # noqa: E402
 import json  # noqa: E402
-import math  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -28,10 +27,11 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 
-from edit_rl_jax import topology  # noqa: E402
-from edit_rl_jax.rl import planning as rl_planning  # noqa: E402
+from edit_rl_jax import chips  # noqa: E402
+from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
+from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
-from edit_rl_jax.training import build, edit_planning, planning, score_planning  # noqa: E402
+from edit_rl_jax.training import build  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,101 +64,76 @@ def parse(argv):
 def plan(args, overrides) -> dict:
     """The figures of one config on one topology. Raises DoesNotFit, ConfigError, ShardingError or ValueError."""
     config = config_lib.load(args.config, overrides)
-    chip, devices = topology.describe(args.topology, args.slices)
-    about = {"config": Path(args.config).stem, "topology": args.topology, "devices": len(devices)}
-    about |= {"versions": {name: version(name) for name in ("jax", "libtpu")}, "date": time.strftime("%Y-%m-%d")}
-    if args.job == "score":
-        return about | score_planning.plan(config, chip, devices, args.slots)
+    chip, devices = chips.describe(args.topology, args.slices)
     if args.topology in config.mesh_presets:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
-    if "rl" in config:
-        judge = rl_planning.judge_config(ROOT / "configs")
-        return about | {"overrides": overrides, "job": "rl"} | rl_planning.plan(config, judge, chip, devices)
-    mesh = build.make_mesh(config, devices)
-    edit = args.job == "edit"
-    figures = list(edit_planning.plan(config, mesh, chip) if edit else steps(config, mesh, chip, args.buckets))
-    return about | {
-        "job": args.job,
-        "overrides": overrides,
-        "mesh": dict(mesh.shape),
-        "rows": config.rows,
-        "accum": config.accum,
-        "remat": config.model.remat,
-        "trainable": config.model.trainable,
-        "buckets": figures,
-        "assumptions": planning.ASSUMPTIONS,
+    job = "rl" if "rl" in config else args.job
+    facts = {"overrides": overrides, "rows": config.rows, "accum": config.accum}
+    facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
+    if job == "score":
+        engine = scoring.describe(build.model_config(config), chip, devices)
+        jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
+    elif job == "rl":
+        jobs = rl.jobs(config, chip, devices)
+    elif job == "edit":
+        jobs = editing.jobs(config, build.make_mesh(config, devices))
+    else:
+        jobs = training.jobs(config, build.make_mesh(config, devices), args.buckets)
+    programs = []
+    for one in jobs:
+        programs.append(compile_job(one, chip))
+        print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
+    return {
+        "config": Path(args.config).stem,
+        "topology": args.topology,
+        "devices": len(devices),
+        "job": job,
+        "versions": {name: version(name) for name in ("jax", "libtpu")},
+        "date": time.strftime("%Y-%m-%d"),
+        **facts,
+        "programs": programs,
+        "assumptions": ASSUMPTIONS,
     }
 
 
-def steps(config, mesh, chip, names: str):
-    """Figures of the training step of the largest bucket, of all, or of those with such names."""
-    program = build.build(config, mesh)
-    size = lambda bucket: sum(math.prod(x.shape) for x in program.batches[bucket].values())
-    buckets = sorted(program.batches, key=size, reverse=True)
-    if names not in ("largest", "all"):
-        buckets = [b for b in buckets if any(name in str(b) for name in names.split(","))]
-    for bucket in buckets[:1] if names == "largest" else buckets:
-        start = time.time()
-        compiled = planning.compile_step(program, bucket)
-        seconds = time.time() - start
-        yield planning.report(program, bucket, compiled, chip) | {"compile_s": round(seconds, 1)}
-
-
-def show_scoring(plan) -> None:
-    """Prints a scoring plan."""
-    gib, mesh = 2**30, " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
-    print(f"scoring {plan['config']} on {plan['topology']}: mesh {mesh}, {plan['shape']['slots']} answers side by side")
-    for name in ("prefill", "decode"):
-        p = plan[name]
-        moved = sum(c["bytes"] for c in p["collectives"].values())
-        print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device of {p['usable_hbm'] / gib:.2f}: it fits; ", end="")
-        print(f"{moved / 1e6:.1f} MB to each device a step, gathers of at most {p['largest_gather']} elements")
-    print(f"  a decode step takes at least {plan['decode']['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
-
-
-def show_rl(plan) -> None:
-    """Prints a plan of online RL: its programs with what lies beside them."""
-    gib = 2**30
-    judge = f"the reward model of configs/{plan['judge']}.py on the {plan['judge_devices']} of each host"
-    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, with {judge}")
-    for name, p in plan["programs"].items():
-        print(f"  {name:8} {p['peak'] / gib:6.2f} GiB a device, {p['beside'] / gib:.2f} beside it: ", end="")
-        print(f"{p['together'] / gib:6.2f} of {plan['usable_hbm'] / gib:.2f}, it fits")
-
-
 def show(plan) -> None:
-    """Prints a plan as a table."""
-    gib, mesh = 2**30, " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
-    rows = f"{plan['rows']} rows x {plan['accum']} accumulated"
-    print(f"{plan['config']} on {plan['topology']}: {plan['devices']} devices, mesh {mesh}, {rows}")
-    for b in plan["buckets"]:
-        m, p = b["bytes_per_device"], b["predicted"]
-        print(f"\nbucket {b['bucket']}  (compiled in {b['compile_s']} s)")
-        print(f"  {'peak':12} {m['peak'] / gib:8.2f} GiB a device of {m['usable_hbm'] / gib:.2f} usable: it fits")
+    """Prints a plan: a paragraph a program."""
+    gib = 2**30
+    print(f"{plan['config']} on {plan['topology']}, job {plan['job']}: {plan['devices']} devices")
+    for p in plan["programs"]:
+        m = p["bytes_per_device"]
+        print(f"\n{p['program']}  (compiled in {p['compile_s']} s)")
+        print(f"  {'peak':16} {m['peak'] / gib:8.2f} GiB a device")
+        for what, size in m["beside"].items():
+            print(f"  {'beside it':16} {size / gib:8.2f} GiB of {what}")
+        print(f"  {'together':16} {m['together'] / gib:8.2f} GiB of {m['usable_hbm'] / gib:.2f} usable: it fits")
         for kind in ("arguments", "temporaries", "outputs", "aliased"):
-            print(f"  {kind:12} {m[kind] / gib:8.2f} GiB")
-        for kind, flops in b["flops"].items():
+            print(f"  {kind:16} {m[kind] / gib:8.2f} GiB")
+        for kind, flops in p.get("flops", {}).items():
             print(f"  {kind + ' FLOPs':16} {flops:.4g} a step, {flops / plan['devices']:.4g} a device")
-        for kind, c in b["collectives"].items():
+        for kind, c in p["collectives"].items():
             print(f"  {kind:20} {c['count']:7} times, {c['bytes'] / 1e9:9.3f} GB to each device a step")
-        print(f"  predicted step   {p['step_s']:.3f} s overlapped, {p['step_no_overlap_s']:.3f} s not", end="")
-        print(f" (compute {p['compute_s']:.3f}, ICI {p['ici_s']:.3f}); MFU at most {p['mfu_at_most']:.0%}")
+        if "step_s_at_least" in p:
+            print(f"  a step takes at least {p['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
+        if t := p.get("predicted"):
+            print(f"  predicted step   {t['step_s']:.3f} s overlapped, {t['step_no_overlap_s']:.3f} s not", end="")
+            print(f" (compute {t['compute_s']:.3f}, ICI {t['ici_s']:.3f}); MFU at most {t['mfu_at_most']:.0%}")
     print(f"\n{plan['assumptions']}")
 
 
 def plan_all(output: Path) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
-    jobs = [(output / "score", name, "", chips, ["--job", "score"]) for name, chips in SCORING]
+    jobs = [(output / "score", name, "", where, ["--job", "score"]) for name, where in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
         config = config_lib.load(file)
-        editing = config.objective == "flow_matching"
-        for chips in [name for name in config.mesh_presets.keys() if name.split(":")[0] in topology.CHIPS]:
-            jobs += [(output, file.stem, part, chips, f) for part, f in (EDITING if editing else {"": []}).items()]
+        parts = EDITING if config.objective == "flow_matching" and "rl" not in config else {"": []}
+        for where in [name for name in config.mesh_presets.keys() if name.split(":")[0] in chips.CHIPS]:
+            jobs += [(output, file.stem, part, where, flags) for part, flags in parts.items()]
     status = 0
-    for folder, name, part, chips, flags in jobs:
-        target = folder / f"{name}{part}__{chips.replace(':', '-')}.json"
-        command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", chips]
+    for folder, name, part, where, flags in jobs:
+        target = folder / f"{name}{part}__{where.replace(':', '-')}.json"
+        command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", where]
         done = subprocess.run([*command, *flags, "--json", str(target)], check=False)
         status = max(status, done.returncode)
     return status
@@ -170,7 +145,7 @@ def main(argv=None) -> int:
         return plan_all(Path(args.output))
     try:
         result = plan(args, overrides)
-    except planning.DoesNotFit as e:
+    except DoesNotFit as e:
         over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
         print(f"DOES NOT FIT{over}: {args.config} on {args.topology}\n  {e}\n", file=sys.stderr)
         print("  less: config.rows, a bucket's tokens, model.remat=nothing_saveable; or more devices", file=sys.stderr)
@@ -178,7 +153,7 @@ def main(argv=None) -> int:
     except (config_lib.ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    (show_rl if result.get("job") == "rl" else show_scoring if args.job == "score" else show)(result)
+    show(result)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

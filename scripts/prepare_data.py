@@ -6,22 +6,25 @@
 
 Rows (.jsonl, .parquet): "source" and "edited" (paths relative to the file, or bytes in parquet), "instruction", and as
 wanted "sc": [0-25, 0-25], "pq": [0-25, 0-25], "sc_reasoning", "pq_reasoning", "task", "key", "group". Rows of the
-ShareGPT layout ("conversations", "images"; .json or .jsonl) are told by their keys.
+ShareGPT layout ("conversations", "images") are told by their keys; their instruction stands after a label such as
+"Editing instruction:", or in a column "instruction".
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from edit_rl_jax.data import images, readers
+from edit_rl_jax.data import images, readers, sharegpt
 from edit_rl_jax.data.records import EditRecord, RecordError
 from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
 
@@ -34,8 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = p.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the dataset (must not hold one)")
     add("--image-root", type=Path, metavar="DIR", help="image paths are relative to it (default: the file's folder)")
-    help = "ShareGPT rows: its first group is the instruction in the human turn (default: %(default)s)"
-    add("--instruction-pattern", default=readers.INSTRUCTION, metavar="REGEX", help=help)
+    help = "ShareGPT rows: its first group is the instruction in the human turn (default: what follows the label)"
+    add("--instruction-pattern", metavar="REGEX", help=help)
     help = "stop at the first bad row, or leave bad rows out and count them (default: %(default)s)"
     add("--on-bad-record", choices=("error", "skip"), default="error", help=help)
     help = "share of (source, instruction) groups that becomes the split 'validation' (default: none)"
@@ -51,7 +54,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("--world takes a number of records")
     if not 0 <= args.validation < 1:
         p.error("--validation is a share in [0, 1)")
+    if not 0 < args.max_mpx < 1e6:
+        p.error("--max-mpx is a number of megapixels")
+    if args.limit is not None and args.limit < 1:
+        p.error("--limit takes a number of rows")
     return args
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """What stands for each file in keys and messages: its name, with the folders where two files have one name."""
+    count = collections.Counter(f.name for f in files)
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files])
+    return [f.name if count[f.name] == 1 else os.path.relpath(f, above) for f in files]
 
 
 def held_out(record: EditRecord, share: float) -> bool:
@@ -73,15 +87,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    skipped = readers.Skipped()
+    skipped, scores = readers.Skipped(), readers.Scores()
     notes: dict = {"skipped": {}, "skipped_rows": {}}
 
     def from_files() -> Iterator[EditRecord]:
         skipped.__init__()  # each split is a pass of its own over the same rows
-        rows = (readers.read(f, args.image_root, args.instruction_pattern) for f in args.input)
+        scores.__init__()
+        files = zip(args.input, names_of(args.input), strict=True)
+        rows = (readers.read(f, args.image_root, args.instruction_pattern, name) for f, name in files)
         rows = itertools.chain.from_iterable(itertools.islice(r, args.limit) for r in rows)
         limit = int(args.max_mpx * 1e6)
-        yield from readers.checked(rows, args.on_bad_record, skipped, decode=not args.no_decode, max_pixels=limit)
+        for record in readers.checked(rows, args.on_bad_record, skipped, decode=not args.no_decode, max_pixels=limit):
+            scores.add(record)
+            yield record
         notes.update(skipped=dict(skipped.counts), skipped_rows=skipped.rows)
 
     if args.world:
@@ -96,20 +114,39 @@ def main(argv: list[str] | None = None) -> int:
         notes["origin"] = ", ".join(f.name for f in args.input)
 
     try:
+        check_input(args)
         path = write_dataset(args.output, splits, notes=notes)
     except RecordError as e:
-        hints = {"error": "(--on-bad-record=skip leaves such rows out and counts them)", "skip": skipped}
-        hint = "(a larger --validation?)" if "'validation'" in e.where else hints[args.on_bad_record]
-        print(f"error: {e}\n{hint}", file=sys.stderr)
+        print(f"error: {e}{advice(e, args, skipped)}", file=sys.stderr)
         return 1
-    except (FileExistsError, FileNotFoundError, ImportError, ValueError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (OSError, ImportError, ValueError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 1
     if not args.world:
-        print(skipped)
+        print("\n".join(filter(None, (str(skipped), str(scores)))))
     summary = {name: len(EditSource(path, name)) for name in splits}
     print(f"{path}: {json.dumps(summary)} records")
     return 0
+
+
+def check_input(args: argparse.Namespace) -> None:
+    """Raises ValueError, naming the flag, for a wrong pattern and for a file that is none."""
+    try:
+        sharegpt.finder(args.instruction_pattern)
+    except ValueError as e:
+        raise ValueError(f"--instruction-pattern: {e}") from None
+    for file in args.input or ():
+        if not file.is_file():
+            raise ValueError(f"--input: {file} is {'a folder' if file.is_dir() else 'not there'}, a file wanted")
+
+
+def advice(error: RecordError, args: argparse.Namespace, skipped: readers.Skipped) -> str:
+    """What may help against the error that ended the job."""
+    if error.reason != "no record":
+        return " (--on-bad-record=skip leaves such rows out and counts them)" if args.on_bad_record == "error" else ""
+    if "'validation'" in error.where:
+        return " (a larger --validation?)"
+    return f"\n{skipped}" if skipped.counts else f" (no row in {', '.join(map(str, args.input))})"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 A line of the input is a JSON object with `source`, `edited` (paths, from the file's folder) and `instruction`; parquet
 may hold the images themselves. A line of the output is the input's line with `scores`. All scores are on 0-25. An edit
 that cannot be read or judged has `"valid": false`, the reason under `problem`, and null for every score; the exit
-status is 0 all the same, and 1 where the only triple was not valid. The same command again goes on where a killed one
-stopped; under other settings it refuses.
+status is 0 all the same, and 1 where the only triple was not valid. A server that refuses the token, the address or
+the model, or does not answer at all, ends the run with status 1 and a line that says so: nothing is written for edits
+that it did not judge. The same command again goes on where one stopped; under other settings it refuses.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 from edit_rl_jax.rewards import files, judges
+from edit_rl_jax.rewards.serving.service import ServiceError
 
 
 def parse(argv=None):
@@ -43,6 +45,14 @@ def parse(argv=None):
     return args
 
 
+def so_far(args) -> str:
+    """What a run that a service ended has written."""
+    if args.input is None or not args.output.exists():
+        return ""
+    done = args.output.read_bytes().count(b"\n")
+    return f"; {done} of {files.count(args.input)} edits are done, the same command goes on from there"
+
+
 def main(argv=None) -> int:
     args = parse(argv)
     try:
@@ -56,6 +66,8 @@ def main(argv=None) -> int:
             return 0 if judged.valid else 1
         options = dict(chunk=args.chunk, overwrite=args.overwrite)
         edits, invalid, mean = files.score_file(judge, args.input, args.output, settings, **options)
+    except ServiceError as error:
+        sys.exit(f"{error}{so_far(args)}")
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     mean = f", mean overall {mean:.2f} of 25" if mean is not None else ""

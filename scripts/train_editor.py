@@ -3,9 +3,9 @@
     python scripts/train_editor.py --config configs/editor_omnigen2.py --workdir runs/editor
     python scripts/train_editor.py --config configs/vae_tiny.py --workdir runs/vae_tiny
 
-The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM saves and exits with status
-0. Checkpoints, metrics, reports and several hosts are as in train_rm.py: the run itself is
-`edit_rl_jax/training/run.py`.
+The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM and Ctrl-C save and exit
+with status 0, a second one stops at once. Checkpoints, metrics, reports and several hosts are as in train_rm.py: the
+run itself is `edit_rl_jax/training/run.py`.
 """
 
 import sys
@@ -55,7 +55,7 @@ def sampler(done: run.Finished) -> EditorSampler:
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
     shapes = editing.buckets(editor.multiple, config.data.resolution)
     settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
-    return EditorSampler(editor, kind.tokenizer(folder), settings, mesh)
+    return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
     python scripts/train_grpo.py --config configs/grpo_tiny.py --workdir runs/rl --config.rl.judge.model=runs/demo/model
 
 A step is one rollout: groups of edits are sampled, scored, and the policy is updated. The same command resumes by
-itself from the newest whole checkpoint in the workdir; SIGTERM saves and exits with status 0. On several hosts run it
-once a host: Cloud TPU needs nothing more, elsewhere give --coordinator, --processes and --process.
+itself from the newest whole checkpoint in the workdir; SIGTERM and Ctrl-C save and exit with status 0, a second one
+stops at once. On several hosts run it once a host: Cloud TPU needs nothing more, elsewhere give --coordinator,
+--processes and --process.
 """
 
-import argparse
-import contextlib
+import functools
 import json
-import logging
 import os
 import sys
 import time
@@ -21,43 +20,19 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from edit_rl_jax.data.images import ImageError
-from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
-from edit_rl_jax.sharding import ShardingError
-from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, start, workdir
+from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, session, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import state as st
 
-log = logging.getLogger("train_grpo")
-ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, ImageError, PermissionError, FileNotFoundError)
-ERRORS += (lease.LeaseError, checkpoint.CheckpointError, loop.NonFiniteError)
-
-
-def parse(argv):
-    """(arguments, config overrides)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    config_lib.add_arguments(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="local or gs:// folder of the run")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, for several processes off Cloud TPU")
-    parser.add_argument("--processes", type=int, help="how many")
-    parser.add_argument("--process", type=int, help="index of this one")
-    rest, overrides = config_lib.split_overrides(argv)
-    return parser.parse_args(rest), overrides
+log = session.log
 
 
 def main(argv=None) -> int:
-    args, overrides = parse(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("train_grpo").setLevel(logging.INFO)
-    try:
-        with contextlib.ExitStack() as stack:
-            return train(args, overrides, stack)
-    except ERRORS as e:
-        log.error("%s", e)
-    return 1
+    args, overrides = session.parse(argv, __doc__)
+    return session.run(functools.partial(train, args, overrides))
 
 
 def train(args, overrides, stack) -> int:
@@ -77,8 +52,9 @@ def train(args, overrides, stack) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
-    if held := workdir.hold(folder, remote):
-        stack.callback(held.release)  # last of all
+    held = lease.agreed(lambda: lease.Lease(remote or folder))
+    if held:
+        stack.callback(held.close)
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
@@ -91,7 +67,7 @@ def train(args, overrides, stack) -> int:
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = kind.initial_weights(built, base)
+        trainable, frozen = start.initial_weights(built, base)
     base_hash = f"{sum(int(c) for c in st.checksums({**trainable, **frozen}).values()) % 2**32:08x}"
     say("%s parameters trained, %s frozen", *(f"{sum(x.size for x in t.values()):,}" for t in (trainable, frozen)))
     reward = rewards.make(config, mesh)
@@ -100,10 +76,10 @@ def train(args, overrides, stack) -> int:
     facts = dict(steps=config.steps, data_hash=source.data_hash[:16], base_hash=base_hash)
     revision = start.revision(base)
     workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=revision, **facts))
-    saver = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
-    stack.callback(saver.close)
+    checkpoints = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
+    session.closing(stack, checkpoints.close)
     trees = built.state | ({"behind": built.state["trainable"]} if r.overlap else {})
-    found = saver.restore(trees)
+    found = checkpoints.restore(trees)
     done, state, _, extra = found or (0, None, None, {})
     with jax.set_mesh(mesh):
         state = state or built.init_state(trainable)
@@ -115,10 +91,10 @@ def train(args, overrides, stack) -> int:
         evaluation.fetch(folder, remote)
         evaluation.read(folder, done if found else -1)
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
-        held.on_loss = lambda: setattr(writer, "mirror", None)
         progress = metrics.Progress(config.steps, done, config.log.every)
-        stack.callback(writer.close)
+        session.closing(stack, writer.close, unless=(lease.LeaseError,))  # which mirrors
         stack.callback(progress.close)
+    saver = session.Saver(checkpoints, writer if lead else None, config.checkpoint.every, config.checkpoint.max_failed)
 
     # -- What a step is made of ----------------------------------------------------------------------------------------
     size, settings, seed = tuple(r.size), AdvantageConfig(**r.advantage.to_dict()), np.int32(config.seed)
@@ -157,8 +133,13 @@ def train(args, overrides, stack) -> int:
 
     def evaluate(step, count, weights):
         values, images = evaluation.evaluate(built, weights, frozen, held_out[:count], reward)
-        if lead:
-            evaluation.store(folder, step, values, held_out, images, r.report_prompts)
+        try:
+            if lead:
+                evaluation.store(folder, step, values, held_out, images, r.report_prompts)
+        except OSError as e:
+            if step in (0, config.steps):  # what the run is judged by
+                raise
+            log.warning("step %d: the evaluation cannot be stored (%s), the report will lack it", step, e)
         return evaluation.curve(step, values)
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
@@ -188,37 +169,35 @@ def train(args, overrides, stack) -> int:
         names = [[(f"{asked[p].key}#{k}",) for p, k in zip(*row)] for row in zip(batch["prompt"], batch["member"])]
         for problem in trainer.check(guard, step, outs, advantages, names):
             log.warning("%s", problem)
-        values = trainer.summary(outs, advantages) | {"bad_steps": guard.total}
+        values = trainer.summary(outs, advantages)
+        values |= {"bad_steps": guard.total, "failed_saves": saver.failed}
         if r.oracle_samples:
             values |= trainer.oracle_figures([asked[i] for i in batch["prompt"].ravel()], images, r.oracle_samples)
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
         values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
         trace.after(step, outs)
         if held:
-            held.check()
+            held.check(sure=False)
             writer.write(step, values)
             progress.show(step, values)
         if held_out and r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             say("step %d, held out: %s", step, trainer.text(evaluate(step, r.eval_during, best(state))))
         stop, last = interruption.now(step), step == config.steps
-        if stop or last or step % config.checkpoint.every == 0:
-            if held:
-                held.check(surely=True)
-                writer.mirror_now()
+        if saver.due(step) or stop or last:
             extra = {"guard": {"total": guard.total, "in_row": guard.in_row}}
             more = {"behind": behind or sampling(state)} if r.overlap else {}
-            saver.save(step, state | more, {"rollouts": step}, extra)
-        if stop and not last:
-            saver.wait()
+            if held:
+                held.check()
+            saver.save(step, state | more, {"rollouts": step}, extra, stopping=stop or last)
+        if stop:
             say("interrupted: saved step %d; the same command continues", step)
             return 0
     trace.stop()
     interruption.restore()
-    saver.wait()
 
     # -- Evaluation, export, report ------------------------------------------------------------------------------------
     if held:
-        held.check(surely=True)
+        held.check()
     rows = metrics.read(str(folder / "metrics.jsonl"))
     figures = {"steps": config.steps, "train_minutes": round(sum(row["step_s"] for row in rows) / 60, 2)}
     if held_out:

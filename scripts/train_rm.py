@@ -2,9 +2,9 @@
 
     python scripts/train_rm.py --config configs/rm_tiny.py --workdir runs/demo --config.optim.lr=3e-4
 
-The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM saves and exits with status
-0. On several hosts run it once a host: Cloud TPU needs nothing more, elsewhere give --coordinator, --processes and
---process. The run itself is `edit_rl_jax/training/run.py`.
+The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM and Ctrl-C save and exit
+with status 0, a second one stops at once. On several hosts run it once a host: Cloud TPU needs nothing more, elsewhere
+give --coordinator, --processes and --process. The run itself is `edit_rl_jax/training/run.py`.
 """
 
 import sys

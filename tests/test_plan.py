@@ -11,39 +11,41 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from edit_rl_jax import flops, sharding, topology
+from edit_rl_jax import chips, flops, sharding
+from edit_rl_jax.plan import compiled, editing, hlo
+from edit_rl_jax.plan import rl as rl_plan
+from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
-from edit_rl_jax.rl import planning as rl_planning
-from edit_rl_jax.training import build, edit_planning, planning
+from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_names_of_topologies():
-    chip, grid = topology.parse("v5p:4x4x4")
+    chip, grid = chips.parse("v5p:4x4x4")
     assert (chip.name, grid) == ("v5p", (4, 4, 4))
     for wrong in ("v5litepod-16", "v5e:4x4x4", "v9:2x2", "v6e"):
         with pytest.raises(ValueError, match="v5e:4x4"):
-            topology.parse(wrong)
+            chips.parse(wrong)
     with pytest.raises(ValueError, match="3x5"):
-        topology.describe("v5e:3x5")
+        chips.describe("v5e:3x5")
 
 
 def test_devices_and_peaks():
     for name, count in (("v5p:4x4x4", 64), ("v5e:4x4", 16), ("v6e:2x4", 8), ("v4:2x2x2", 8), ("tpu7x:2x2x1", 8)):
-        chip, devices = topology.describe(name)
+        chip, devices = chips.describe(name)
         assert len(devices) == count
-        assert topology.peak_flops(devices[0].device_kind) == chip.flops
+        assert chips.peak_flops(devices[0].device_kind) == chip.flops
     for name, count in (("v5e:4x4", 4), ("v5p:2x2x4", 4), ("tpu7x:2x2x2", 8), ("v6e:2x2", 4)):
-        assert [d.id for d in topology.host(*topology.describe(name))] == list(range(count))
-    assert topology.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert topology.peak_flops("cpu") == 0.0
+        assert [d.id for d in chips.host(*chips.describe(name))] == list(range(count))
+    assert chips.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert chips.peak_flops("cpu") == 0.0
 
 
 def compiled_scan(layers=5, width=256):
     """A scan of `layers` products whose weights are sharded over 4 chips, compiled for a v5e."""
-    chip, devices = topology.describe("v5e:2x2")
+    chip, devices = chips.describe("v5e:2x2")
     mesh = sharding.make_mesh({"fsdp": 4}, devices)
     spec = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*axes)))
     body = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))), None)
@@ -52,7 +54,7 @@ def compiled_scan(layers=5, width=256):
 
 
 def test_collectives_are_counted_through_loops():
-    found = planning.collectives(compiled_scan().as_text())
+    found = hlo.collectives(compiled_scan().as_text())
     moved = sum(c["bytes"] for c in found.values())
     # Every layer's weights come together on every chip: 3/4 of them from the others.
     assert moved == pytest.approx(5 * 256 * 256 * 2 * 3 / 4, rel=0.35), found
@@ -66,22 +68,22 @@ def test_refusal_says_by_how_much():
         "available HBM (15.75G).": 5 * 1024 - 15.75,
     }
     for text, gib in texts.items():
-        assert planning._refusal(text).over == pytest.approx(gib * 2**30)
+        assert compiled._refusal(text).over == pytest.approx(gib * 2**30)
 
 
 def test_the_compiler_itself_refuses():
-    _, devices = topology.describe("v5e:2x2")
+    _, devices = chips.describe("v5e:2x2")
     mesh = sharding.make_mesh({"fsdp": 1}, devices)
     # A product of 16 GiB on a chip with 15.75 GiB.
     x = jax.ShapeDtypeStruct((2**16, 128), jnp.float32, sharding=NamedSharding(mesh, P()))
-    with pytest.raises(planning.DoesNotFit) as refused:
-        planning.compile_fitting(jax.jit(lambda x: x @ x.T).lower(x))
+    with pytest.raises(compiled.DoesNotFit) as refused:
+        compiled.compile_fitting(jax.jit(lambda x: x @ x.T).lower(x))
     assert refused.value.over is not None and 0 < refused.value.over < 2**30
 
 
 def real(name, **changes):
     config = config_lib.load(ROOT / "configs" / f"{name}.py", {"model.attention": "splash", **changes})
-    _, devices = topology.describe("v5e:4x4")
+    _, devices = chips.describe("v5e:4x4")
     mesh = build.make_mesh(config, devices)
     program = build.build(config, mesh, steps=10)
     return program, next(iter(program.batches))
@@ -154,7 +156,7 @@ def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
     out = tmp_path / "plan.json"
     with jax.default_matmul_precision("default"):  # as users run it, not as the parity tests do
         assert script.main(["--config", CONFIG, "--topology", "v5e:4x4", "--json", str(out)]) == 0
-    (bucket,) = json.loads(out.read_text())["buckets"]
+    (bucket,) = json.loads(out.read_text())["programs"]
     memory = bucket["bytes_per_device"]
     assert 2**30 < memory["arguments"] < memory["peak"] <= memory["usable_hbm"] == int(15.75 * 2**30)
     # LoRA with everything rematerialised repeats the forward pass: 3 passes executed for 2 of the mathematics.
@@ -175,11 +177,10 @@ def test_checked_in_plans_fit():
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans").glob("*.json")}
     assert set(promised) <= plans.keys()
     for name, figures in plans.items():
-        for bucket in figures.get("buckets", ()):
-            memory = bucket["bytes_per_device"]
-            assert memory["peak"] <= memory["usable_hbm"], name
-        for program in figures.get("programs", {}).values():  # of RL: with what lies beside it
-            assert program["together"] == program["peak"] + program["beside"] <= figures["usable_hbm"], name
+        for program in figures["programs"]:
+            memory = program["bytes_per_device"]
+            together = memory["peak"] + sum(memory["beside"].values())
+            assert together == memory["together"] <= memory["usable_hbm"], name
 
 
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
@@ -188,10 +189,12 @@ def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path
     with jax.default_matmul_precision("default"):
         arguments = ["--config", CONFIG, "--topology", "v6e:2x4", "--job", "score", "--json", str(out)]
         assert script.main(arguments) == 0
-    plan = json.loads(out.read_text())
-    for name in ("prefill", "decode"):
-        assert 0.8 * plan["weight_bytes"] / plan["mesh"]["tensor"] < plan[name]["peak"] <= plan[name]["usable_hbm"]
-    assert 0 < plan["decode"]["largest_gather"] < plan["smallest_weight_matrix"]
+    programs = json.loads(out.read_text())["programs"]
+    assert [p["program"] for p in programs] == ["prefill", "decode"]
+    for p in programs:
+        memory = p["bytes_per_device"]
+        assert 0.8 * p["weight_bytes"] / p["mesh"]["tensor"] < memory["peak"] <= memory["usable_hbm"]
+    assert 0 < programs[1]["largest_gather"] < programs[1]["smallest_weight_matrix"]
     assert "it fits" in capsys.readouterr().out
 
 
@@ -199,22 +202,24 @@ def test_checked_in_scoring_plans_gather_no_weights():
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans/score").glob("*.json")}
     assert {"rm_7b__v5e-4x4", "rm_7b__v6e-2x4", "rm_7b__v5p-2x2x4", "rm_72b__v5p-2x2x4"} <= plans.keys()
     for name, plan in plans.items():
-        for program in ("prefill", "decode"):
-            assert plan[program]["peak"] <= plan[program]["usable_hbm"], name
-        assert plan["decode"]["largest_gather"] < plan["smallest_weight_matrix"], name
+        _, decode = plan["programs"]
+        for program in plan["programs"]:
+            assert program["bytes_per_device"]["together"] <= program["bytes_per_device"]["usable_hbm"], name
+        assert decode["largest_gather"] < decode["smallest_weight_matrix"], name
 
 
 @pytest.mark.slow
 def test_editing_is_planned():
     """The tiny editor for 4 chips: 50 steps, of which 31 are guided by 3 branches, are 112 forwards."""
     config = config_lib.load(ROOT / "configs" / "editor_tiny.py", {"model.attention": "xla", "rows": "4"})
-    chip, devices = topology.describe("v5e:2x2")
+    chip, devices = chips.describe("v5e:2x2")
     mesh = sharding.make_mesh({"fsdp": 4}, devices)
-    plans = {p["bucket"].split()[0]: p for p in edit_planning.plan(config, mesh, chip, side=84)}
+    found = [compiled.compile_job(job, chip) for job in editing.jobs(config, mesh, side=84)]
+    plans = {p["program"].split()[0]: p for p in found}
     assert list(plans) == ["encode_text", "encode_images", "sample", "decode"]
     cfg = build.model_config(config).transformer
     # of the layers alone: each has four square products of attention, with adapters, and three of the feed-forward
-    text, images = edit_planning.TEXT, 9
+    text, images = editing.TEXT, 9
     tokens, alone = text + 2 * images, text**2 + 2 * images**2
     attended = 4 * (cfg.hidden_size**2 + 2 * cfg.hidden_size * config.model.lora.rank)
     per_token = 2 * (attended + 3 * cfg.hidden_size * cfg.ffn_size)
@@ -225,29 +230,53 @@ def test_editing_is_planned():
         assert p["bytes_per_device"]["arguments"] <= p["bytes_per_device"]["peak"] < chip.hbm
 
 
+def test_rl_is_planned_with_the_reward_model_that_the_config_names(tmp_path):
+    """By hub id without a download, by a folder, by an adapter's base; a reward elsewhere takes no room here."""
+    file = ROOT / "configs" / "grpo_omnigen2.py"
+    load = lambda **changes: config_lib.load(file, {f"rl.{k}": v for k, v in changes.items()})
+    size = lambda config: rl_plan.judge_architecture(config).text.hidden_size
+    assert size(load()) == 3584
+    assert size(load(**{"judge.base": "Qwen/Qwen2.5-VL-72B-Instruct"})) == 8192
+    tiny = ROOT / "edit_rl_jax/assets/tiny_vl"
+    assert size(load(**{"judge.base": "", "judge.model": str(tiny)})) == Config.from_hf(tiny).text.hidden_size
+    adapter = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    adapter["base_model_name_or_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert size(load(**{"judge.base": "", "judge.model": str(tmp_path)})) == 2048
+    assert rl_plan.judge_architecture(load(rewards="(('server', 1.0),)")) is None
+    for changes in ({"judge.model": ""}, {"judge.base": str(tmp_path / "gone")}):
+        with pytest.raises(config_lib.ConfigError, match=r"rl\.judge"):
+            rl_plan.judge_architecture(load(**changes))
+
+
 @pytest.mark.standard_promotion
 def test_rl_is_planned_with_what_lies_beside_each_program():
     """The tiny editor and the tiny reward model on the same 4 chips; and too many weights are refused."""
     changes = {"rl.prompts": "4", "rl.group": "4", "rows": "8", "rl.updates": "2", "rl.judge.tensor": "2"}
     config = config_lib.load(ROOT / "configs" / "grpo_tiny.py", {"model.attention": "xla", "mesh.fsdp": "4", **changes})
+    config.rl.judge.model = str(ROOT / "edit_rl_jax/assets/tiny_vl")
     judge = config_lib.load(ROOT / "configs" / "rm_tiny.py")
-    chip, devices = topology.describe("v5e:2x2")
+    chip, devices = chips.describe("v5e:2x2")
     with jax.default_matmul_precision("default"):
-        out = rl_planning.plan(config, judge, chip, devices)
-    programs = out["programs"]
+        found = [compiled.compile_job(job, chip) for job in rl_plan.jobs(config, chip, devices)]
+    programs = {p["program"]: p["bytes_per_device"] for p in found}
     assert list(programs) == ["rollout", "update", "prefill", "decode"]
-    for name, p in programs.items():
-        beside = out["judge_bytes"] if name in ("rollout", "update") else out["policy_bytes"] + out["left_bytes"]
-        assert p["together"] == p["peak"] + beside <= chip.hbm
-    # 16 images in fp32 on every chip, and less than as much again of latents and conditions
-    assert 16 * 84 * 84 * 3 * 4 < out["left_bytes"] < 2 * 16 * 84 * 84 * 3 * 4
-    # bf16 of the reward model in two halves; of the policy fp32 weights, the old ones and two moments in four quarters
+    for p in programs.values():
+        assert p["together"] == p["peak"] + sum(p["beside"].values()) <= chip.hbm
+    # of the reward model bf16 in two halves
     weights = nnx.eval_shape(lambda: Qwen25VL(build.model_config(judge), rngs=nnx.Rngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(weights)))
-    assert out["judge_bytes"] == pytest.approx(2 * count / 2, rel=0.01)
-    assert programs["update"]["peak"] > out["policy_bytes"] > 4 * 4 * 3_078_504 / 4
-    name, worst = max(programs.items(), key=lambda item: item[1]["together"])
-    rl_planning.refuse(out | {"usable_hbm": worst["together"]})
-    with pytest.raises(planning.DoesNotFit, match=f"{name} and what lies beside it") as refused:
-        rl_planning.refuse(out | {"usable_hbm": worst["together"] - 1})
+    for name in ("rollout", "update"):
+        ((what, size),) = programs[name]["beside"].items()
+        assert what.endswith("assets/tiny_vl") and size == pytest.approx(2 * count / 2, rel=0.01)
+    # beside it 16 images in 8 bits on every chip; of the policy fp32 weights, the old ones and two moments in quarters
+    beside = programs["decode"]["beside"]
+    assert beside == programs["prefill"]["beside"] and beside["images"] == 16 * 84 * 84 * 3
+    assert programs["update"]["peak"] > beside["policy"] > 4 * 4 * 3_078_504 / 4
+    assert 0 < beside["rollout"] < 4 * beside["images"]
+    worst = max(found, key=lambda p: p["bytes_per_device"]["together"])
+    memory = worst["bytes_per_device"]
+    compiled.refuse(worst | {"bytes_per_device": memory | {"usable_hbm": memory["together"]}})
+    with pytest.raises(compiled.DoesNotFit, match=f"{worst['program']}.*what lies beside it") as refused:
+        compiled.refuse(worst | {"bytes_per_device": memory | {"usable_hbm": memory["together"] - 1}})
     assert refused.value.over == 1

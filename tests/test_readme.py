@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document):
+    """The (language, code) of each fenced block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S)
+
+
+BLOCKS = blocks("README.md")
 
 
 def test_opens_with_the_two_commands():
@@ -24,19 +31,21 @@ def test_opens_with_the_two_commands():
     assert {"demo", "test", "plans", "lint"} <= targets
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_files_exist(document):
     text = (ROOT / document).read_text()
     inside = r"\b(?:scripts|configs|tpu|tests|edit_rl_jax)/[\w/.-]*\w"
-    named = set(re.findall(inside, text)) | set(re.findall(r"\]\(([\w./-]+)\)", text)) - {"my_config.py"}
-    assert named and not [n for n in sorted(named) if not (ROOT / n).exists()]
+    named = {ROOT / name for name in re.findall(inside, text)}
+    named |= {(ROOT / document).parent / name for name in re.findall(r"\]\(([\w./-]+)\)", text)}
+    assert named and not [str(n) for n in sorted(named) if not n.exists()]
 
 
 def test_named_flags_exist(capsys):
     """Every flag of a shown `scripts/NAME.py` command is one that the script takes (config overrides aside)."""
-    shown = "\n".join(code for language, code in BLOCKS if language == "bash").replace("\\\n", " ")
+    every = [block for document in DOCUMENTS for block in blocks(document)]
+    shown = "\n".join(code for language, code in every if language == "bash").replace("\\\n", " ")
     commands = re.findall(r"scripts/(\w+)\.py(.*)", shown)
-    assert len(commands) >= 4
+    assert len(commands) >= 20
     for script, rest in commands:
         with pytest.raises(SystemExit):
             importlib.import_module(f"scripts.{script}").main(["--help"])

@@ -1,7 +1,7 @@
 """Rows of one edit each: an instruction, the images to edit and the result, for training an editor. NumPy only.
 
 A bucket fixes the text's length, the number of references and one size of image for both; the sizes of a dataset are
-covered by buckets of several shapes. An image is enlarged or shrunk to cover its bucket's size and cut at the middle.
+covered by buckets of several shapes. Of an image the middle in its bucket's aspect is resized to its size.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+from PIL import Image
 
 from edit_rl_jax.data.example import EditExample
-from edit_rl_jax.data.images import MAX_PIXELS, decode_image, image_size, resize
+from edit_rl_jax.data.images import MAX_PIXELS, decode_image, image_size
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tokenizer import TextEncoder, Tokenizer
 
@@ -160,9 +161,12 @@ class EditRows:
 
 
 def cover(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """The image scaled to cover height x width, the middle of it."""
+    """Cuts out the middle of an image in the aspect of height x width and resizes it to that size (bicubic).
+
+    The cut falls between pixels where it must: neither aspect nor centre is rounded.
+    """
     h, w = image.shape[:2]
-    scale = max(height / h, width / w)
-    image = resize(image, max(height, round(h * scale)), max(width, round(w * scale)))
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
+    scale = min(h / height, w / width)
+    top, left = (h - height * scale) / 2, (w - width * scale) / 2
+    box = (left, top, left + width * scale, top + height * scale)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import json
 import math
 import os
 import warnings
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +21,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.model_files import fields, read_config, section
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000  # by the header, before anything is decoded
@@ -42,10 +44,10 @@ class ImageError(RecordError):
 def _open(data: bytes | str | os.PathLike, where: str, max_pixels: int) -> tuple[Image.Image, int]:
     """Opens without decoding, checks format and size; returns the image and its EXIF orientation (1..8)."""
     try:
-        file = io.BytesIO(data) if isinstance(data, bytes) else os.fspath(data)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = Image.open(file, formats=FORMATS)
+            warnings.simplefilter("ignore")  # of many pixels, where the limit below is ours; of broken EXIF
+            image = Image.open(_file(data), formats=FORMATS)
+            tags = image if image.format != "PNG" else _with_late_tags(image, data)
     except FileNotFoundError:
         raise ImageError(where, "missing file", str(data)) from None
     except Image.DecompressionBombError as e:
@@ -58,13 +60,38 @@ def _open(data: bytes | str | os.PathLike, where: str, max_pixels: int) -> tuple
         raise ImageError(
             where, "image too large", f"header says {w}x{h} = {w * h / 1e6:.0f} Mpx, limit {max_pixels / 1e6:g}"
         )
-    orientation = 1
-    if "exif" in image.info or image.format != "PNG":  # PNG's getexif would decode the pixels
-        try:
-            orientation = int(image.getexif().get(0x0112, 1))
-        except Exception:  # broken EXIF is not a broken image
-            orientation = 1
-    return image, orientation if orientation in _TRANSPOSE else 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = Image.Image.getexif(tags).get(0x0112, 1)  # PNG's own getexif would decode the pixels
+        return image, int(value) if value in _TRANSPOSE else 1
+    except Exception:  # broken EXIF is not a broken image
+        return image, 1
+
+
+def _file(data: bytes | str | os.PathLike) -> Any:
+    return io.BytesIO(data) if isinstance(data, bytes) else os.fspath(data)
+
+
+def _with_late_tags(image: Image.Image, data: bytes | str | os.PathLike) -> Image.Image:
+    """A PNG, or where it has EXIF or text behind its pixels, which PIL honours too, its header with all of them."""
+    tags, late = [], False
+    with io.BytesIO(data) if isinstance(data, bytes) else open(data, "rb") as file:
+        head = file.read(33)
+        while len(start := file.read(8)) == 8 and start[4:] != b"IEND":
+            size, kind, seen = int.from_bytes(start[:4]), start[4:], late
+            if kind == b"fcTL" and seen:  # the next frame of an animation
+                break
+            late = late or kind == b"IDAT"
+            if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                tags.append((kind, file.read(size), seen))
+                file.seek(4, os.SEEK_CUR)
+            else:
+                file.seek(size + 4, os.SEEK_CUR)
+    if not any(behind for _, _, behind in tags):
+        return image
+    chunks = [len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4) for kind, body, _ in tags]
+    return Image.open(io.BytesIO(b"".join([head, *chunks, bytes(4), b"IDAT"])), formats=("PNG",))
 
 
 def image_size(
@@ -82,10 +109,15 @@ def image_size(
 def decode_image(
     data: bytes | str | os.PathLike | np.ndarray, *, where: str = "image", max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes to RGB: EXIF rotation applied, transparency composed on white, CMYK / grey / palette / 16-bit converted.
+    """Decodes to RGB: upright, transparency composed on white, CMYK / grey / palette / 16-bit converted.
 
-    Of an animation the first frame counts. Raises ImageError, naming `where`: missing, truncated or unreadable file, a
-    format other than PNG, JPEG and WebP, a header that claims more than `max_pixels`.
+    The orientation is what PIL's `exif_transpose` honours: EXIF of JPEG, WebP and PNG (`eXIf`, or a text chunk "Raw
+    profile type exif", before or behind the pixels), and where EXIF names none, `tiff:Orientation` of XMP. Broken EXIF
+    counts as none. Transparent are alpha channels, palettes and the one colour of a PNG's `tRNS`, compared at the
+    file's own depth. Of an animation the first frame counts. ICC profiles and gamma are not applied.
+
+    Raises ImageError, naming `where`: missing, truncated or unreadable file (text chunks that unpack to megabytes
+    among them), a format other than PNG, JPEG and WebP, a header that claims more than `max_pixels`.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
@@ -94,19 +126,38 @@ def decode_image(
     image, orientation = _open(data, where, max_pixels)
     with image:
         try:
-            image.load()
+            image = _rgb(image, data)
         except Exception as e:
             raise ImageError(where, "truncated or corrupt image", str(e)) from None
-        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255
-            grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-            image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-        image = image.convert("RGB")
         if orientation in _TRANSPOSE:
             image = image.transpose(_TRANSPOSE[orientation])
         return np.asarray(image)
+
+
+def _rgb(image: Image.Image, data: bytes | str | os.PathLike) -> Image.Image:
+    """Loads an image and makes it RGB, on white where it is transparent."""
+    layout = image.tile[0].args if image.format == "PNG" and image.tile else ""
+    image.load()
+    clear = image.info.get("transparency")  # a text chunk may have that name too
+    colour = isinstance(clear, int | tuple)
+    if layout == "RGB;16B" and colour:  # PIL keeps the high bytes only
+        with Image.open(_file(data), formats=("PNG",)) as low:
+            low.tile = [low.tile[0]._replace(args="RGB;16L")]
+            deep = np.asarray(image, np.uint16) << 8 | np.asarray(low)
+        return Image.fromarray(np.where((deep == clear).all(-1, keepdims=True), np.uint8(255), np.asarray(image)))
+    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips at 255
+        deep = np.asarray(image).astype(np.int64)
+        grey = ((deep * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(np.where(colour & (deep == clear), np.uint8(255), grey)).convert("RGB")
+    if layout in ("L;2", "L;4") and colour:  # PIL stretches the pixels to 0..255, and not this
+        top = 2 ** int(layout[2:]) - 1
+        image.info["transparency"] = (clear & top) * 255 // top
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or colour or isinstance(clear, bytes):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    else:
+        image.info.pop("transparency", None)
+    return image.convert("RGB")
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
@@ -114,6 +165,14 @@ def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+_BOUNDS = {
+    **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), (1, 1024)),
+    **dict.fromkeys(("min_pixels", "max_pixels", "decode_limit"), (1, 2**40)),
+    "mean": (-1e3, 1e3),
+    "std": (1e-6, 1e3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,24 +192,27 @@ class ImageSettings:
     def from_hf(cls, config: Mapping[str, Any] | str | os.PathLike, **overrides) -> ImageSettings:
         """From a `preprocessor_config.json` (mapping, file, or model folder); `overrides` replace fields.
 
+        Raises WeightsError, one line that names the file and the key, for what is malformed or no model's.
         Reads both spellings of the pixel budget: `min_pixels`/`max_pixels` and `size.shortest_edge/longest_edge`.
         """
-        if not isinstance(config, Mapping):
-            path = os.fspath(config)
-            path = os.path.join(path, "preprocessor_config.json") if os.path.isdir(path) else path
-            with open(path) as f:
-                config = json.load(f)
-        size = config.get("size") or {}
+        config, where = read_config(config, "preprocessor_config.json")
+        size = section(config, "size", where)
+        if off := [k for k in ("do_resize", "do_rescale", "do_normalize") if config.get(k, True) is not True]:
+            raise WeightsError(f"{where}: {', '.join(off)} is not true: images are always resized and normalized here")
         found = {
             "patch_size": config.get("patch_size"),
             "temporal_patch_size": config.get("temporal_patch_size"),
             "merge_size": config.get("merge_size"),
             "min_pixels": config.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge"),
             "max_pixels": config.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge"),
-            "mean": config.get("image_mean") and tuple(config["image_mean"]),
-            "std": config.get("image_std") and tuple(config["image_std"]),
+            "mean": config.get("image_mean"),
+            "std": config.get("image_std"),
         }
-        return cls(**{k: v for k, v in found.items() if v is not None} | overrides)
+        given = {k: v for k, v in found.items() if v is not None} | overrides
+        settings = cls(**fields(cls, given, f"{where}: ", _BOUNDS))
+        if len(settings.mean) != 3 or len(settings.std) != 3:
+            raise WeightsError(f"{where}: image_mean and image_std are 3 numbers each")
+        return settings
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that the Hugging Face processor reads."""

@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -240,7 +241,9 @@ class _Planner(grain.DatasetIterator):
             chosen = [[samples[i] for i in row] for row in rows]
             plans.append(_Plan(bucket, chosen, self._epoch, tuple(skipped) if n == 0 else ()))
         if final and not plans and self._position == 0:
-            raise RecordError("dataset", "no usable record", f"{len(order)} read, skipped: {_count(skipped)}")
+            empty = len(order) - len(skipped)
+            why = f"; {empty} give no example: do they have the scores that are trained on?" if empty > 0 else ""
+            raise RecordError("dataset", "no usable record", f"{len(order)} read, skipped: {_count(skipped)}{why}")
         after = (self._epoch + 1, 0, []) if final else (self._epoch, position, [refs[i] for i in rest])
         return plans, (*after, [] if plans else skipped)
 
@@ -402,6 +405,7 @@ def make_pipeline(
     elif workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl's own main parses
             flags.FLAGS.mark_as_parsed()
+        resource_tracker.ensure_running()  # begun with the first worker it would lift that thread's signal mask
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options)
     return iter(dataset)

@@ -1,4 +1,4 @@
-"""Users' files as records: JSON lines, parquet, and the ShareGPT layout of EditScore-Reward-Data.
+"""Users' files as records: JSON lines, lists of JSON, parquet; own rows or the ShareGPT layout, told row by row.
 
 A reader yields, for every row in order, `(where, record)`: an EditRecord, or the RecordError that says what is wrong
 with it; `checked` turns those into an error or a counted skip.
@@ -9,226 +9,153 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.data.images import MAX_PIXELS, ImageError, decode_image
+from edit_rl_jax import json_files
+from edit_rl_jax.data import fields, sharegpt
+from edit_rl_jax.data.fields import Rows
+from edit_rl_jax.data.images import MAX_PIXELS, decode_image
 from edit_rl_jax.data.records import EditRecord, RecordError, check_record, check_scores, group_id
 
-Rows = Iterator[tuple[str, EditRecord | RecordError]]
-_FIELDS = {f.name for f in dataclasses.fields(EditRecord)}
-INSTRUCTION = r"(?:editing instruction|edit instruction|instruction|text prompt)\s*:\s*(.+?)\s*\Z"
+_FIELDS = {f.name for f in dataclasses.fields(EditRecord)} | {"conversations", "messages"}
+_BEGIN, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*(?:,\s*|\]\s*\Z)")
 
 
-def read(path: str | os.PathLike, image_root: str | os.PathLike | None = None, instruction: str = INSTRUCTION) -> Rows:
+def read(
+    path: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    instruction: str | None = None,
+    name: str | None = None,
+) -> Rows:
     """Rows of a file; image paths are relative to `image_root`, by default the file's folder.
 
-    `.parquet`, `.jsonl`: a row has `source`, `edited` (paths; in parquet also bytes or {"bytes": ...}), `instruction`,
-    and as wanted `key`, `task`, `sc`, `pq`, `sc_reasoning`, `pq_reasoning`, `group`, `meta`. Rows with `conversations`
-    and `images` (`.json` list or `.jsonl`) are ShareGPT's; `instruction` is the pattern whose first group is the
-    instruction in the human turn (case ignored). RecordError at once where a whole `.json` file does not parse.
+    `.parquet`, `.jsonl`, `.json` (a list, or JSON lines): a row has `source`, `edited` (paths; in parquet also bytes or
+    {"bytes", "path"}), `instruction`, and as wanted `key`, `task`, `sc`, `pq`, `sc_reasoning`, `pq_reasoning`, `group`,
+    `meta`; other columns join `meta`. Rows with `conversations` (or `messages`) and `images` are ShareGPT's, for which
+    the file is read twice; `instruction` is their `sharegpt.finder`'s pattern. `name` stands for the file in every
+    `where` and key. Raises RecordError where the file as a whole cannot be read, ValueError for the pattern, OSError.
     """
     path = Path(path)
     root = Path(image_root) if image_root is not None else path.parent
-    rows, head = _raw(path), []
-    for where, row in rows:  # the first row that is one tells the layout
-        head.append((where, row))
-        if isinstance(row, Mapping):
-            break
-    rows = itertools.chain(head, rows)
-    if head and isinstance(head[-1][1], Mapping) and "conversations" in head[-1][1]:
-        yield from _sharegpt(rows, root, instruction)
-    else:
-        yield from (_guard(where, lambda w, r: _own(w, r, root), row) for where, row in rows)
+    find, joined = sharegpt.finder(instruction), None
+    raw = functools.partial(_raw, path, name or path.name)
+    for where, row in raw():
+        if not sharegpt.is_one(row):
+            yield where, fields.guarded(where, functools.partial(_own, root=root), row)
+            continue
+        joined = joined or sharegpt.Joined(raw(), root, find)
+        record = fields.guarded(where, joined.record, row)
+        if record is not None:
+            yield where, record
 
 
-def _raw(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, object or RecordError) of each row; `where` is file:line, from 1."""
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet as pq
-        except ImportError as e:
-            raise ImportError("reading parquet needs pyarrow: pip install pyarrow") from e
-        row = 0
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
-            for item in batch.to_pylist():
-                row += 1
-                yield f"{path.name}:{row}", item
-    elif path.suffix == ".json":
-        try:
-            data = json.loads(path.read_text())
-        except ValueError as e:
-            raise RecordError(path.name, "malformed JSON", str(e)) from None
-        if not isinstance(data, list):
-            raise RecordError(path.name, "malformed JSON", "a list of rows wanted")
-        for row, item in enumerate(data, 1):
-            yield f"{path.name}:{row}", item
-    elif path.suffix in (".jsonl", ".ndjson"):
-        with path.open("rb") as f:
-            for row, line in enumerate(f, 1):
-                if not line.strip():
-                    continue
-                where = f"{path.name}:{row}"
-                try:
-                    yield where, json.loads(line)
-                except ValueError as e:
-                    yield where, RecordError(where, "malformed JSON", str(e))
+def _raw(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """(where, object or RecordError) of each row; `where` is name:line, from 1."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from _parquet(path, name)
+    elif kind == ".json":
+        yield from _list(path, name)
+    elif kind in (".jsonl", ".ndjson"):
+        yield from _lines(path, name)
     else:
         raise ValueError(f"{path}: .jsonl, .json or .parquet wanted")
 
 
-def _guard(where: str, make: Callable[[str, Any], Any], row: Any) -> tuple[str, Any]:
-    if isinstance(row, RecordError):
-        return where, row
+def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     try:
-        if not isinstance(row, Mapping):
-            raise RecordError(where, "malformed row", f"an object wanted, not {type(row).__name__}")
-        return where, make(where, row)
-    except RecordError as e:
-        return where, e
-    except (ValueError, TypeError, AttributeError) as e:  # a field of an unexpected kind
-        return where, RecordError(where, "malformed row", str(e))
-
-
-def _image(where: str, name: str, value: Any, root: Path) -> bytes:
-    """Bytes of an image given as a path, bytes, or Hugging Face's {"bytes", "path"}."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str) or not value:
-        raise ImageError(f"{where} {name}", "missing file", f"{name}={value!r}")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as e:
+        raise ImportError("reading parquet needs pyarrow: pip install pyarrow") from e
+    row = 0
     try:
-        return (root / value).read_bytes()
-    except OSError as e:
-        raise ImageError(f"{where} {name}", "missing file", f"{root / value}: {e.strerror}") from None
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise RecordError(name, "malformed parquet", "two columns of one name")
+            for batch in file.iter_batches(batch_size=64):
+                for i in range(batch.num_rows):
+                    row += 1
+                    where = f"{name}:{row}"
+                    try:
+                        item = batch.slice(i, 1).to_pylist()[0]
+                    except (ValueError, OverflowError) as e:  # a date that Python has not, text that is not UTF-8
+                        item = RecordError(where, "malformed row", str(e)[:200])
+                    yield where, item
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as e:
+        raise RecordError(name, "malformed parquet", f"{str(path)}: {str(e)[:200]}") from None
 
 
-def _text(where: str, row: Mapping, name: str) -> str:
-    value = row.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise RecordError(where, "malformed row", f"{name} is {type(value).__name__}, text wanted")
-    return value
+def _lines(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
+        for where, line in json_files.numbered(file, name):
+            yield where, _parsed(where, line)
+
+
+def _parsed(where: str, text: str | bytes) -> Any:
+    try:
+        return json_files.loads(text, where)
+    except json_files.JSONError as e:
+        return RecordError(where, "malformed JSON", e.problem.removeprefix("malformed JSON: "))
+
+
+def _list(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    found = _parsed(name, data)
+    if isinstance(found, RecordError):
+        if data.lstrip().startswith(b"{"):  # JSON lines under the name of a list
+            yield from _lines(path, name)
+            return
+        members = _members(data, found)
+        yield from ((f"{name}:{row}", _parsed(f"{name}:{row}", text)) for row, text in enumerate(members, 1))
+        return
+    found = [found] if isinstance(found, Mapping) else found
+    if not isinstance(found, list):
+        raise RecordError(name, "malformed JSON", f"a list of rows wanted, not {type(found).__name__}")
+    yield from ((f"{name}:{row}", item) for row, item in enumerate(found, 1))
+
+
+def _members(data: bytes, error: RecordError) -> list[str]:
+    """The texts of a list's members, so that the one that is refused is named. Raises `error` where it is no list."""
+    decoder, found = json.JSONDecoder(), []
+    try:
+        text = data.decode()
+        between = _BEGIN.match(text)
+        while between and "]" not in between[0]:
+            _, end = decoder.raw_decode(text, between.end())
+            found.append(text[between.end() : end])
+            between = _NEXT.match(text, end)
+    except (ValueError, RecursionError):
+        raise error from None
+    if not between:
+        raise error
+    return found
 
 
 def _own(where: str, row: Mapping, root: Path) -> EditRecord:
-    unknown = {k for k in row if k not in _FIELDS}
-    instruction = _text(where, row, "instruction")
+    instruction = fields.instruction(where, row)
     if not instruction.strip():
-        raise RecordError(where, "empty instruction")
-    source, edited = (_image(where, n, row.get(n), root) for n in ("source", "edited"))
-    meta = row.get("meta") or {}
-    meta = json.loads(meta) if isinstance(meta, str) else dict(meta)
+        there = "" if "instruction" in row else f"the columns are {', '.join(map(str, row))}"
+        raise RecordError(where, "empty instruction", there[:200])
+    source, edited = (fields.image(where, n, row.get(n), root) for n in ("source", "edited"))
     return EditRecord(
-        key=str(row.get("key") or where),
+        key=fields.key(where, row, "key"),
         source=source,
         edited=edited,
         instruction=instruction,
-        group=_text(where, row, "group") or group_id(source, instruction),
+        group=fields.text(where, row, "group") or group_id(source, instruction),
         sc=check_scores(where, "sc", row.get("sc")),
         pq=check_scores(where, "pq", row.get("pq")),
-        meta=meta | {k: row[k] for k in sorted(unknown) if _plain(row[k])},
-        **{k: _text(where, row, k) for k in ("task", "sc_reasoning", "pq_reasoning")},
-    )
-
-
-def _plain(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
-def parse_reply(where: str, reply: str) -> tuple[str, tuple[int, int]]:
-    """(reasoning, two scores) of an annotator's JSON reply, prose around the object allowed. Raises RecordError."""
-    start, end = reply.find("{"), reply.rfind("}")
-    try:
-        found = json.loads(reply[start : end + 1], strict=False)
-        reasoning, score = found["reasoning"], found["score"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise RecordError(where, "malformed reply", f"{type(e).__name__}: {e}; reply begins {reply[:60]!r}") from None
-    pair = check_scores(where, "score", score)
-    if pair is None or not isinstance(reasoning, str):
-        raise RecordError(where, "malformed reply", "reasoning text and two scores wanted")
-    return reasoning, pair
-
-
-def _turns(where: str, row: Mapping) -> tuple[str, str]:
-    """(human, assistant) text of a ShareGPT row."""
-    said: dict[str, str] = {}
-    for turn in row.get("conversations") or []:
-        role = turn.get("from", turn.get("role"))
-        role = {"human": "user", "gpt": "assistant"}.get(role, role)
-        said.setdefault(role, turn.get("value", turn.get("content")) or "")
-    if "user" not in said or "assistant" not in said:
-        raise RecordError(where, "malformed row", f"a human and a gpt turn wanted, found {sorted(map(str, said))}")
-    return said["user"], said["assistant"]
-
-
-def _sharegpt(rows: Iterable[tuple[str, Any]], root: Path, pattern: str) -> Rows:
-    """SC rows (two images, an instruction in the prompt) joined with the PQ row of the same edited image."""
-    find = re.compile(pattern, re.IGNORECASE | re.DOTALL)
-    parsed: list[tuple[str, RecordError | dict[str, Any]]] = []
-    quality: dict[str, tuple[str, str, tuple[int, int]]] = {}
-    for where, row in rows:
-        where, made = _guard(where, lambda w, r: _sharegpt_row(w, r, find), row)
-        if isinstance(made, dict) and made["kind"] == "pq":
-            quality.setdefault(made["edited"], (where, *made["reply"]))
-        else:
-            parsed.append((where, made))
-    for where, made in parsed:
-        if isinstance(made, RecordError):
-            yield where, made
-        else:
-            _, *found = quality.get(made["edited"], (where, "", None))
-            yield _guard(where, functools.partial(_joined, root=root, quality=found), made)
-    judged = {made["edited"] for _, made in parsed if isinstance(made, dict)}
-    for edited, (where, _, _) in quality.items():
-        if edited not in judged:
-            yield where, RecordError(where, "quality row without its instruction row", edited)
-
-
-def _sharegpt_row(where: str, row: Mapping, find: re.Pattern) -> Any:
-    human, reply = _turns(where, row)
-    images = row.get("images") or []
-    if not isinstance(images, list) or not 1 <= len(images) <= 2 or not all(isinstance(i, str) for i in images):
-        raise RecordError(where, "malformed row", f"images={images!r}: one or two paths wanted")
-    instruction = _text(where, row, "instruction")
-    match = None if instruction else find.search(human)
-    instruction = instruction or (match.group(1).strip() if match else "")
-    parsed = parse_reply(where, reply)
-    if len(images) == 1 or (match is None and not instruction):
-        return {"kind": "pq", "edited": images[-1], "reply": parsed}
-    if not instruction.strip():
-        raise RecordError(where, "empty instruction")
-    key = str(row.get("key") or row.get("id") or where)
-    task = _text(where, row, "task") or _text(where, row, "task_type")
-    fields = {"source": images[0], "edited": images[1], "instruction": instruction, "task": task}
-    return {"kind": "sc", "key": key, "reply": parsed} | fields
-
-
-def _joined(where: str, row: Mapping, root: Path, quality: Sequence[Any]) -> EditRecord:
-    source, edited = (_image(where, n, row[n], root) for n in ("source", "edited"))
-    (sc_reasoning, sc), (pq_reasoning, pq) = row["reply"], quality
-    return EditRecord(
-        key=row["key"],
-        source=source,
-        edited=edited,
-        instruction=row["instruction"],
-        task=row["task"],
-        sc=sc,
-        pq=pq,
-        sc_reasoning=sc_reasoning,
-        pq_reasoning=pq_reasoning,
-        group=group_id(source, row["instruction"]),
+        meta=fields.meta(where, row) | {k: fields.plain(row[k]) for k in sorted(set(row) - _FIELDS)},
+        **{k: fields.text(where, row, k) for k in ("task", "sc_reasoning", "pq_reasoning")},
     )
 
 
@@ -253,6 +180,32 @@ class Skipped:
             more = ", ..." if n > len(self.rows[reason]) else ""
             lines.append(f"  {n:6d} {reason}: {', '.join(self.rows[reason])}{more}")
         return "\n".join(lines)
+
+
+@dataclasses.dataclass
+class Scores:
+    """How many records have scores, and columns that look like scores but are not read."""
+
+    records: int = 0
+    without: int = 0
+    partly: int = 0
+    columns: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, record: EditRecord) -> None:
+        self.records += 1
+        self.without += record.sc is None and record.pq is None
+        self.partly += (record.sc is None) != (record.pq is None)
+        self.columns |= {k for k in record.meta if re.search(r"score|rating|(?:\b|_)(?:sc|pq)(?:\b|_)", k, re.I)}
+
+    def __str__(self) -> str:
+        """A line where scores are missing, else nothing."""
+        if not self.without + self.partly:
+            return ""
+        which = "no record has scores"
+        if self.without < self.records:
+            which = f"of {self.records} records {self.without} have no scores, {self.partly} one pair of scores only"
+        unread = f"; not read as scores: {', '.join(sorted(self.columns))}" if self.columns else ""
+        return f"note: {which} (sc, pq){unread}"
 
 
 def checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 SCORE_RANGE = 25  # scores are integers on 0..25, both dimensions
@@ -14,7 +15,8 @@ class RecordError(ValueError):
     """A record that cannot be used. The message begins with the row or key; `reason` is a short class for counting."""
 
     def __init__(self, where: str, reason: str, detail: str = ""):
-        super().__init__(f"{where}: {reason}" + (f" ({detail})" if detail else ""))
+        message = f"{where}: {reason}" + (f" ({detail})" if detail else "")
+        super().__init__(" ".join(message.split()))  # one line, whatever was quoted
         self.where, self.reason, self.detail = where, reason, detail
 
     def __reduce__(self):  # crosses process borders whole
@@ -50,18 +52,31 @@ class EditRecord:
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def brief(value: Any) -> str:
+    """Writes a value for a message: bytes as their number, and only the beginning of what is long."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{str(k)[:40]}: {brief(v)}" for k, v in list(value.items())[:4]) + "}"
+    if isinstance(value, list | tuple):
+        more = ", ..." if len(value) > 4 else ""
+        return f"[{', '.join(map(brief, value[:4]))}{more}]"
+    text = repr(value[:81] if isinstance(value, str) else value)
+    return text if len(text) <= 83 else f"{text[:80]}..."
+
+
 def check_scores(where: str, name: str, scores: Any) -> tuple[int, int] | None:
     """`scores` as a pair of integers in 0..25, or None for None. Raises RecordError otherwise."""
     if scores is None:
         return None
     try:
-        pair = tuple(scores)
+        pair = () if isinstance(scores, str | bytes | Mapping) else tuple(scores)  # bytes would pass for integers
     except TypeError:
-        raise RecordError(where, "malformed score", f"{name}={scores!r}") from None
+        pair = ()
     if len(pair) != 2 or not all(isinstance(s, numbers.Real) and not isinstance(s, bool) and s % 1 == 0 for s in pair):
-        raise RecordError(where, "malformed score", f"{name}={scores!r}: two integers wanted")
+        raise RecordError(where, "malformed score", f"{name}={brief(scores)}: two integers wanted")
     if not all(0 <= s <= SCORE_RANGE for s in pair):
-        raise RecordError(where, "score out of range", f"{name}={list(pair)}: 0..{SCORE_RANGE}")
+        raise RecordError(where, "score out of range", f"{name}={brief(list(pair))}: 0..{SCORE_RANGE}")
     return int(pair[0]), int(pair[1])
 
 

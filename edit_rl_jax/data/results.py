@@ -12,26 +12,30 @@ from typing import Any
 
 from tqdm import tqdm
 
+from edit_rl_jax import json_files
+
 
 class ResumeError(ValueError):
     """The output holds something else than the beginning of this run."""
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that is appended to; a last one that was cut by a kill is cut off the file."""
+def whole_lines(path: Path) -> list[tuple[str, Any]]:
+    """(file:line, value) of the JSON lines of a file that is appended to; a last one that was cut by a kill is cut off
+    the file. Raises JSONError for any other that is damaged."""
     if not path.exists():
         return []
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     if end < len(data):
         os.truncate(path, end)
-    return data[:end].decode().splitlines()
+    lines = json_files.numbered(data[:end].split(b"\n"), str(path))
+    return [(where, json_files.loads(line, where)) for where, line in lines]
 
 
 def append_lines(path: Path, objects: Sequence[Any]) -> None:
     """Appends JSON lines and waits until the disk has them."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in objects))
+    with path.open("ab") as file:
+        file.write("".join(json_files.dumps(x) + "\n" for x in objects).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -44,6 +48,7 @@ def complete(
     settings: Mapping[str, Any],
     *,
     adds: Sequence[str],
+    good: Callable[[Mapping[str, Any]], bool],
     source: Path,
     chunk: int,
     overwrite: bool = False,
@@ -52,9 +57,10 @@ def complete(
 ) -> list[dict[str, Any]]:
     """Works on the entries (line, what it stands for) that `output` does not hold yet; returns all its lines.
 
-    A line of the output is an entry's line and the results that `work` gives for it, under the names `adds`. The
-    settings stand beside it in `<output>.settings.json`; an output of other settings or of another input raises
-    ResumeError, unless `overwrite` removes it. Raises BlockingIOError where another process writes the same output.
+    A line of the output is an entry's line and the results that `work` gives for it, under the names `adds`; `good`
+    says whether a line's results are of the right kind. The settings stand beside it in `<output>.settings.json`; an
+    output of other settings or of another input, or a damaged one, raises ResumeError or JSONError, unless `overwrite`
+    removes it. Raises BlockingIOError where another process writes the same output.
     """
     beside = output.with_name(output.name + ".settings.json")
     with output.open("a") as held:
@@ -62,19 +68,19 @@ def complete(
         if overwrite:
             held.truncate(0)
             beside.unlink(missing_ok=True)
-        texts, rest = whole_lines(output), iter(entries)
-        if texts:
+        written, rest = whole_lines(output), iter(entries)
+        if written:
             _check_settings(beside, settings)
-        beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
+        else:
+            beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
         done: list[dict[str, Any]] = []
-        for number, (text, (line, _)) in enumerate(zip(texts, rest), 1):  # zip takes from `texts` first: none is lost
-            old = json.loads(text)
-            bare = lambda x: {k: v for k, v in x.items() if k not in adds}
-            if bare(old) != bare(line) or not set(adds) <= set(old):
-                raise ResumeError(f"{output}:{number} is not the result of entry {number} of {source}")
+        bare = lambda x: {k: v for k, v in x.items() if k not in adds}
+        for (where, old), (line, _) in zip(written, rest):  # zip takes from `written` first: no entry is lost
+            if not isinstance(old, dict) or not set(adds) <= set(old) or bare(old) != bare(line) or not good(old):
+                raise ResumeError(f"{where} is not the result of entry {len(done) + 1} of {source}")
             done.append(old)
-        if len(texts) > total:
-            raise ResumeError(f"{output} has {len(texts)} lines, {source} {total} edits")
+        if len(written) > total:
+            raise ResumeError(f"{output} has {len(written)} lines, {source} {total} edits")
         with tqdm(desc=doing, unit="edit", total=total, initial=len(done), disable=None if progress else True) as bar:
             said = time.monotonic()
             while part := list(itertools.islice(rest, chunk)):
@@ -89,7 +95,7 @@ def complete(
 
 
 def _check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
-    old = json.loads(beside.read_text()) if beside.exists() else {}
+    old = json_files.read_object(beside) if beside.exists() else {}
     changed = [
         f"  {k}: {old.get(k)!r} -> {settings.get(k)!r}" for k in {**old, **settings} if old.get(k) != settings.get(k)
     ]

@@ -12,8 +12,12 @@ from jaxtyping import Bool, Float32, Int32
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageError, ImageSettings, image_size, load_patches
 from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.model_files import read_json
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.positions import Grid, rope_index
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @runtime_checkable
@@ -24,10 +28,44 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | os.PathLike) -> Any:
-    """A tokenizer from a folder or hub id. Never runs remote code."""
+    """A tokenizer from a folder or hub id. Never runs remote code. Raises WeightsError, a line that names the file."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(os.fspath(path), trust_remote_code=False)
+    folder = os.fspath(path)
+    for name in FILES:
+        if os.path.exists(os.path.join(folder, name)):
+            read_json(os.path.join(folder, name))
+    try:
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        found.encode("<|im_end|>", add_special_tokens=False)
+        return found
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # the libraries raise many kinds, panics of Rust among them
+        reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+        name = _culprit(folder)
+    raise WeightsError(f"{name}: no tokenizer can be read: {reason[:300]}")
+
+
+def _culprit(folder: str) -> str:
+    """Which file of a folder, from which no tokenizer can be read, is at fault."""
+    import tokenizers
+
+    if not os.path.isdir(folder):
+        return folder
+    try:
+        tokenizers.Tokenizer.from_file(os.path.join(folder, FILES[0]))
+    except BaseException:
+        return os.path.join(folder, FILES[0])
+    return os.path.join(folder, FILES[1])
+
+
+def check_tokenizer(tokenizer: Any, cfg: Config) -> None:
+    """Raises WeightsError where a tokenizer is another model's: more entries, or another image token."""
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    if len(tokenizer) > cfg.text.vocab_size or image != cfg.image_token_id:
+        have = f"{len(tokenizer)} entries, <|image_pad|> {image}"
+        raise WeightsError(f"tokenizer ({have}) is not the model's ({cfg.text.vocab_size}, {cfg.image_token_id})")
 
 
 @dataclasses.dataclass(frozen=True)

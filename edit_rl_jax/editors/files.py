@@ -1,13 +1,13 @@
 """A file of instructions edited into a folder of images, resumably (see `data.results`)."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image, encode_png, resize
 from edit_rl_jax.data.results import complete
 from edit_rl_jax.editors.sampling import Edit, EditError, EditorSampler
@@ -41,20 +41,19 @@ def _read(folder: Path, sources: list[str], line: dict[str, Any], item: int, whe
     return Edit(line["instruction"], images, size, item=item, where=where)
 
 
-def _line(where: str, text: str) -> dict[str, Any]:
+def _line(where: str, line: Any) -> tuple[str, dict[str, Any]]:
     try:
-        line = json.loads(text)
         sources, size = line.get("source", []), line.get("size")
         good = isinstance(line.get("instruction"), str) and isinstance(sources, str | list)
         good = good and all(isinstance(s, str) for s in sources)
         good = good and (not size or len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size))
-    except (ValueError, AttributeError, TypeError):
+    except (AttributeError, TypeError):
         good = False
     if not good:
         raise ValueError(
             f"{where}: wanted is an object with `instruction`, `source` (path or paths) and, if any, `size`"
         )
-    return line
+    return where, line
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -63,10 +62,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open() as file:
-        for n, text in enumerate(file, 1):
-            if text.strip():
-                yield f"{path}:{n}", _line(f"{path}:{n}", text)
+    return json_files.rows(path, _line)
 
 
 def edit_file(
@@ -109,7 +105,10 @@ def edit_file(
             names.append(name)
         return dict(zip(ADDED, (names[0], names, True, None)))
 
-    how = dict(adds=ADDED, source=source, chunk=chunk, overwrite=overwrite, progress=progress, doing="editing")
+    good = lambda x: isinstance(x["valid"], bool) and isinstance(x["candidates"], list)
+    how = dict(
+        adds=ADDED, good=good, source=source, chunk=chunk, overwrite=overwrite, progress=progress, doing="editing"
+    )
     done = complete(home / RESULTS, entries(source, home), len(lines(source)), work, settings, **how)
     return len(done), sum(not x["valid"] for x in done)
 

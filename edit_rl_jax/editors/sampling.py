@@ -24,7 +24,8 @@ from edit_rl_jax.data.images import floor_resize, resize
 from edit_rl_jax.data.tokenizer import Tokenizer
 from edit_rl_jax.editors.base import Bucket, Editor, Size
 from edit_rl_jax.editors.vae.tiling import decode_tiled
-from edit_rl_jax.flow import guidance, random
+from edit_rl_jax.flow import guidance
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Sampler, sample
 from edit_rl_jax.flow.schedules import Schedule
 
@@ -282,8 +283,8 @@ class EditorSampler:
             return np.asarray(function(self.state, *args))
 
     def _latents(self, editor: Editor, batch: Batch, seed: Array) -> Float[Array, "B N C"]:
-        keys = random.item_keys(seed, random.Purpose.INITIAL, 0, batch.item, batch.member)
-        noise = random.normal(keys, (batch.mask.shape[1], self.editor.channels))
+        keys = item_keys(seed, Purpose.INITIAL, 0, batch.item, batch.member)
+        noise = normal(keys, (batch.mask.shape[1], self.editor.channels))
         s = self.settings
         return sample(editor.velocity, s.sampler, noise, batch.times, batch.condition, mask=batch.mask).final
 

@@ -3,7 +3,7 @@
 A picture is explained as (colour cast, blur) of a scene of the world plus a remainder. The scene that is read decides
 semantic consistency (success, over-editing); cast and blur decide naturalness, the remainder (noise, blocks, anything
 that no scene explains) artifacts. Each is a float on 0-25.
-*Success* = both of the first two >= 20, both of the last two >= 18.
+*Success* = each is at least what `ENOUGH` wants.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from edit_rl_jax.editworld import reading
 from edit_rl_jax.editworld.edits import Edit, Target
 from edit_rl_jax.editworld.scene import BACKGROUND_SLOT, Scene
 
+ENOUGH = {"success": 20, "over_editing": 20, "naturalness": 18, "artifacts": 18}  # of a successful edit
 _EXTRA = (25.0, 14.0, 8.0, 4.0, 1.0)  # over-editing by the number of unasked changes
 _PARTIAL = (1.0, 0.6, 0.36, 0.2, 0.1)  # an added or replacing object by its number of wrong attributes
 
@@ -51,13 +52,13 @@ class Verdict:
 
     @property
     def is_success(self) -> bool:
-        """both SC at least 20 and both PQ at least 18"""
+        """Says whether each score is at least what `ENOUGH` wants."""
         return is_success((self.success, self.over_editing), (self.naturalness, self.artifacts))
 
 
 def is_success(sc: Sequence[float], pq: Sequence[float]) -> bool:
-    """Whether an edit with these scores (0-25) is what was asked for: both SC at least 20 and both PQ at least 18."""
-    return min(sc) >= 20 and min(pq) >= 18
+    """Says whether an edit with these scores (0-25) is what was asked for: each is at least what `ENOUGH` wants."""
+    return all(score >= least for score, least in zip((*sc, *pq), ENOUGH.values(), strict=True))
 
 
 def _slot_fraction(task: str, old, want, got) -> tuple[float, int]:

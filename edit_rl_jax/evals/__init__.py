@@ -1,0 +1,1 @@
+"""Benchmarks of judges and of editors, statistics, best of N."""

@@ -4,7 +4,6 @@ The curve over N is the mean over all subsets of N of the M stored candidates, i
 needs no draws: with the rewards in ascending order, candidate i is the best of C(i-1, N-1) of the C(M, N) subsets.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from edit_rl_jax.data.images import ImageError, decode_image, resize
+from edit_rl_jax import json_files
+from edit_rl_jax.data.images import ImageError, decode_image
+from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore.reward import Judgement
@@ -54,23 +54,21 @@ def read(file: str | Path) -> list[dict[str, Any]]:
     """Inputs with their candidates: JSON lines with `source`, `instruction` and `candidates` (paths, from the file's
     folder), and if known `truth` (a number for each candidate). An input that could not be edited has none, and `valid`
     false. Raises ValueError, naming the line."""
-    lines = []
-    for number, text in enumerate(Path(file).read_text().splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            paths = [line["source"], line["instruction"], *line["candidates"]]
-            truth = line.get("truth")
-            good = (len(paths) > 2 or line.get("valid") is False) and all(isinstance(p, str) for p in paths)
-            good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            good = False
-        if not good:
-            wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
-            raise ValueError(f"{file}:{number}: wanted is an object with {wanted}")
-        lines.append(line)
-    return lines
+    return list(json_files.rows(file, _input))
+
+
+def _input(where: str, line: Any) -> dict[str, Any]:
+    try:
+        paths = [line["source"], line["instruction"], *line["candidates"]]
+        truth = line.get("truth")
+        good = (len(paths) > 2 or line.get("valid") is False) and all(isinstance(p, str) for p in paths)
+        good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
+        raise ValueError(f"{where}: wanted is an object with {wanted}")
+    return line
 
 
 def _bytes(path: Path) -> bytes:
@@ -115,24 +113,24 @@ def run(
     judged = score(judge, inputs, file.parent, progress)
     rewards = [[j.overall if j.valid else None for j in js] for js in judged]
     picks: list[int | None] = []
-    with (home / "picks.jsonl").open("w") as out:
+    with (home / "picks.jsonl").open("w", encoding="utf-8") as out:
         for line, found, js in zip(inputs, rewards, judged):
             best = max((r for r in found if r is not None), default=None)
             picks.append(None if best is None else found.index(best))
             pick = {"pick": None if best is None else line["candidates"][picks[-1]], "index": picks[-1], "reward": best}
             problems = sorted({j.problem for j in js if not j.valid})
-            out.write(json.dumps({**line, **pick, "rewards": found, "problems": problems}, ensure_ascii=False) + "\n")
+            out.write(json_files.dumps({**line, **pick, "rewards": found, "problems": problems}) + "\n")
     figures = curves(inputs, rewards)
     figures = {"benchmark": "best_of_n", "candidates_file": str(candidates), **figures, "judge": dict(about or {})}
     (home / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
-    picture = montage(inputs, rewards, picks, file.parent)
+    picture = examples(inputs, rewards, picks, file.parent)
     pictures = {}
     if picture:
         (home / "montage.png").write_bytes(picture)
         pictures = {"The source, the edit that was kept, the edit that was liked least": picture}
-    points = [{"step": int(n), **row} for n, row in figures["by_n"].items()]
+    points = [{"N, candidates to choose from": int(n), **row} for n, row in figures["by_n"].items()]
     names = {"reward": "the judge's score", "truth": "truth", "best_truth": "best truth"}
-    write_report(home, curves=[("Best of N", names, points)], pictures=pictures)
+    write_report(home, curves=[("Best of N (mean score)", names, points)], pictures=pictures)
     return figures
 
 
@@ -166,13 +164,12 @@ def curves(inputs: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float
     }
 
 
-def montage(
+def examples(
     inputs: Sequence[Mapping[str, Any]],
     rewards: Sequence[Sequence[float | None]],
     picks: Sequence[int | None],
     folder: Path,
     most: int = 12,
-    side: int = 160,
 ) -> bytes | None:
     """A PNG with a row an input: instruction, source, kept and least liked candidate with their rewards, or None."""
     rows = []
@@ -183,30 +180,10 @@ def montage(
         worst = min(valued, key=lambda i: found[i])
         names = [(line["source"], "source"), *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst))]
         try:
-            pictures = [(_thumbnail(decode_image(folder / path), side), text) for path, text in names]
-            rows.append((line["instruction"].splitlines()[0][:80], pictures))
+            rows.append((line["instruction"], [(decode_image(folder / path), text) for path, text in names]))
         except ImageError:
             continue
-    if not rows:
-        return None
-    label, gap = 14, 6
-    height = side + 2 * label + gap
-    page = Image.new("RGB", (3 * (side + gap), len(rows) * height), "white")
-    draw = ImageDraw.Draw(page)
-    for y, (instruction, pictures) in enumerate(rows):
-        draw.text((0, y * height), instruction, fill="black")
-        for x, (picture, text) in enumerate(pictures):
-            at = (x * (side + gap), y * height + label)
-            page.paste(Image.fromarray(picture), at)
-            draw.text((at[0], at[1] + picture.shape[0] + 1), text, fill="black")
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
-    scale = side / max(image.shape[:2])
-    return resize(image, *(max(1, round(s * scale)) for s in image.shape[:2]))
+    return montage(rows) if rows else None
 
 
 def summary(figures: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The benchmark `editworld` of editors: edits of held-out scenes, scored by the oracle from their pixels."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
 
+from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.editors.base import Bucket
 from edit_rl_jax.editors.sampling import Edit
 from edit_rl_jax.editworld import edits as world
 from edit_rl_jax.editworld import oracle
-from edit_rl_jax.editworld.dataset import png
 from edit_rl_jax.editworld.render import NATIVE, render
 from edit_rl_jax.editworld.scene import rng
+from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.training.report import Sample, write_report
-
-DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts")
-LEAST = {"success": 20, "over_editing": 20, "naturalness": 18, "artifacts": 18}  # of a successful edit
 
 
 def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
@@ -102,11 +98,11 @@ def _write(
     by = {t: [i for i, e in enumerate(edits) if e.task == t] for t in world.TASKS}
     pick = lambda values, at: [values[i] for i in at]
     figures["by_task"] = {t: table(pick(verdicts, at), pick(scenes, at), short=True) for t, at in by.items() if at}
-    figures["by_dimension"] = {d: _dimension(verdicts, scenes, d) for d in DIMENSIONS}
+    figures["by_dimension"] = {d: _dimension(verdicts, scenes, d) for d in oracle.ENOUGH}
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
-    page = montage(before, images, verdicts)
+    page = before_and_after(before, images, verdicts)
     (folder / "samples.png").write_bytes(page)
     shown = [scenes.index(scene) for scene in sorted(set(scenes))[:24]]
     cards = [_sample(edits[i], before[i], images[i], verdicts[i]) for i in shown]
@@ -127,7 +123,7 @@ def table(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], short: bool
 def _dimension(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], name: str) -> dict[str, Any]:
     """Mean score of one dimension, and the share that is good enough for a success."""
     values = [float(getattr(v, name)) for v in verdicts]
-    enough = [float(x >= LEAST[name]) for x in values]
+    enough = [float(x >= oracle.ENOUGH[name]) for x in values]
     return {
         "enough": float(np.mean(enough)),
         "enough_ci95": list(interval(enough, scenes)),
@@ -137,30 +133,23 @@ def _dimension(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], name: 
 
 
 def _sample(edit: world.Edit, source: np.ndarray, image: np.ndarray, verdict: oracle.Verdict) -> Sample:
-    truth = {"overall": verdict.overall} | {d: float(getattr(verdict, d)) for d in DIMENSIONS}
-    return Sample(
-        edit.instruction, png(source), png(image), {}, truth, "", task=edit.task, right=bool(verdict.is_success)
-    )
+    truth = {"overall": verdict.overall} | {d: float(getattr(verdict, d)) for d in oracle.ENOUGH}
+    before, after = encode_png(source), encode_png(image)
+    return Sample(edit.instruction, before, after, {}, truth, "", task=edit.task, right=bool(verdict.is_success))
 
 
-def montage(
+def before_and_after(
     sources: Sequence[np.ndarray], images: Sequence[np.ndarray], verdicts: Sequence[oracle.Verdict], most: int = 64
 ) -> bytes:
     """A PNG of pairs (source, edit), eight a row, each over a bar in the colour of its verdict."""
-    pairs = list(zip(sources, images, verdicts))[:most]
-    height, width = images[0].shape[:2]
-    cell = (height + 8, 2 * width + 10)
-    page = np.full((-(-len(pairs) // 8) * cell[0], 8 * cell[1], 3), 255, np.uint8)
-    for k, (source, image, verdict) in enumerate(pairs):
-        y, x = k // 8 * cell[0], k % 8 * cell[1]
-        page[y : y + height, x : x + width] = source
-        page[y : y + height, x + width + 2 : x + 2 * width + 2] = image
-        page[y + height + 1 : y + height + 4, x : x + 2 * width + 2] = (
-            (40, 160, 60) if verdict.is_success else (210, 50, 40)
-        )
-    out = io.BytesIO()
-    Image.fromarray(page).save(out, "png")
-    return out.getvalue()
+    tiles = []
+    for source, image, verdict in list(zip(sources, images, verdicts))[:most]:
+        height, width = image.shape[:2]
+        tile = np.full((height + 4, 2 * width + 2, 3), 255, np.uint8)
+        tile[:height, :width], tile[:height, width + 2 :] = source, image
+        tile[height + 1 :] = (40, 160, 60) if verdict.is_success else (210, 50, 40)
+        tiles.append((tile, ""))
+    return montage([("", tiles[i : i + 8]) for i in range(0, len(tiles), 8)], side=None)
 
 
 def summary(figures: dict[str, Any]) -> str:

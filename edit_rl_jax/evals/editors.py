@@ -83,7 +83,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     weights = {p.name: fingerprint(p) for p in sorted(folder.iterdir()) if p.is_dir()}
     settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
     settings["lora_alpha"] = args.lora_alpha
-    return EditorSampler(editor, kind.tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
+    return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
 
 
 def _digest(path: Path) -> str:

@@ -10,6 +10,7 @@ section 3 and table 14, `evaluation.py` and `calculate_statistics.py` of the rel
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image, image_size, resize
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.evals.pairs import Outcome
@@ -158,17 +160,20 @@ def read_predictions(file: str | Path) -> dict[str, dict[str, float | None]]:
     """Recorded scores by the dataset's key: JSON lines with `key` and the dimensions' scores, at the top or under
     `scores`; null or absent = no score. Raises ValueError for a line of another kind or a key with two scores."""
     found: dict[str, dict[str, float | None]] = {}
-    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
-        if not line.strip():
-            continue
+
+    def read(where: str, row: Any) -> None:
         try:
-            row = json.loads(line)
             key, row = str(row["key"]), row.get("scores", row)
             values = {d: None if row.get(d) is None else float(row[d]) for d in DIMENSIONS}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{file}:{number}: {error!r}; wanted is an object with `key` and scores") from None
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{where}: {error!r}; wanted is an object with `key` and scores") from None
+        if not all(math.isfinite(v) for v in values.values() if v is not None):
+            raise ValueError(f"{where}: a score of {key} is no finite number")
         if found.setdefault(key, values) != values:
-            raise ValueError(f"{file}:{number}: {key} has two different scores")
+            raise ValueError(f"{where}: {key} has two different scores")
+
+    for _ in json_files.rows(file, read):
+        pass
     return found
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from edit_rl_jax.flow import random
+from edit_rl_jax.flow.keys import normal
 from edit_rl_jax.flow.schedules import shift_times
 from edit_rl_jax.flow.steps import column, elements, expand
 
@@ -49,7 +49,7 @@ class Times:
     def draw(self, keys: Key[Array, " B"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
         """Times in (0, 1), one for each key; tokens: of each row's image."""
         if self.kind == "lognormal":
-            t = jax.nn.sigmoid(random.normal(keys, (), 0))
+            t = jax.nn.sigmoid(normal(keys, (), 0))
         else:
             t = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), ()))(keys)
         return shift_times(t, self.factor(tokens))
@@ -59,7 +59,7 @@ def noised(
     data: Float[Array, "B *latent"], t: Float[Array, " B"], keys: Key[Array, " B"]
 ) -> tuple[Float[Array, "B *latent"], Float[Array, "B *latent"]]:
     """(x_t = t data + (1 - t) noise, the velocity data - noise to predict), noise from the rows' keys."""
-    noise = random.normal(keys, data.shape[1:], 1)
+    noise = normal(keys, data.shape[1:], 1)
     return column(t, data) * data + column(1 - t, data) * noise, data - noise
 
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from edit_rl_jax.flow import random
 from edit_rl_jax.flow.guidance import Guidance, Velocity, predict
-from edit_rl_jax.flow.steps import Noise, column, expand, noise_terms, solver_coefficients, step_mean
+from edit_rl_jax.flow.keys import normal
+from edit_rl_jax.flow.steps import Noise, column, expand, solver_coefficients, step_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Sampler:
 
     @property
     def starts(self) -> tuple[int, int]:
-        """[low, high) of the window's first step, as `random.window_start` takes them."""
+        """[low, high) of the window's first step, as `window_start` takes them."""
         low, high = self.noisy_range
         return low, high - self.window + 1
 
@@ -82,7 +82,7 @@ def sample(
 
     times: of each row (`Schedule.times`). condition: stacked branches [B, branches, ...] (`guidance.stack`). mask:
     valid tokens; the latents of the others are 0 throughout. start: first noisy step, traced, in the range
-    `sampler.starts`. keys: of the rows' step noise (`random.item_keys` with Purpose.STEP), needed for a window.
+    `sampler.starts`. keys: of the rows' step noise (`item_keys` with Purpose.STEP), needed for a window.
     Steps with and without guidance are scanned apart, so that the unguided cost one forward.
     """
     n, w = sampler.steps, sampler.window
@@ -109,7 +109,7 @@ def sample(
         if w:
             noisy = (i >= start) & (i < start + w)
             mean, std = step_mean(sampler.noise, x, v, t, t_next)
-            moved = clear(mean + column(std, x) * random.normal(keys, x.shape[1:], i))
+            moved = clear(mean + column(std, x) * normal(keys, x.shape[1:], i))
             x_next = jnp.where(noisy, moved, x_next)
             slot = jnp.clip(i - start, 0, w - 1)
             kept, means = _put(kept, x, slot, noisy), _put(means, mean, slot, noisy)
@@ -128,8 +128,3 @@ def _put(buffer: Array, value: Array, slot: Array, when: Array) -> Array:
     """`buffer` with `value` at `slot` if `when`, in place."""
     old = jax.lax.dynamic_index_in_dim(buffer, slot, 0, keepdims=False)
     return jax.lax.dynamic_update_index_in_dim(buffer, jnp.where(when, value, old), slot, 0)
-
-
-def step_std(sampler: Sampler, times: Float[Array, "B N1"], step: Int[Array, ""]) -> Float[Array, " B"]:
-    """s of noisy step number `step`."""
-    return noise_terms(sampler.noise, times[:, step], times[:, step + 1])[1]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edit_rl_jax.nn.attention import attention_mask
+from edit_rl_jax.nn.attention_xla import attention_mask
 
 
 def cudnn_attention(

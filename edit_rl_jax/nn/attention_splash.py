@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from edit_rl_jax.nn.attention import xla_attention
+from edit_rl_jax.nn.attention_xla import xla_attention
 
 LANES = 128
 

@@ -1,12 +1,14 @@
 """Folders of safetensors files: which tensor lies where, and slices of one without keeping its file in memory."""
 
 import dataclasses
-import json
-from pathlib import Path
+import math
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from edit_rl_jax import json_files
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 STEM = "model"
@@ -14,7 +16,12 @@ INDEX, SINGLE = f"{STEM}.safetensors.index.json", f"{STEM}.safetensors"
 
 
 class WeightsError(ValueError):
-    """A checkpoint that does not fit the model; the message names every tensor concerned (the first 20)."""
+    """A model folder that is damaged or does not fit the model. The message is one line, names the file and every
+    tensor concerned (the first 20)."""
+
+    def __init__(self, message: str):
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:4000])  # names come from the file
+        super().__init__(shown)
 
 
 def listing(names) -> str:
@@ -32,8 +39,14 @@ class Tensor:
     dtype: Any
     offset: int
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self, index=()) -> np.ndarray:
         """Copy of `tensor[index]`. The file is mapped for this call only, so its pages leave the resident memory."""
+        if not self.nbytes:  # nothing can be mapped
+            return np.zeros(self.shape, self.dtype)[index]
         mapped = np.memmap(self.file, mode="r", dtype=self.dtype, offset=self.offset, shape=self.shape)
         return np.array(mapped[index])
 
@@ -45,52 +58,67 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of one safetensors file and its metadata. Raises as `read_header`."""
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100 * 2**20):
-            raise WeightsError(
-                f"{file}: not a safetensors file, or truncated (header of {length} bytes, file of {size})"
-            )
-        try:
-            header = json.loads(f.read(length), object_pairs_hook=_unique)
-        except ValueError as e:
-            raise WeightsError(f"{file}: damaged header: {e}") from e
-    tensors, metadata = {}, header.pop("__metadata__", {})
-    for name, info in header.items():
-        if info["dtype"] not in _DTYPES:
-            raise WeightsError(f"{file}: {name} has dtype {info['dtype']}; readable are {', '.join(_DTYPES)}")
-        shape, dtype = tuple(info["shape"]), np.dtype(_DTYPES[info["dtype"]])
-        start, stop = (8 + length + o for o in info["data_offsets"])
-        if (
-            stop - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            or not 8 + length <= start <= stop <= size
-        ):
-            raise WeightsError(f"{file}: {name} {shape} does not lie within the file (bytes {start}-{stop} of {size})")
-        tensors[name] = Tensor(name, file, shape, dtype, start)
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if not 2 <= length <= min(size - 8, 100 * 2**20):
+                raise WeightsError(
+                    f"{file}: not a safetensors file, or truncated (header of {length} bytes, file of {size})"
+                )
+            text = f.read(length)
+    except OSError as e:
+        raise WeightsError(f"{file}: {e.strerror or e}") from None
+    try:
+        header = json_files.loads(text, f"{file}: damaged header")
+    except json_files.JSONError as e:
+        raise WeightsError(str(e)) from None
+    if not isinstance(header, dict):
+        raise WeightsError(f"{file}: damaged header: an object wanted, not {type(header).__name__}")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise WeightsError(f"{file}: damaged header: __metadata__ is no object of texts")
+    tensors = {name: _tensor(file, name, info, 8 + length, size) for name, info in header.items()}
+    at, before = 8 + length, "the header"  # no byte belongs to two tensors, or to none
+    for t in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+        if t.offset != at:
+            what = "shares bytes with" if t.offset < at else "is not stored right after"
+            raise WeightsError(f"{file}: damaged header: {t.name} {what} {before}")
+        at, before = at + t.nbytes, t.name
+    if at != size:
+        raise WeightsError(f"{file}: {size - at} bytes after the last tensor belong to none")
     return tensors, metadata
 
 
-def _unique(pairs):
-    names = [k for k, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"doubled entries: {listing({n for n in names if names.count(n) > 1})}")
-    return dict(pairs)
+def _tensor(file: Path, name: str, info: Any, data: int, size: int) -> Tensor:
+    whole = lambda x, n: isinstance(x, list) and len(x) <= n and all(type(i) is int and 0 <= i < 2**63 for i in x)
+    if not isinstance(info, dict) or not info.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise WeightsError(f"{file}: damaged header: {name} lacks dtype, shape or data_offsets")
+    kind, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not whole(shape, 64) or not whole(offsets, 2) or len(offsets) != 2:
+        raise WeightsError(f"{file}: damaged header: shape or data_offsets of {name} are no whole numbers")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise WeightsError(f"{file}: {name} has dtype {str(kind)[:40]}; readable are {', '.join(_DTYPES)}")
+    start, stop = (data + o for o in offsets)
+    found = Tensor(name, file, tuple(shape), np.dtype(_DTYPES[kind]), start)
+    if stop - start != found.nbytes or not data <= start <= stop <= size:
+        said = str(found.shape)[:80]
+        raise WeightsError(f"{file}: {name} {said} does not lie within the file (bytes {start}-{stop} of {size})")
+    return found
 
 
 def open_folder(folder: Path, stem: str = STEM) -> list[Tensor]:
     """All tensors of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names.
 
-    Raises WeightsError when there is neither or both, or when the index and the shards disagree.
+    Of both, the single file is taken, as transformers does. Shards may lie in folders below, never elsewhere. Raises
+    WeightsError when there is neither, or when the index and the shards disagree.
     """
-    index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
-    if index.exists() == single.exists():
-        raise WeightsError(f"{folder}: {'both' if single.exists() else 'neither'} {single.name} and {index.name}")
+    single = folder / f"{stem}.safetensors"
     if single.exists():
         return list(read_header(single).values())
-    place = json.loads(index.read_text(), object_pairs_hook=_unique)["weight_map"]
-    gone = {f for f in place.values() if Path(f).name != f or not (folder / f).exists()}
-    if gone:
+    place = _weight_map(folder, stem)
+    if gone := {f for f in place.values() if not (folder / f).is_file()}:
         raise WeightsError(f"{folder}: the index names shards that are not there: {listing(gone)}")
     shards = {f: read_header(folder / f) for f in sorted(set(place.values()))}
     if lost := {n for n, f in place.items() if n not in shards[f]}:
@@ -98,3 +126,32 @@ def open_folder(folder: Path, stem: str = STEM) -> list[Tensor]:
     if extra := {n for f, ts in shards.items() for n in ts if place.get(n) != f}:
         raise WeightsError(f"{folder}: tensors unknown to the index, or doubled in another shard: {listing(extra)}")
     return [t for ts in shards.values() for t in ts.values()]
+
+
+def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
+    """The safetensors files that `open_folder` reads, sorted. Raises as it does for the index."""
+    single = folder / f"{stem}.safetensors"
+    return [single] if single.exists() else sorted({folder / f for f in _weight_map(folder, stem).values()})
+
+
+def _weight_map(folder: Path, stem: str) -> dict[str, str]:
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.exists():
+        raise WeightsError(f"{folder}: neither {stem}.safetensors nor {index.name}")
+    try:
+        place = json_files.read_object(index).get("weight_map")
+    except json_files.JSONError as e:
+        raise WeightsError(str(e)) from None
+    except OSError as e:
+        raise WeightsError(f"{index}: {e.strerror or e}") from None
+    if not isinstance(place, dict) or not place or not all(isinstance(f, str) for f in place.values()):
+        raise WeightsError(f"{index}: weight_map is no object that names the shard of each tensor")
+    if outside := {f for f in place.values() if not _inside(f)}:
+        raise WeightsError(f"{index}: weight_map leads out of the folder, or to no shard: {listing(outside)}")
+    return place
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    plain = not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+    return plain and len(name) < 1024 and name.endswith(".safetensors")

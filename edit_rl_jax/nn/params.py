@@ -46,12 +46,14 @@ def param(
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters W + (alpha / rank) A B on every decoder linear; options `vision` and `merger`."""
+    """Low-rank adapters W + (alpha / rank) A B on every decoder linear; the rest of Qwen2.5-VL where it is named."""
 
     rank: int = 32
     alpha: float = 64.0
     vision: bool = False
     merger: bool = False
+    patches: bool = False
+    head: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
@@ -135,6 +137,9 @@ def _by_name(folder: Path, naming: Naming) -> dict[str, Tensor]:
 def _check(folder: Path, leaves: list[tuple[tuple[str, ...], Any]], found: dict[str, Tensor], naming: Naming) -> None:
     wanted = {name: naming.file_shape(path, v) for path, v in leaves for name in naming.sources(path, v.shape)}
     folded = {name for path, v in leaves if set(naming.flat) & set(path) for name in naming.sources(path, v.shape)}
+    for name, other in naming.tied:  # of a tied pair either may be the one that was saved
+        if other in wanted and name not in wanted and name in found and other not in found:
+            found[other] = found.pop(name)
     problems = []
     if missing := wanted.keys() - found.keys():
         problems.append(f"missing: {listing(missing)}")
@@ -142,7 +147,7 @@ def _check(folder: Path, leaves: list[tuple[tuple[str, ...], Any]], found: dict[
     for name, other in naming.tied:
         if name in unknown and other in found:
             unknown.remove(name)
-            if not _same(found[name], found[other]):
+            if not same(found[name], found[other]):
                 problems.append(f"{name} differs from the embedding although the config ties them")
     if unknown:
         problems.append(f"unknown: {listing(found[n].name for n in unknown)}")
@@ -153,11 +158,13 @@ def _check(folder: Path, leaves: list[tuple[tuple[str, ...], Any]], found: dict[
         raise WeightsError(f"{folder}: " + "; ".join(problems))
 
 
-def _same(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+def same(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
+    """Whether two tensors hold the same numbers, whatever dtypes they are stored in."""
+    if a.shape != b.shape or not a.shape:
         return False
+    wide = np.float64 if np.float64 in (a.dtype, b.dtype) else np.float32  # holds the values of both exactly
     chunks = (np.s_[i : i + rows] for i in range(0, a.shape[0], rows))
-    return all(np.array_equal(a.read(c).view(np.uint8), b.read(c).view(np.uint8)) for c in chunks)
+    return all(np.array_equal(a.read(c).astype(wide), b.read(c).astype(wide), equal_nan=True) for c in chunks)
 
 
 def _read(path, tensors: list[Tensor], v, sharding, naming: Naming) -> jax.Array:
@@ -173,11 +180,44 @@ def _read(path, tensors: list[Tensor], v, sharding, naming: Naming) -> jax.Array
         here = tuple(rest[i] for i in order)
         for tensor, target in zip(tensors[index[0]], out) if stacked else [(tensors[0], out)]:
             part = tensor.read().reshape(tensor.shape[0], -1)[here] if flat else tensor.read(here)
-            np.copyto(target[inside], part.transpose(np.argsort(order)), casting="unsafe")
+            with np.errstate(over="ignore"):  # what overflows is infinite then, and found
+                np.copyto(target[inside], part.transpose(np.argsort(order)), casting="unsafe")
+            if not is_finite(target):
+                raise WeightsError(f"{tensor.file}: {tensor.name} holds NaN or infinity as {np.dtype(v.dtype).name}")
         return out
 
     # without the wait a busy host holds the copies of several tensors at once
     return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, piece))
+
+
+_EXPONENT = {2: {"bfloat16": 0x7F80, "float16": 0x7C00}, 4: {"float32": 0x7F800000}}
+
+
+def is_finite(x: np.ndarray, chunk: int = 2**22) -> bool:
+    """Whether no number is NaN or infinite; fast for bf16 too, in little memory. x: contiguous."""
+    mask = _EXPONENT.get(x.itemsize, {}).get(x.dtype.name)
+    if mask is None:
+        return bool(np.isfinite(x).all())
+    bits = x.reshape(-1).view(f"u{x.itemsize}")
+    return all(((bits[i : i + chunk] & mask) != mask).all() for i in range(0, bits.size, chunk))
+
+
+def check_finite(state, dtype: Any = None) -> None:
+    """Raises WeightsError naming the weights of a state that are not finite in the dtype that they are written in
+    (default: their own). Looks at them where they are; every process must call."""
+    paths, variables, _ = flatten(state)
+    bad = [
+        ".".join(p)
+        for p, v in zip(paths, variables)
+        if not bool(_all_finite(v.get_value(), np.dtype(dtype or v.dtype)))
+    ]
+    if bad:
+        raise WeightsError(f"weights that are NaN or infinite are not exported: {listing(bad)}")
+
+
+@partial(jax.jit, static_argnums=1)
+def _all_finite(x: jax.Array, dtype: np.dtype) -> jax.Array:
+    return jnp.isfinite(x.astype(dtype)).all()
 
 
 def save(
@@ -194,12 +234,14 @@ def save(
 
     state: all base weights, on any mesh; every process must call, the first one writes. config: of config.json.
     dtype: of the files, default each weight's own. unflat: shape [in, ...] of one filter of `naming.flat`.
-    Raises WeightsError if the state holds LoRA leaves (`peft.merge` first, or `peft.save` the adapter).
+    Raises WeightsError if the state holds LoRA leaves (`peft.merge` first, or `peft.save` the adapter) or numbers that
+    are not finite, before anything is written.
     """
     folder, lead = Path(folder), jax.process_index() == 0
     paths, variables, _ = flatten(state)
     if adapters := [".".join(p) for p in paths if p[-1] in LORA]:
         raise WeightsError(f"not base weights, merge or save them as an adapter: {listing(adapters)}")
+    check_finite(state, dtype)
     pieces = [  # (name, variable, layer, path) of each file tensor, in the order of names
         (naming.written(name), v, layer if naming.layers(p) else None, p)
         for p, v in zip(paths, variables)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.model_files import checked, fields, read_config, section, short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,30 +100,36 @@ class Config:
             raise ValueError(f"window_size {v.window_size} must be a multiple of patch_size x spatial_merge_size")
         if t.num_attention_heads % t.num_key_value_heads:
             raise ValueError(f"{t.num_attention_heads} heads do not divide into {t.num_key_value_heads} KV heads")
-        if 2 * sum(t.mrope_section) != t.head_dim:
-            raise ValueError(f"mrope_section {t.mrope_section} must sum to head_dim/2 = {t.head_dim // 2}")
+        if 2 * sum(t.mrope_section) != t.head_dim or len(t.mrope_section) != 3:
+            raise ValueError(f"mrope_section {t.mrope_section} must be 3 that sum to head_dim/2 = {t.head_dim // 2}")
         if not all(0 <= i < v.depth for i in v.fullatt_block_indexes):
             raise ValueError(f"fullatt_block_indexes {v.fullatt_block_indexes} outside depth {v.depth}")
 
     @classmethod
     def from_hf(cls, source: Any) -> Config:
-        """From a dict, a config.json, or a folder that has one. ValueError on what this model does not implement."""
-        if not isinstance(source, Mapping):
-            path = epath.Path(source)
-            source = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        if source.get("model_type", "qwen2_5_vl") != "qwen2_5_vl":
-            raise ValueError(f"model_type {source['model_type']!r} is not qwen2_5_vl")
-        text = source.get("text_config") or source
-        return cls(
-            vision=_vision(source.get("vision_config") or {}),
-            text=_text(text),
-            tie_word_embeddings=bool(source.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False),
-            **{
-                k: source[k]
-                for k in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-                if source.get(k) is not None
-            },
-        )
+        """From a dict, a config.json, or a folder that has one, as transformers reads it.
+
+        Raises WeightsError, one line that names the file and the key, for what is malformed, larger than any model, or
+        not implemented here. Whether head and embedding are one is what either level says; where a file holds two
+        that differ, they are two all the same (`weights.read_config`).
+        """
+        source, where = read_config(source)
+        flat = source.get("text_config") is None  # files of the hub
+        text = source if flat else section(source, "text_config", where)
+        levels = ((source, where), (text, f"{where}: text_config"))
+        tied = [checked(c.get("tie_word_embeddings"), "bool | None", f"{w}: tie_word_embeddings") for c, w in levels]
+        own = fields(cls, source, f"{where}: ", _BOUNDS, skip=("vision", "text", "tie_word_embeddings"))
+        try:
+            _check_kind(source)
+            towers = {
+                "vision": _vision(section(source, "vision_config", where), f"{where}: vision_config."),
+                "text": _text(text, f"{where}: " if flat else f"{where}: text_config."),
+            }
+            return cls(**towers, **own, tie_word_embeddings=any(tied))
+        except WeightsError:
+            raise
+        except ValueError as e:
+            raise WeightsError(f"{where}: {e}") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The nested config.json that transformers >= 5 writes (and 4.5x reads)."""
@@ -153,37 +159,71 @@ class Config:
         return {**arch, **top, "text_config": t, "vision_config": v}
 
 
-def _take(cls: type, source: Mapping) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "mrope_section"}
-    optional = ("bos_token_id", "eos_token_id")  # null is a value there: no such token
-    out = {k: v for k, v in source.items() if k in names and (v is not None or k in optional)}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in out.items()}
+# lowest and highest value that a model can have
+_TOKEN, _LAYERS, _POSITIVE = (0, 2**24), (1, 1024), (1e-30, 1e30)
+_BOUNDS = {
+    **dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), _TOKEN),
+    **dict.fromkeys(("bos_token_id", "eos_token_id"), (-1, 2**24)),
+    **dict.fromkeys(("depth", "num_hidden_layers"), _LAYERS),
+    **dict.fromkeys(("num_heads", "num_attention_heads", "num_key_value_heads"), (1, 4096)),
+    **dict.fromkeys(("patch_size", "temporal_patch_size", "spatial_merge_size"), (1, 1024)),
+    "fullatt_block_indexes": (0, 1023),
+    "vocab_size": _TOKEN,
+    "max_position_embeddings": (1, 2**40),
+    "rms_norm_eps": (0, 1),
+}
 
 
-def _vision(source: Mapping) -> VisionConfig:
+def _check_kind(source: Mapping) -> None:
+    """Refuses what is another model, or this one quantized."""
+    kind, names, quantized = (source.get(k) for k in ("model_type", "architectures", "quantization_config"))
+    if kind not in (None, "qwen2_5_vl"):
+        raise ValueError(f"model_type {short(kind)} is not qwen2_5_vl")
+    if kind is None and names and "qwen2_5_vl" not in str(names).lower():
+        raise ValueError(f"architectures {short(names)} are not Qwen2.5-VL's")
+    if quantized:
+        raise ValueError(f"quantized weights are not implemented: quantization_config {short(quantized)}")
+
+
+def _check_act(source: Mapping, tower: str) -> None:
     if source.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"vision hidden_act {source['hidden_act']!r} is not silu")
-    kwargs = _take(VisionConfig, source)
-    kwargs.pop("rms_norm_eps", None)
-    if source.get("in_chans") is not None:  # the key of released checkpoints
-        kwargs["in_channels"] = source["in_chans"]
-    rope = source.get("rope_parameters") or {}
-    return VisionConfig(**kwargs, rope_theta=float(rope.get("rope_theta", 10000.0)))
+        raise ValueError(f"{tower} hidden_act {short(source['hidden_act'])} is not silu")
 
 
-def _text(source: Mapping) -> TextConfig:
-    if source.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"text hidden_act {source['hidden_act']!r} is not silu")
+def _vision(source: Mapping, prefix: str) -> VisionConfig:
+    _check_act(source, "vision")
+    if source.get("in_channels") is None and source.get("in_chans") is not None:  # the key of released checkpoints
+        source = {**source, "in_channels": source["in_chans"]}
+    theta = section(source, "rope_parameters", prefix).get("rope_theta", 10000.0)
+    theta = checked(theta, "float", f"{prefix}rope_theta", *_POSITIVE)
+    return VisionConfig(
+        **fields(VisionConfig, source, prefix, _BOUNDS, ("rope_theta", "rms_norm_eps")), rope_theta=theta
+    )
+
+
+def _text(source: Mapping, prefix: str) -> TextConfig:
+    _check_act(source, "text")
     if source.get("use_sliding_window"):
         raise ValueError("use_sliding_window is not implemented")
-    rope = source.get("rope_parameters") or source.get("rope_scaling") or {}
+    kinds = checked(source.get("layer_types"), "tuple[str, ...] | None", f"{prefix}layer_types") or ()
+    if set(kinds) - {"full_attention"}:
+        raise ValueError(f"layer_types {short(sorted(set(kinds)))} are not implemented (full_attention)")
+    rope = section(source, "rope_scaling", prefix) or section(source, "rope_parameters", prefix)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(f"rope type {kind!r} is not implemented (default, mrope)")
-    kwargs = _take(TextConfig, source)
-    heads = kwargs.get("num_attention_heads", TextConfig.num_attention_heads)
-    if "num_key_value_heads" in source and source["num_key_value_heads"] is None:
-        kwargs["num_key_value_heads"] = heads
-    kwargs.setdefault("head_dim", kwargs.get("hidden_size", TextConfig.hidden_size) // heads)
-    theta = rope.get("rope_theta", source.get("rope_theta", 1e6))
-    return TextConfig(**kwargs, rope_theta=float(theta), mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))))
+        raise ValueError(f"rope type {short(kind)} is not implemented (default, mrope)")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise ValueError("partial_rotary_factor is not implemented")
+    heads = source.get("num_attention_heads", TextConfig.num_attention_heads)
+    null = {k for k in ("num_key_value_heads", "head_dim") if k in source and source[k] is None}
+    source = {k: v for k, v in source.items() if k not in null}
+    if "num_key_value_heads" in null:
+        source["num_key_value_heads"] = heads
+    kwargs = fields(TextConfig, source, prefix, _BOUNDS, ("rope_theta", "mrope_section"))
+    hidden = kwargs.get("hidden_size", TextConfig.hidden_size)
+    if "head_dim" not in kwargs and hidden % heads:
+        raise ValueError(f"hidden_size {hidden} does not divide into {heads} heads")
+    kwargs.setdefault("head_dim", hidden // heads)
+    theta = checked(rope.get("rope_theta", source.get("rope_theta", 1e6)), "float", f"{prefix}rope_theta", *_POSITIVE)
+    sections = checked(rope.get("mrope_section", [16, 24, 24]), "tuple[int, ...]", f"{prefix}mrope_section", 0)
+    return TextConfig(**kwargs, rope_theta=theta, mrope_section=sections)

@@ -23,7 +23,7 @@ class Qwen25VL(nnx.Module):
     """The model. `nnx.eval_shape(lambda: Qwen25VL(...))` gives it abstract; `nnx.split(m, Trainable, Frozen)` at jit.
 
     Args:
-      lora: adapters on every decoder linear (and the tower's and merger's when it says so), or None.
+      lora: adapters on every decoder linear (and the tower's, merger's, ... when it says so), or None.
       trainable: "lora" (base Frozen in `dtype`) or "full" (base Trainable in fp32, cast to `dtype` at use).
       dtype: of activations and frozen weights.
       remat: "nothing_saveable", "dots", "everything_saveable" or "none".
@@ -46,18 +46,19 @@ class Qwen25VL(nnx.Module):
         if trainable not in ("lora", "full"):
             raise ValueError(f"trainable {trainable!r} is not 'lora' or 'full'")
         dtype, full = jnp.dtype(dtype), trainable == "full"
-        init = lambda adapted: Init(dtype, full, lora if adapted else None)
+        init = lambda part: Init(dtype, full, lora if lora and (part == "text" or getattr(lora, part)) else None)
         tower = lambda: VisionTower(
             cfg.vision,
             rngs=rngs,
-            init=init(lora is not None and lora.vision),
-            merger_init=init(lora is not None and lora.merger),
+            init=init("vision"),
+            merger_init=init("merger"),
+            patch_init=init("patches"),
             remat=remat,
             attention=attention,
         )
         self.visual = None if text_only else tower()
-        self.language_model = TextModel(cfg.text, rngs=rngs, init=init(True), remat=remat)
-        head = lambda: Linear(*size, ("embed", "vocab"), rngs=rngs, init=init(False))
+        self.language_model = TextModel(cfg.text, rngs=rngs, init=init("text"), remat=remat)
+        head = lambda: Linear(*size, ("embed", "vocab"), rngs=rngs, init=init("head"))
         size = (cfg.text.hidden_size, cfg.text.vocab_size)
         self.lm_head = None if cfg.tie_word_embeddings or text_only else head()
         self.cfg, self.dtype, self.attention = cfg, dtype, attention
@@ -93,4 +94,9 @@ class Qwen25VL(nnx.Module):
         """fp32 next-token logits of hidden states."""
         if self.lm_head is None:
             return self.language_model.embed_tokens.attend(h)
-        return head_logits(h, self.lm_head.kernel[...])
+        head = self.lm_head
+        out = head_logits(h, head.kernel[...])
+        if head.lora_a is None:
+            return out
+        low = head_logits(h, head.lora_a[...])
+        return out + head_logits(low, head.lora_b[...]) * head.lora_scale

@@ -1,8 +1,10 @@
 """LoRA adapters of Qwen2.5-VL as PEFT writes them; reading, writing and merging are `nn.peft`'s."""
 
+import dataclasses
 from pathlib import Path
 
 from edit_rl_jax.nn import peft as generic
+from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.peft import CONFIG, FILE, merge, save, tensors
 from edit_rl_jax.qwen2_5_vl import weights
 
@@ -10,20 +12,36 @@ __all__ = ["CONFIG", "FILE", "Adapter", "load", "make_adapter", "merge", "read_a
 
 
 class Adapter(generic.Adapter):
-    """`nn.peft.Adapter` that says which towers it adapts."""
+    """`nn.peft.Adapter` that says which parts of the model it adapts."""
 
     @property
     def vision(self) -> bool:
-        """Whether it adapts the blocks of the vision tower."""
-        return self.targets("model.visual.blocks.0.attn.qkv") or self.targets("model.visual.blocks.0.mlp.up_proj")
+        """Whether it adapts any of the blocks of the vision tower."""
+        return self._any("model.visual.blocks.")
 
     @property
     def merger(self) -> bool:
-        return self.targets("model.visual.merger.mlp.0") or self.targets("model.visual.merger.mlp.2")
+        return self._any("model.visual.merger.")
+
+    @property
+    def patches(self) -> bool:
+        return self._any("model.visual.patch_embed.")
+
+    @property
+    def head(self) -> bool:
+        return self._any("lm_head")
+
+    def _any(self, start: str) -> bool:
+        return any(m.startswith(start) for m in self.layers)
+
+    @property
+    def lora(self) -> LoRAConfig:
+        """The leaves that a model needs to hold it."""
+        return LoRAConfig(self.rank, self.alpha, self.vision, self.merger, self.patches, self.head)
 
 
 def _ours(a: generic.Adapter) -> Adapter:
-    return Adapter(a.rank, a.alpha, a.config, a.naming)
+    return Adapter(**{f.name: getattr(a, f.name) for f in dataclasses.fields(a)})
 
 
 def read_adapter(folder: str | Path) -> Adapter:

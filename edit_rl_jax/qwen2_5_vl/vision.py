@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -85,10 +87,18 @@ class VisionTower(nnx.Module):
     """Patch embedding, stacked blocks, merger."""
 
     def __init__(
-        self, cfg: VisionConfig, *, rngs: nnx.Rngs, init: Init, merger_init: Init, remat: str, attention: str | None
+        self,
+        cfg: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        init: Init,
+        merger_init: Init,
+        patch_init: Init | None = None,  # default: `init` without LoRA
+        remat: str,
+        attention: str | None,
     ):
-        base = Init(init.dtype, init.full)
-        self.patch_embed = Linear(cfg.patch_dim, cfg.hidden_size, (None, "vision_embed"), rngs=rngs, init=base)
+        plain = patch_init or dataclasses.replace(init, lora=None)
+        self.patch_embed = Linear(cfg.patch_dim, cfg.hidden_size, (None, "vision_embed"), rngs=rngs, init=plain)
         self.blocks = stack(lambda r: VisionBlock(cfg, rngs=r, init=init), cfg.depth, rngs)
         self.merger = PatchMerger(cfg, rngs=rngs, init=merger_init)
         self.cfg, self.dtype, self.remat, self.attention = cfg, init.dtype, remat, attention

@@ -6,6 +6,7 @@ as transformers 5 does. Adapters are in `peft.py`.
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn import weights as generic
-from edit_rl_jax.nn.checkpoint_files import INDEX, SINGLE, WeightsError
+from edit_rl_jax.nn.checkpoint_files import INDEX, SINGLE, WeightsError, open_folder
+from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.nn.weights import LORA, Naming, flatten, host_value, placements
+from edit_rl_jax.qwen2_5_vl.config import Config
 
-__all__ = ["INDEX", "LORA", "SINGLE", "WeightsError", "flatten", "host_value", "load", "placements", "save"]
+__all__ = ["INDEX", "LORA", "METADATA", "SINGLE", "WeightsError", "flatten", "host_value", "load", "placements"]
+__all__ += ["read_config", "save"]
 
+log = logging.getLogger(__name__)
 STACKED = ("blocks", "layers")
-METADATA = "edit_rl.json"  # what inference must share with training: prompt texts, pixel budget
 # what a model folder holds beside weights and config.json
 SIDE_FILES = (
     "generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json "
@@ -50,7 +55,9 @@ def hf_name(path: Sequence[str]) -> str:
 
 def canonical(name: str) -> str:
     """A checkpoint's tensor name in transformers 5's style."""
-    name = re.sub(r"^visual\.", "model.visual.", name)
+    name = re.sub(
+        r"^(?=(visual|language_model)\.)", "model.", name
+    )  # a Qwen2_5_VLModel without its head has no "model."
     return re.sub(r"^model\.(?=(layers|embed_tokens|norm)\.)", "model.language_model.", name)
 
 
@@ -59,16 +66,36 @@ def hub_name(name: str) -> str:
     return name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)
 
 
+TIED = ("lm_head.weight", "model.language_model.embed_tokens.weight")
+BUFFERS = r".*\.rotary(_pos)?_emb\.inv_freq$"  # old files hold them; they are computed
 NAMING = Naming(
     hf_name,
     stacked=STACKED,
     canonical=canonical,
     written=hub_name,
-    tied=(("lm_head.weight", "model.language_model.embed_tokens.weight"),),
+    optional=BUFFERS,
+    tied=(TIED,),
     flat=("patch_embed",),
 )
 # the decoder alone, of a checkpoint that has the rest too
-TEXT_NAMING = dataclasses.replace(NAMING, optional=r"model\.visual\.|lm_head\.")
+TEXT_NAMING = dataclasses.replace(NAMING, optional=rf"model\.visual\.|lm_head\.|{BUFFERS}", tied=())
+
+
+def read_config(path_or_hub_id: str | Path, revision: str | None = None) -> Config:
+    """The configuration of a folder with its weights: as `Config.from_hf`, but where the files hold a head that differs
+    from the embedding it is a head of its own, whatever config.json says; transformers does the same."""
+    folder = local_folder(path_or_hub_id, revision)
+    cfg = Config.from_hf(folder)
+    if not cfg.tie_word_embeddings or not ((folder / SINGLE).exists() or (folder / INDEX).exists()):
+        return cfg
+    found = {canonical(t.name): t for t in open_folder(folder)}
+    head, embedding = (found.get(name) for name in TIED)
+    if head is None or embedding is None or generic.same(head, embedding):
+        return cfg
+    log.warning(
+        "%s: config.json ties the head to the embedding, but the files hold two that differ: both are used", folder
+    )
+    return dataclasses.replace(cfg, tie_word_embeddings=False)
 
 
 def load(path_or_hub_id: str | Path, abstract, shardings=None, *, revision: str | None = None):
@@ -98,4 +125,6 @@ def save(
     folder = generic.save(state, config, folder, NAMING, **options)
     if jax.process_index() == 0:
         generic.copy_files(files_from, folder, SIDE_FILES)
+        if (folder / METADATA).exists():
+            model_files.stamp(folder)
     return folder

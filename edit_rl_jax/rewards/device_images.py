@@ -12,7 +12,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float, Float64, UInt8
 from PIL import Image
 
 from edit_rl_jax.data.images import ImageSettings
@@ -83,11 +83,18 @@ def _reorders() -> bool:
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def device_patches(images: Float[Array, "B H W 3"], settings: ImageSettings) -> Float[Array, "B N D"]:
-    """`data.images.patchify` of a batch of images with values in [0, 1] on the device; N = h * w of `settings.grid`."""
+def device_patches(
+    images: Float[Array, "B H W 3"] | UInt8[Array, "B H W 3"], settings: ImageSettings
+) -> Float[Array, "B N D"]:
+    """Cuts a batch of images on the device into patches as `data.images.patchify` does on the host.
+
+    images: u8, or float with values in [0, 1], which is rounded to 8 bits. N = h * w of `settings.grid`.
+    """
     _, gh, gw = settings.grid(*images.shape[1:3])
     p, m, B = settings.patch_size, settings.merge_size, images.shape[0]
-    levels = jnp.round(jnp.clip(images.astype(jnp.float32), 0, 1) * 255)
+    levels = images.astype(jnp.float32)
+    if images.dtype != jnp.uint8:
+        levels = jnp.round(jnp.clip(levels, 0, 1) * 255)
     x = resize_on_device(levels, gh * p, gw * p)
     mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (settings.mean, settings.std))
     x = ((x / 255 - mean) / std).reshape(B, gh // m, m, p, gw // m, m, p, 3)

@@ -1,10 +1,10 @@
 """A file of edits scored into a file of results, resumably: what is written is final, in the input's order, once."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edit_rl_jax import json_files
 from edit_rl_jax.data import readers
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.results import complete
@@ -29,11 +29,8 @@ def entries(path: Path) -> Iterator[tuple[dict[str, Any], Triple | str]]:
                 line = {"key": record.key, "instruction": record.instruction, "task": record.task}
                 yield line, (record.source, record.edited, record.instruction)
         return
-    with path.open() as file:
-        for number, text in enumerate(file, 1):
-            if text.strip():
-                line = _line(f"{path}:{number}", text)
-                yield line, read_triple(line, path.parent)
+    for line in json_files.rows(path, _line):
+        yield line, read_triple(line, path.parent)
 
 
 def read_triple(line: Mapping[str, str], folder: Path) -> Triple | str:
@@ -42,16 +39,15 @@ def read_triple(line: Mapping[str, str], folder: Path) -> Triple | str:
         images = [(folder / line[k]).read_bytes() for k in ("source", "edited")]
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    except ValueError as error:  # a path that no file can have
+        return f"{line['source']!r}, {line['edited']!r}: {error}"
     return (*images, line["instruction"])
 
 
-def _line(where: str, text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-        missing = [k for k in WANTED if not isinstance(line.get(k), str)]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{where}: not a JSON object: {error}") from None
-    if missing:
+def _line(where: str, line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict):
+        raise ValueError(f"{where}: not a JSON object: {type(line).__name__}")
+    if missing := [k for k in WANTED if not isinstance(line.get(k), str)]:
         raise ValueError(f"{where}: no text under {', '.join(missing)}")
     return line
 
@@ -62,8 +58,7 @@ def count(path: Path) -> int:
         import pyarrow.parquet
 
         return pyarrow.parquet.ParquetFile(path).metadata.num_rows
-    with path.open() as file:
-        return sum(bool(text.strip() and _line(f"{path}:{n}", text)) for n, text in enumerate(file, 1))
+    return sum(1 for _ in json_files.rows(path, _line))
 
 
 def judge_entries(judge: Judge, found: list[tuple[dict[str, Any], Triple | str]]) -> list[Judgement]:
@@ -88,7 +83,12 @@ def score_file(
     """
     total = count(source)
     work = lambda part: [{"scores": j.to_json()} for j in judge_entries(judge, part)]
-    how = dict(adds=("scores",), source=source, chunk=chunk, overwrite=overwrite, progress=progress)
+    how = dict(adds=("scores",), good=_is_scored, source=source, chunk=chunk, overwrite=overwrite, progress=progress)
     lines = complete(output, entries(source), total, work, settings, **how)
     valid = [x["scores"]["overall"] for x in lines if x["scores"]["overall"] is not None]
     return total, total - len(valid), sum(valid) / len(valid) if valid else None
+
+
+def _is_scored(line: Mapping[str, Any]) -> bool:
+    scores = line["scores"]
+    return isinstance(scores, dict) and isinstance(scores.get("overall", ""), int | float | None)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax.generation.sampler import Sampling, greedy
+from edit_rl_jax.nn.checkpoint_files import weight_files
+from edit_rl_jax.nn.model_files import OFF
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore import reward
@@ -28,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint-model", metavar="NAME", help="the model that the end point should use")
     parser.add_argument("--base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
     parser.add_argument("--prompts", metavar="NAME", help="prompt texts; default: those stored with the model")
+    skip = f"do not compare an export with its SHA-256 before it is loaded (for all commands: {OFF}=0)"
+    parser.add_argument("--no-verify", action="store_true", help=skip)
     how = parser.add_argument_group("generation")
     how.add_argument("--passes", type=int, default=1, help="answers a question, averaged; 1 is greedy unless sampled")
     how.add_argument("--reduction", choices=REDUCTIONS, default=REDUCTIONS[0], help="of the passes (see aggregate.py)")
@@ -81,18 +85,19 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
     if not args.model and (args.expected or args.constrained):
         raise ValueError("--expected and --constrained look into the model: they want --model")
     if args.server:
-        client = RewardClient(args.server, os.environ.get(TOKEN, ""))
+        client = RewardClient(args.server, os.environ.get(TOKEN, ""), must_answer=True)
         return client, {"server": client.settings()}
     if args.endpoint:
         drawn = sampling(args)
         options = dict(passes=args.passes, temperature=drawn.temperature, top_p=drawn.top_p, seed=args.seed)
         options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
-        options |= dict(attempts=1 + args.retries, reduction=args.reduction)
+        options |= dict(attempts=1 + args.retries, reduction=args.reduction, must_answer=True)
         vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
         return vlm, vlm.settings()
     options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
     how = modes(args)
     mesh = make_mesh(args.mesh) if args.mesh else None
+    options["verify"] = not args.no_verify
     judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options, **how)
     settings = {
         "weights_sha256": fingerprint(args.model, args.base),
@@ -112,7 +117,10 @@ def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
     """SHA-256 over the files of a model folder that decide its answers, and over its base's if it is an adapter."""
     folder = weights.local_folder(model)
     digest = hashlib.sha256()
-    for path in sorted({p for pattern in FILES for p in folder.glob(pattern)}):
+    found = {p for pattern in FILES for p in folder.glob(pattern)}
+    if (folder / weights.INDEX).exists():
+        found |= set(weight_files(folder))  # shards may lie in folders below
+    for path in sorted(found):
         blob = path.resolve().name  # the hub's cache names large files by their SHA-256
         if path.is_symlink() and len(blob) == 64:
             sha256 = blob
@@ -121,6 +129,6 @@ def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.name} {sha256}\n".encode())
     if (folder / peft.CONFIG).exists():
-        home = reward.base_folder(folder, base, peft.read_adapter(folder))
+        home = reward.base_folder(folder, base)
         digest.update(fingerprint(home).encode())
     return digest.hexdigest()

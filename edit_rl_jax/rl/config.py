@@ -138,9 +138,9 @@ def _check_rewards(rewards: Any) -> None:
             raise ConfigError(f"config key 'rl.rewards': the weight of '{name}' {wrong}")
 
 
-def _check_steps(r: ConfigDict) -> None:
+def _check_steps(r: Any) -> None:
     """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Sampler`)."""
-    low, high = tuple(r.window_range)
+    low, high = r.window_range
     if r.algorithm == "nft":
         if r.window:
             raise ConfigError(f"config key 'rl.window' is {r.window}: nft draws its samples without noise, say 0")

@@ -5,6 +5,7 @@ are compared in pairs.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from edit_rl_jax import json_files
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.editworld.oracle import is_success
+from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.program import Program
 from edit_rl_jax.rl.prompts import Prompt
 from edit_rl_jax.training.report import write_report
+from edit_rl_jax.training.state import digest
+
+log = logging.getLogger(__name__)
 
 SEED = 20250919  # of the noise: the same for every run and step
 DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts", "overall")
@@ -100,29 +106,13 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def page(prompts: Sequence[Prompt], *columns: Any, names: Sequence[str], side: int = 144) -> bytes:
-    """A PNG with a row a prompt: its instruction, then source and edits side by side, `names` above."""
-    label, gap, n = 16, 6, len(columns) + 1
-    height = side + label + gap
-    picture = Image.new("RGB", (max(n * (side + gap), 640), label + len(prompts) * height), "white")
-    draw = ImageDraw.Draw(picture)
-    for x, name in enumerate(("source", *names)):
-        draw.text((x * (side + gap), 0), name, fill="black")
-    for y, prompt in enumerate(prompts):
-        top = label + y * height
-        draw.text((0, top), prompt.instruction.splitlines()[0][:100], fill="black")
-        for x, image in enumerate((prompt.source, *(c[y] for c in columns))):
-            shown = Image.fromarray(image).resize((side, side * image.shape[0] // image.shape[1]))
-            picture.paste(shown.crop((0, 0, side, side)), (x * (side + gap), top + label))
-    return encode_png(np.asarray(picture))
-
-
 def store(folder: Path, step: int, found: dict[str, Any], prompts: Sequence[Prompt], images: Any, shown: int) -> None:
     """Writes an evaluation and the edits that the report shows, each moved into place when whole."""
     home = folder / "evaluations"
     home.mkdir(parents=True, exist_ok=True)
     files = {f"{step:06d}.png": encode_png(np.concatenate(list(images[:shown])))} if shown else {}
-    for name, data in (files | {f"{step:06d}.json": json.dumps(found).encode()}).items():
+    text = json.dumps(found | {"sha256": digest(found)})
+    for name, data in (files | {f"{step:06d}.json": text.encode()}).items():
         part = home / f"{name}.part"
         part.write_bytes(data)
         part.replace(home / name)
@@ -137,21 +127,36 @@ def fetch(folder: Path, remote: Any) -> None:
 
 
 def read(folder: Path, last: int | None = None) -> dict[int, dict[str, Any]]:
-    """{step: evaluation} of a run's folder; `last`: later ones, of steps that will be taken again, are removed."""
+    """{step: evaluation} of a run's folder; `last`: later ones, of steps that will be taken again, are removed.
+
+    A damaged one is named in a warning, kept as `damaged-NAME` and left out.
+    """
     out = {}
-    for path in sorted((folder / "evaluations").glob("*.json")):
-        step = int(path.stem)
+    for path in sorted((folder / "evaluations").glob("[0-9]*.json")):
+        try:
+            found = json_files.read_object(path)
+            if "sha256" in found and found.pop("sha256") != digest(found):
+                raise json_files.JSONError(str(path), "it is not what was written: its checksum differs")
+            step = int(path.stem)
+        except (json_files.JSONError, OSError, ValueError) as e:
+            log.warning("an evaluation is damaged, its step is missing in the report: %s", e)
+            path.rename(path.with_name(f"damaged-{path.name}"))
+            continue
         if last is not None and step > last:
             path.unlink()
         else:
-            out[step] = json.loads(path.read_text())
+            out[step] = found
     return out
 
 
 def shown(folder: Path, step: int, size: tuple[int, int]) -> UInt8[np.ndarray, "n H W 3"]:
-    """The edits that `store` kept."""
-    with Image.open(folder / "evaluations" / f"{step:06d}.png") as picture:
-        return np.asarray(picture.convert("RGB")).reshape(-1, *size, 3)
+    """The edits that `store` kept. Raises OSError for a picture that is not as it was."""
+    path = folder / "evaluations" / f"{step:06d}.png"
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB")).reshape(-1, *size, 3)
+    except (SyntaxError, ValueError) as e:  # of Pillow, for broken PNGs
+        raise OSError(f"{path} is damaged: {e}") from e
 
 
 CURVES = (
@@ -160,14 +165,14 @@ CURVES = (
     ("Oracle's success of the samples", {"oracle_success": ""}),
     ("Ratio, advantage above 0", {"ratio_positive_max": "greatest", "ratio_positive_min": "least"}),
     ("Ratio, advantage below 0", {"ratio_negative_max": "greatest", "ratio_negative_min": "least"}),
-    ("Clipped share", {"clip_share": ""}),
+    ("Clipped (share)", {"clip_share": ""}),
     ("Divergence from the reference", {"kl": ""}),
     ("Change of the velocity in one rollout's updates, squared", {"velocity_change": ""}),
     (
         "What does not train",
         {"zero_std_share": "share of groups: equal rewards", "invalid_share": "of samples: no reward"},
     ),
-    ("Seconds an iteration", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
+    ("Time of an iteration (seconds)", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
 )
 
 
@@ -192,14 +197,18 @@ def report(folder: Path, prompts: Sequence[Prompt], rows: Sequence[dict[str, Any
     held_out = {"reward": "reward", "oracle_reward": "the oracle's reward", "oracle_success": "oracle's success"}
     dimensions = {"oracle_success_score": "success", "oracle_over_editing": "over-editing"}
     quality = {"oracle_naturalness": "naturalness", "oracle_artifacts": "artifacts"}
-    curves = [("Held-out prompts: reward against oracle", held_out, points)]
-    curves += [("Oracle, by dimension / 25", dimensions, points), ("Oracle, quality / 25", quality, points)]
+    curves = [("Held-out prompts: reward against oracle (mean)", held_out, points)]
+    curves += [("Oracle by dimension (score/25)", dimensions, points), ("Oracle's quality (score/25)", quality, points)]
     curves += [(title, names, rows) for title, names in CURVES]
     pictures = {}
     if len(found) > 1 and (folder / "evaluations" / f"{min(found):06d}.png").exists():
         first, last = min(found), max(found)
         size = prompts[0].source.shape[:2]
-        columns = [shown(folder, step, size) for step in (first, last)]
-        names = [f"step {first}", f"step {last}"]
-        pictures["The same prompts before and after"] = page(prompts[: len(columns[0])], *columns, names=names)
+        names = ("source", f"step {first}", f"step {last}")
+        try:
+            edited = zip(prompts, shown(folder, first, size), shown(folder, last, size))
+            lines = [(p.instruction, [*zip((p.source, *images), names)]) for p, *images in edited]
+            pictures["The same prompts before and after"] = montage(lines)
+        except OSError as e:
+            log.warning("the report has no edits before and after: %s", e)
     write_report(folder, curves=curves, pictures=pictures)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from edit_rl_jax.flow import random, steps
+from edit_rl_jax.flow import steps
+from edit_rl_jax.flow.keys import normal
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.rl.losses import Loss, Policy, Rows
 
@@ -53,7 +54,7 @@ class DiffusionNFT:
         data, mask = rows.final, rows.mask
         t = rows.times[:, index]
         at = steps.column(t, data)
-        noise = random.normal(rows.keys, data.shape[1:], index)
+        noise = normal(rows.keys, data.shape[1:], index)
         x = at * data + (1 - at) * noise
         x = x if mask is None else jnp.where(steps.expand(mask, x), x, 0.0)
         v, v_old = policy(x, t, index), jax.lax.stop_gradient(old(x, t, index))

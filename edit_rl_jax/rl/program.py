@@ -165,9 +165,9 @@ def algorithm(config) -> Algorithm:
 def encode(model: Editor, batch: Batch) -> Prompts:
     """Text and source of each prompt once, as the condition of its samples; the source by its posterior's mean."""
     pixels, tokens = batch["pixels"], batch["tokens"]
-    rows = lambda a: _over_mesh(a.reshape(-1, *a.shape[2:]))
-    text = model.encode_text(rows(tokens), rows(batch["segments"])).reshape(*tokens.shape, -1)
-    references = model.encode_images(_over_mesh(pixels.astype(jnp.float32) / 127.5 - 1))
+    rows = lambda a: a.reshape(-1, *a.shape[2:])
+    text = _over_mesh(model.encode_text, rows(tokens), rows(batch["segments"])).reshape(*tokens.shape, -1)
+    references = _over_mesh(model.encode_images, pixels.astype(jnp.float32) / 127.5 - 1)
     n = batch["layout"]["text_segments"].shape[1]
     condition = batch["layout"] | {
         "text": text[:, jnp.asarray([0, 1, 1][:n])],
@@ -176,12 +176,12 @@ def encode(model: Editor, batch: Batch) -> Prompts:
     return Prompts(condition=condition, mask=None, **{k: batch[k] for k in ("times", "item", "prompt", "member")})
 
 
-def _over_mesh(rows: Array) -> Array:
-    """Rows over the mesh where they divide."""
-    try:
-        return sharding.shard(rows, "batch", *(None,) * (rows.ndim - 1))
-    except sharding.ShardingError:
-        return rows
+def _over_mesh(encode: Callable[..., Array], *arrays: Array) -> Array:
+    """Encodes rows over the mesh; where they do not divide, empty rows are added and cut off again."""
+    count = arrays[0].shape[0]
+    more = -count % sharding.row_shards()
+    filled = [jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))) for a in arrays]
+    return encode(*(sharding.shard(a, "batch", *(None,) * (a.ndim - 1)) for a in filled))[:count]
 
 
 def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -> Program:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from edit_rl_jax import json_files
+from edit_rl_jax.data.edit_rows import cover
 from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
@@ -67,34 +67,32 @@ class Lines:
     if known `task` or `task_type`. Sources are cropped to the aspect of height x width and resized."""
 
     def __init__(self, file: Path, height: int, width: int):
-        text = file.read_text()
-        self.file, self.size, self.data_hash = file, (height, width), hashlib.sha256(text.encode()).hexdigest()
-        self._rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        for n, row in enumerate(self._rows, 1):
-            if not _image(row) or not str(row.get("instruction", "")).strip():
-                raise ConfigError(f"{file}, row {n}: wants an instruction and one source image")
+        self.file, self.size, self.data_hash = file, (height, width), hashlib.sha256(file.read_bytes()).hexdigest()
+        try:
+            self._rows = list(json_files.rows(file, _row))
+        except json_files.JSONError as e:
+            raise ConfigError(str(e)) from None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Prompt:
         row, key = self._rows[index], f"{self.file.name}/{index}"
-        source = fit(decode_image(self.file.parent / _image(row), where=key), *self.size)
+        source = cover(decode_image(self.file.parent / _image(row), where=key), *self.size)
         return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "")
 
 
+def _row(where: str, row: Any) -> dict[str, Any]:
+    texts = [row.get(k) or "" for k in ("instruction", "task", "task_type")] if isinstance(row, dict) else [""]
+    if not all(isinstance(t, str) for t in texts) or not texts[0].strip() or not _image(row):
+        raise ConfigError(f"{where}: row {where.rsplit(':', 1)[1]} wants an instruction and one source image")
+    return row
+
+
 def _image(row: dict[str, Any]) -> str:
-    several = row.get("input_images") or []
-    return row.get("source") or (several[0] if len(several) == 1 else "")
-
-
-def fit(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The middle of an image in the aspect of height x width, resized to it (bicubic)."""
-    h, w = image.shape[:2]
-    scale = min(h / height, w / width)
-    top, left = (h - height * scale) / 2, (w - width * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+    several = row.get("input_images")
+    image = row.get("source") or (several[0] if isinstance(several, list) and len(several) == 1 else "")
+    return image if isinstance(image, str) else ""
 
 
 def source(config: Any, split: str) -> Source:

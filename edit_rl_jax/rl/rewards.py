@@ -51,14 +51,14 @@ class Samples:
         """On the host."""
         return np.asarray(self.images)
 
-    def on_device(self, place: NamedSharding | None = None) -> list[Float[Array, "H W 3"]]:
-        """Each image by itself on the device, or on all devices of `place`, with values in [0, 1]; one call."""
+    def on_device(self, place: NamedSharding | None = None) -> list[UInt8[Array, "H W 3"]]:
+        """Puts each image by itself on the device, or on all devices of `place`, in one call."""
         return _apart(jnp.asarray(self.images) if place is None else jax.device_put(self.images, place))
 
 
 @jax.jit
-def _apart(images: UInt8[Array, "N H W 3"]) -> list[Float[Array, "H W 3"]]:
-    return [image.astype(jnp.float32) / 255 for image in images]
+def _apart(images: UInt8[Array, "N H W 3"]) -> list[UInt8[Array, "H W 3"]]:
+    return list(images)
 
 
 def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from edit_rl_jax import sharding
-from edit_rl_jax.flow import random
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal, window_start
 from edit_rl_jax.flow.sampling import Sampler, sample
 
 # velocity(trainable, frozen, latents fp32 [B, *latent], t fp32 [B], condition: pytree of [B, ...]) -> [B, *latent].
@@ -71,16 +71,16 @@ def make_rollout(
     """
 
     def rollout(trainable: Any, frozen: Any, prompts: Prompts, seed: Array, step: Array, start: Array) -> Rollout:
-        start = jnp.where(start < 0, random.window_start(seed, step, *sampler.starts), start)
+        start = jnp.where(start < 0, window_start(seed, step, *sampler.starts), start)
         field = lambda x, t, c: velocity(trainable, frozen, x, t, c)
 
         def micro(_, m):
             index, condition, times, mask = rows_of(prompts, m)
             items, member = prompts["item"][index], jax.lax.dynamic_index_in_dim(prompts["member"], m, 0, False)
-            keys = lambda purpose, member: random.item_keys(seed, purpose, step, items, member)
-            first = keys(random.Purpose.INITIAL, jnp.zeros_like(member) if same_noise else member)
-            noise = _split(random.normal(first, latent))
-            steps = keys(random.Purpose.STEP, member)
+            keys = lambda purpose, member: item_keys(seed, purpose, step, items, member)
+            first = keys(Purpose.INITIAL, jnp.zeros_like(member) if same_noise else member)
+            noise = _split(normal(first, latent))
+            steps = keys(Purpose.STEP, member)
             path = sample(field, sampler, noise, times, condition, mask=mask, start=start, keys=steps)
             return None, (path, finish(frozen, path.final, index) if finish else None)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from edit_rl_jax.flow import random
 from edit_rl_jax.flow.guidance import predict
+from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.steps import expand
 from edit_rl_jax.rl.losses import Algorithm, Loss, Policy, Rows
@@ -37,7 +37,7 @@ def microbatch(
     """Microbatch m of a rollout as the loss sees it, and its condition. `step`: number of the optimizer update."""
     take = lambda a: jax.lax.dynamic_index_in_dim(a, m, 0, keepdims=False)
     index, condition, times, mask = rows_of(prompts, m)
-    alive, base = take(keep), jax.random.fold_in(jax.random.key(seed), int(random.Purpose.TRAINING))
+    alive, base = take(keep), jax.random.fold_in(jax.random.key(seed), int(Purpose.TRAINING))
     # A row that does not train may hold anything: its numbers do not reach the gradients.
     clean = lambda a: jnp.where(expand(alive, a), a, 0.0)
     items, member = prompts["item"][index], take(prompts["member"])
@@ -50,7 +50,7 @@ def microbatch(
         mask=mask,
         advantage=take(advantage),
         keep=alive,
-        keys=random.item_keys(seed, random.Purpose.TRAINING, step, items, member),
+        keys=item_keys(seed, Purpose.TRAINING, step, items, member),
         trained=algorithm.trained(jax.random.fold_in(jax.random.fold_in(base, step), m)),
     )
     return rows, condition

@@ -6,7 +6,6 @@ The exported folder is an AutoencoderKL of diffusers. Its latents have mean 0 an
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, Patches, VAEConfig
-from edit_rl_jax.flow import random
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.weights import local_folder
 from edit_rl_jax.training import data as data_lib
@@ -58,9 +57,9 @@ class Reconstruction:
         """Sum over images; weight: their number. The moments of the latents are among the metrics."""
         real = jnp.any(batch["noise_segments"] > 0, axis=1)
         images = pixels(batch["target"])
-        keys = random.item_keys(self.seed, random.Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
+        keys = item_keys(self.seed, Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
         mean, log_variance = model.moments(images)
-        z = mean + jnp.exp(0.5 * log_variance) * random.normal(keys, mean.shape[1:])
+        z = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
         decoded = model.decode_plain(z)
         each = lambda x: jnp.where(real, jnp.mean(x, axis=(1, 2, 3)), 0.0)
         error = each((decoded - images) ** 2)
@@ -76,7 +75,7 @@ def model_config(config: Any) -> VAEConfig:
     m = config.model
     if m.init_from:
         return VAEConfig.from_hf(local_folder(m.init_from, m.revision or None))
-    return VAEConfig.from_hf(json.loads(m.config) if m.config.lstrip().startswith("{") else m.config)
+    return VAEConfig.from_hf(m.config)
 
 
 def make(config: Any, cfg: VAEConfig, mesh: Mesh, dtype: Any) -> partial:
@@ -134,8 +133,8 @@ def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32
 
 
 def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
-    """diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was one; then
-    patches are fitted, if the config has them."""
+    """Writes diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was
+    one; then patches are fitted, if the config has them. Raises WeightsError naming weights that are not finite."""
     cfg = program.model_config
     if "validation_latent_mean" in facts:
         mean, square = facts["validation_latent_mean"], facts["validation_latent_square"]
@@ -145,7 +144,8 @@ def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revis
     if cfg.patch_channels:
         fit_patches(program, model)
     state = nnx.state(model)
-    weights.save(state, cfg.to_hf(), folder, NAMING, dtype=dtype)
-    if jax.process_index() == 0:
-        (folder / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
+    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+        weights.save(state, cfg.to_hf(), part, NAMING, dtype=dtype)
+        if jax.process_index() == 0:
+            (part / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
     return folder

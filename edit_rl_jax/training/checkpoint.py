@@ -1,10 +1,13 @@
 """Checkpoints of a run: trainable weights, optimizer state, and what came with the last consumed batch.
 
 Orbax writes asynchronously into a temporary folder that is renamed when complete, so a killed save leaves no
-checkpoint. A checksum of every tensor is taken on the devices before the save and compared after a restore: a damaged
-newest checkpoint is named, set aside and the one before it is used.
+checkpoint. A checksum of every tensor is taken on the devices before the save and compared after a restore, and so is
+one of the host's part (step, position in the data, guard): a damaged newest checkpoint is named, set aside and the one
+before it is used.
 """
 
+import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -15,13 +18,22 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from edit_rl_jax.training.state import checksums
+from edit_rl_jax.training.state import checksums, digest
 
 log = logging.getLogger(__name__)
+HOST = ("step", "data", "extra", "checksums")  # the host's part; beside it stands its "sha256"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names the step and the tensor or file."""
+
+
+class SaveError(CheckpointError):
+    """A save that failed; what was saved before is as it was, and the next save begins afresh."""
+
+
+class _Mismatch(CheckpointError):
+    """The checkpoint is whole but not of this run: falling back would not help."""
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -29,15 +41,37 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def _cause(e: BaseException) -> str:
+    """One line of what the storage says, whose end names the cause."""
+    text = " ".join(str(e).split()) or type(e).__name__
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
+
+
 class Checkpoints:
-    """The newest `keep` checkpoints under `folder`, local or `gs://`. Every process makes one and calls each method."""
+    """The newest `keep` checkpoints under `folder`, local or `gs://`. Every process makes one and calls each method.
+
+    Raises CheckpointError, here and in `steps` and `restore`, for a folder that cannot be used.
+    """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 3):
-        self.folder = epath.Path(folder)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        self.folder, self._keep = epath.Path(folder), keep
+        self._open: ocp.CheckpointManager | None = None
+        _ = self._manager
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager; after a save that failed a new one, which clears what that one left."""
+        if self._open is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            )
+            try:
+                if self.folder.exists() and not self.folder.is_dir():
+                    raise NotADirectoryError("it is a file, a folder wanted")
+                self._open = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            except Exception as e:
+                raise CheckpointError(f"cannot use {self.folder}: {_cause(e)}") from e
+        return self._open
 
     def steps(self) -> list[int]:
         """Steps of complete checkpoints, oldest first."""
@@ -47,18 +81,25 @@ class Checkpoints:
         """Starts to save the state after `step` updates and returns once the arrays may be donated.
 
         trees: {"trainable": ..., "opt_state": ...}. data: the iterator state that came with the last consumed batch;
-        extra: anything else. Both plain JSON and the same on every process.
+        extra: anything else. Both plain JSON and the same on every process. Raises SaveError where this save, or the
+        one before in the background, fails.
         """
-        if step in self._manager.all_steps():
-            return
         named = _named(dict(trees))
         sums = {k: int(v) for k, v in checksums(named).items()}
         meta = {"step": step, "data": data, "extra": dict(extra or {}), "checksums": sums}
-        saved = self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)), force=True
-        )
+        meta["sha256"] = digest(meta)
+        try:
+            if step in self._manager.all_steps():
+                return
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)),
+                force=True,
+            )
+        except Exception as e:  # whatever the storage raises
+            raise self._failed(e) from e
         if not saved:
-            raise CheckpointError(f"checkpoint {step} was not saved")
+            raise SaveError(f"checkpoint {step} was not saved")
 
     def restore(self, trees: Mapping[str, Any]) -> tuple[int, dict[str, Any], Any, dict[str, Any]] | None:
         """(step, trees, data, extra) of the newest checkpoint that is whole, or None where there is none.
@@ -67,27 +108,31 @@ class Checkpoints:
         `damaged-STEP`. Raises CheckpointError when checkpoints exist and all are damaged, or when the weights' names
         or shapes are not those wanted.
         """
-        damaged = {}
-        for step in reversed(self.steps()):
+        steps, names = self.steps(), [p.name for p in self.folder.iterdir()]
+        damaged = {n: "no folder of a step" for n in names if n.isdecimal() and n not in map(str, steps)}
+        for name, reason in damaged.items():
+            log.warning("checkpoint %s is damaged (%s)", name, reason)
+        for step in reversed(steps):
             try:
                 found = self._read(step, trees)
             except _Mismatch:
                 raise
             except Exception as e:  # whatever the storage raises on bad bytes
-                damaged[step] = " ".join(str(e).split())[:300] or type(e).__name__
-                log.warning("checkpoint %s is damaged (%s); trying the one before it", step, damaged[step])
+                damaged[str(step)] = _cause(e)
+                log.warning("checkpoint %s is damaged (%s); trying the one before it", step, damaged[str(step)])
                 continue
             for bad in damaged:  # only now: a storage that fails for a moment must not cost every checkpoint
                 self._set_aside(bad)
             return found
         left = [f"step {step}: {reason}" for step, reason in damaged.items()]
-        left += [p.name for p in self.folder.iterdir() if p.name.startswith("damaged-")]
+        left += [n for n in names if n.startswith("damaged-")]
         if left:
             raise CheckpointError(f"no checkpoint under {self.folder} is whole: " + "; ".join(left))
         return None
 
     def _read(self, step: int, trees: Mapping[str, Any]):
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        _check_host(meta, step)
         wanted = _named(dict(trees))
         if wrong := meta["checksums"].keys() ^ wanted.keys():
             raise _Mismatch(f"checkpoint {step} of other weights than this config's: {', '.join(sorted(wrong)[:5])}")
@@ -98,23 +143,49 @@ class Checkpoints:
         restored = jax.tree_util.tree_map_with_path(lambda p, _: named[jax.tree_util.keystr(p)], dict(trees))
         return meta["step"], restored, meta["data"], meta["extra"]
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, name: str) -> None:
         if jax.process_index() == 0:
-            bad = self.folder / str(step)
-            bad.rename(self.folder / f"damaged-{step}")
+            taken = {p.name for p in self.folder.iterdir()}
+            free = itertools.chain([f"damaged-{name}"], (f"damaged-{name}-{n}" for n in itertools.count(2)))
+            (self.folder / name).rename(self.folder / next(n for n in free if n not in taken))
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+            multihost_utils.sync_global_devices(f"set aside {name}")
         self._manager.reload()
 
+    def saving(self) -> bool:
+        """Whether a save is under way in the background."""
+        return self._open is not None and self._open.is_saving_in_progress()
+
     def wait(self) -> None:
-        """Returns when everything saved is on storage; raises what a background save raised."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on storage. Raises SaveError where a background save failed."""
+        try:
+            if self._open is not None:
+                self._open.wait_until_finished()
+        except Exception as e:
+            raise self._failed(e) from e
 
     def close(self) -> None:
         """`wait`, then frees the background threads."""
         self.wait()
-        self._manager.close()
+        if self._open is not None:
+            self._open.close()
+
+    def _failed(self, e: Exception) -> SaveError:
+        """The error of a save; lets go of the manager, whose list of steps and temporary folders are now wrong."""
+        broken, self._open = self._open, None
+        with contextlib.suppress(Exception):
+            if broken:
+                broken.close()
+        return SaveError(f"a checkpoint could not be saved under {self.folder}: {_cause(e)}")
 
 
-class _Mismatch(CheckpointError):
-    """The checkpoint is whole but not of this run: falling back would not help."""
+def _check_host(meta: Any, step: int) -> None:
+    """Raises CheckpointError where the host's part of checkpoint `step` is not what `save` wrote there."""
+    if not isinstance(meta, dict) or meta.keys() - {"sha256"} != set(HOST):
+        raise CheckpointError(f"its host part holds other things than {', '.join(HOST)}")
+    if "sha256" not in meta:
+        log.warning("checkpoint %s is of an earlier version: its host part has no checksum to compare with", step)
+    elif meta["sha256"] != digest({k: meta[k] for k in HOST}):
+        raise CheckpointError("checksum of its host part differs")
+    if meta["step"] != step:
+        raise CheckpointError(f"it says that it is of step {meta['step']}")

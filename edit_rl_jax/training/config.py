@@ -118,7 +118,7 @@ def default() -> ConfigDict:
     c.mesh_presets = ConfigDict()  # topology name ("v5p:4x4x4") -> mesh, used by `--config.topology` and plan.py
     c.topology = ""  # name of a preset to use instead of `mesh`
 
-    c.checkpoint = ConfigDict(dict(every=250, keep=3))
+    c.checkpoint = ConfigDict(dict(every=250, keep=3, max_failed=10))  # max_failed: saves in a row that may fail
     c.eval = ConfigDict(dict(every=0, batches=8))  # validation loss every so many steps; 0 = only at the end
     c.eval.pairs = 0  # at the end, pairs scored by generation for eval.json; 0 = no pairs
     c.eval.passes = 1  # sampled answers a question, averaged; 1 = greedy
@@ -198,6 +198,7 @@ RESUME_MAY_CHANGE = (
     "log",
     "compilation_cache",
     "checkpoint.keep",
+    "checkpoint.max_failed",
     "eval.pairs",
     "eval.passes",
     "eval.prompts",

@@ -1,14 +1,18 @@
 """The trained model as other tools read it: a Hugging Face folder (full) or a PEFT adapter folder (lora), with card."""
 
+import contextlib
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.nn.weights import check_finite
 from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.qwen2_5_vl.weights import METADATA
 from edit_rl_jax.training import state as st
 from edit_rl_jax.training.build import Program
 from edit_rl_jax.training.config import portable
@@ -24,10 +28,20 @@ def metadata(config: Any, prompts: Any) -> dict[str, Any]:
     }
 
 
-def stored_metadata(folder: str | Path) -> dict[str, Any]:
-    """The `edit_rl.json` of a model or adapter folder; {} where there is none (a plain Hugging Face model)."""
-    path = Path(folder) / METADATA
-    return json.loads(path.read_text()) if path.exists() else {}
+@contextlib.contextmanager
+def writing(folder: Path, stored: dict[str, Any]) -> Iterator[Path]:
+    """Gives a folder to write an export to, and at the end puts it in the place of `folder`, whole, with `stored` and
+    the SHA-256 of its files in `edit_rl.json`. An export that fails leaves what there was. Every process enters."""
+    part, lead = folder.with_name(f"{folder.name}.partial"), jax.process_index() == 0
+    if lead:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    yield part
+    if lead:
+        model_files.stamp(part, stored)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
 
 
 def export(
@@ -44,8 +58,15 @@ def export(
     """Writes the model (`trainable: full`) or the adapter (`lora`) with tokenizer, processor, metadata and card.
 
     facts: of the card: `steps`, final figures. revision: of the base (`start.revision`); a packaged base is written by
-    its name in the package. frozen: not needed. Every process must call; the first writes.
+    its name in the package. frozen: not needed. Every process must call; the first writes. Raises WeightsError naming
+    weights that are not finite.
     """
+    with writing(folder, metadata(program.config, prompts)) as part:
+        _write(program, trainable, part, tokenizer, prompts, facts, revision)
+    return folder
+
+
+def _write(program: Program, trainable: st.Flat, folder: Path, tokenizer, prompts, facts, revision: str) -> None:
     config, state = program.config, st.unflatten(program.trainable_state, trainable)
     if config.model.trainable == "full":
         weights.save(state, program.model_config, folder, dtype=jnp.dtype(config.model.save_dtype))
@@ -54,15 +75,14 @@ def export(
         adapter = peft.make_adapter(state, lora.rank, lora.alpha, portable(config.model.init_from) or None)
         if revision and ":" not in revision:  # a commit of the hub, which PEFT can ask for
             adapter.config["revision"] = revision
+        check_finite(state)
         peft.save(state, adapter, folder)
     if jax.process_index():
-        return folder
+        return
     tokenizer.save_pretrained(str(folder))
-    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")
-    write("preprocessor_config.json", image_settings(config, program.model_config).to_hf())
-    write(METADATA, metadata(config, prompts))
+    images = image_settings(config, program.model_config).to_hf() | {"made_by": model_files.MADE_BY}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
     (folder / "README.md").write_text(card(config, prompts, facts, revision))
-    return folder
 
 
 def card(

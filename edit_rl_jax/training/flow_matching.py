@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, UInt8
 
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.flow import matching, random
+from edit_rl_jax.flow import matching
+from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
 from edit_rl_jax.training.config import ConfigError
 
@@ -66,7 +67,7 @@ class FlowMatching:
     def loss(self, model: Any, batch: dict[str, Array]):
         """Squared error of the velocity, summed over the numbers of all valid tokens; weight: how many they are."""
         B, R = batch["references"].shape[:2]
-        keys = lambda items, passes: random.item_keys(self.seed, random.Purpose.TRAINING, 0, items, passes)
+        keys = lambda items, passes: item_keys(self.seed, Purpose.TRAINING, 0, items, passes)
         images = jnp.concatenate([batch["target"][:, None], batch["references"]], axis=1)
         images = pixels(images.reshape(-1, *images.shape[2:]))
         passes = jnp.tile(jnp.arange(1, R + 2, dtype=jnp.int32), B)

@@ -1,28 +1,18 @@
-"""Who writes a run's folder: a lease that its one owner renews, and that a second writer reads to be refused.
+"""One run, one workdir: who writes a folder says so in it, and a second writer is refused at once.
 
-`lease.json` in the workdir (the remote one, where there is one) names the owner, by host, process and start, and is
-written anew every `BEAT` seconds. Besides, the owner holds a kernel lock on a local file. What that gives:
-
-- Two processes that see one lock file (one host; several, where NFS has locks): the kernel decides, at once. A killed
-  owner's lock is gone with it, so its folder is free at once; a suspended owner still has it.
-- Others have only the lease (another host, another container, `gs://`): who finds it renewed within `EXPIRY` seconds is
-  refused, at once. An older one is watched for longer than a beat, as clocks may differ, and taken over if it stays as
-  it is. On object stores a claim is written, and counts if it still stands `SETTLE` seconds later: of two claims at the
-  same time one is left, as long as a write takes less than that. Where it takes longer, the first of the two finds
-  another's lease at its next beat, or before its next save, and stops.
-
-The lock is `flock` on a descriptor that no program inherits and that a forked child closes: a data worker that outlives
-its owner must not hold it. Imports no JAX.
+`lease.json` in the workdir (the remote one where there is one) names the owner: host, process, start, and a token; the
+owner renews it every BEAT seconds. A lease that was not renewed for EXPIRY seconds, by the storage's clock, is a dead
+owner's and is taken over. On a local folder the owner holds a lock on the file besides, which the system frees however
+the process ends: a killed run's folder is free at once on its own machine. A data worker that outlives its owner does
+not keep it: no program inherits the lock, and a forked child lets go. Making a lease imports no JAX.
 """
 
-import contextlib
 import datetime
 import errno
 import fcntl
 import json
-import logging
-import math
 import os
+import random
 import secrets
 import socket
 import threading
@@ -35,237 +25,232 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax import json_files
+from edit_rl_jax.training.config import ConfigError
 
-log = logging.getLogger(__name__)
-
-BEAT, EXPIRY, SETTLE = 15.0, 90.0, 2.0  # seconds
-NAME, LOCK = "lease.json", "lease.lock"
-
-
-class LeaseError(RuntimeError):
-    """Another process writes the folder, or may; the message is one line and says who, where it is known."""
+FILE = "lease.json"
+BEAT, EXPIRY = 15.0, 60.0  # seconds
+CLAIM = "lease-"  # and a token: the file of one who is about to take the lease
 
 
-class _Lock:
-    """An exclusive kernel lock on a file, which holds what its owner says of itself; until `close`.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
-    Raises BlockingIOError where another process has it, OSError. On a file system that knows no locks nothing is
-    locked, and its `identity` is no other's.
+
+class LeaseError(ConfigError):
+    """The workdir is another's. One line that names its host, process and start time."""
+
+
+class Lease:
+    """The right to write a workdir, from its making until `close`.
+
+    Args:
+      folder: the workdir; it is made where it does not exist. Locks are used where it is local.
+      locked: False: as for a remote folder.
+      beat, expiry: seconds.
+
+    Raises LeaseError where another owner writes the folder; OSError, or what the storage raises, where it cannot be
+    written.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.fd = path, -1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while self.fd < 0:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # no program inherits it (PEP 446)
-            try:
-                self.identity = self._lock(fd)
-                with contextlib.suppress(FileNotFoundError):  # its last owner removed it after it was opened
-                    if os.path.samestat(os.fstat(fd), os.stat(path)):
-                        self.fd = fd
-            finally:
-                if self.fd < 0:
-                    os.close(fd)
-        _LOCKS.add(self)
-
-    @staticmethod
-    def _lock(fd: int) -> str:
+    def __init__(
+        self, folder: str | os.PathLike, *, locked: bool | None = None, beat: float = BEAT, expiry: float = EXPIRY
+    ):
+        self.folder = epath.Path(folder)
+        self._file, self._beat, self._expiry = self.folder / FILE, beat, expiry
+        self._own = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "token": secrets.token_hex(8),
+            "boot": _boot(),
+        }
+        self._lock: int | None = None
+        self._taken: str = ""  # why the lease is lost
+        self._renewed = 0.0
+        _HELD.add(self)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if "://" not in os.fspath(folder) if locked is None else locked:
+            self._lock = self._locked()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                return secrets.token_hex(8)
+            self._take()
+        except BaseException:
+            self._unlock()
             raise
-        return f"{_boot()}:{os.fstat(fd).st_dev}:{os.fstat(fd).st_ino}"
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
 
-    def say(self, about: dict[str, Any]) -> None:
-        """Writes who the owner is."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, json.dumps(about).encode(), 0)
+    def check(self, sure: bool = True) -> None:
+        """Raises LeaseError where another took the folder while this process stood still. Cheap: one small file.
+
+        sure: False: free; the file is read only if the lease may have expired.
+        """
+        late = abs(time.time() - self._renewed) > self._expiry
+        if (sure or late) and not self._taken:
+            found = self._read()
+            self._taken = self._lost(found)
+            if late and found == {}:
+                self._taken = (
+                    f"{self._file} could not be renewed or read for {self._expiry:.0f} s: another may write here"
+                )
+        if self._taken:
+            raise LeaseError(self._taken)
 
     def close(self) -> None:
-        """Removes the file, which only its owner may, and lets go."""
-        if self.fd >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self.fd)
-            self.fd = -1
+        """Gives the folder back; nothing to do where another has taken it."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            if not self._lost(self._read()):
+                self._file.unlink(missing_ok=True)
+        except Exception:  # storage has errors of its own
+            pass  # it expires
+        self._unlock()
+
+    # -- The lock of a local folder ------------------------------------------------------------------------------------
+
+    def _locked(self) -> int | None:
+        while True:
+            lock = os.open(os.fspath(self._file), os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by other programs
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_ino == os.stat(self._file).st_ino:
+                    return lock
+            except BlockingIOError:
+                os.close(lock)
+                for _ in range(20):  # it may be about to write who it is
+                    if owner := self._read():
+                        break
+                    time.sleep(0.1)
+                raise self._refusal(owner, None) from None
+            except FileNotFoundError:
+                pass
+            except OSError as e:
+                made = os.fstat(lock).st_size == 0
+                os.close(lock)
+                if e.errno not in NO_LOCKS:
+                    raise
+                if made:
+                    self._file.unlink()
+                return None
+            os.close(lock)  # its owner left and removed it meanwhile
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # -- The file ------------------------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Writes the lease where no other lives.
+
+        Of two that try at once each leaves a claim before it looks for others' and for the lease, so at least one of
+        them sees the other and comes again.
+        """
+        claim = self.folder / f"{CLAIM}{self._own['token']}"
+        while True:
+            claim.write_text("")
+            try:
+                now = claim.stat().mtime  # by the storage's clock
+                alone = not [p for p in self.folder.glob(f"{CLAIM}*") if p.name != claim.name and self._lives(p, now)]
+                old = self._read()
+                same_kernel = not old or old.get("boot") == self._own["boot"]  # or none: another's lock would be seen
+                mine = self._lock is not None and same_kernel
+                if old is not None and not mine and self._lives(self._file, now):
+                    raise self._refusal(old, now - self._file.stat().mtime)
+                if alone:
+                    self._write()
+                    return
+            finally:
+                claim.unlink(missing_ok=True)
+            time.sleep(random.uniform(0.05, 0.5))
+
+    def _lives(self, path: epath.Path, now: float) -> bool:
+        """Whether a file was written in the last `expiry` seconds."""
+        try:
+            return now - path.stat().mtime < self._expiry
+        except OSError:  # removed meanwhile
+            return False
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the file says; {} where it cannot be read, None where there is none."""
+        for _ in range(5):  # it may be in the middle of being written
+            try:
+                return json_files.read_object(self._file)
+            except FileNotFoundError:
+                return None
+            except Exception:  # storage has errors of its own
+                time.sleep(0.05)
+        return {}
+
+    def _write(self) -> None:
+        text = json.dumps(self._own | {"renewed": time.time()}) + "\n"
+        if self._lock is None:
+            self._file.write_text(text)
+        else:
+            os.pwrite(self._lock, text.encode(), 0)
+            os.ftruncate(self._lock, len(text.encode()))
+        self._renewed = time.time()
+
+    def _lost(self, found: dict[str, Any] | None) -> str:
+        """Why this is the owner no more, "" while it is; found: what `_read` gives."""
+        if found == {} or (found or {}).get("token") == self._own["token"]:
+            return ""
+        gone = f"{self.folder}: its {FILE} is gone, another may write here"
+        return str(self._refusal(found, None)) if found else gone
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._beat):
+            try:
+                self._taken = self._taken or self._lost(self._read())
+                if self._taken:
+                    return
+                self._write()
+            except Exception:
+                continue  # a network that fails for a moment; the next beat tries again
+
+    def _refusal(self, owner: dict[str, Any] | None, age: float | None) -> LeaseError:
+        known = owner or {}
+        who = f"host {known.get('host', '?')}, process {known.get('process', '?')}, started {known.get('started', '?')}"
+        until = "" if age is None else f"; if it is dead, the folder is free in {max(1, round(self._expiry - age))} s"
+        return LeaseError(f"{self.folder}: another run writes this folder ({who}){until}")
 
 
-_LOCKS: weakref.WeakSet[_Lock] = weakref.WeakSet()
+_HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for lock in list(_LOCKS):
-        if lock.fd >= 0:
-            os.close(lock.fd)
-            lock.fd = -1
+    for lease in list(_HELD):
+        lease._unlock()  # the parent's own descriptor keeps the lock
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def _boot() -> str:
-    """What tells one running kernel from others; its host's name where it does not say."""
+    """What tells one running kernel from all others; the host's name where it does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return socket.gethostname()
 
 
-class Lease:
-    """The lease of a run's folder, held from now until `release`, renewed by a thread.
+def agreed(make: Callable[[], Lease]) -> Lease | None:
+    """Makes the lease on the first process; on the others None. Raises LeaseError on all where it is refused."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
 
-    Raises LeaseError where another process holds it, naming that one; where the folder cannot be written, OSError or
-    what the store raises.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        lock: Path,
-        *,
-        beat: float = BEAT,
-        expiry: float = EXPIRY,
-        settle: float | None = None,
-    ):
-        """folder: of the lease, local or remote. lock: the local file to lock. settle: default SETTLE for a remote
-        folder and 0 for a local one, whose hosts share the lock, or find each other at the next beat."""
-        self.folder, self.beat, self.expiry = epath.Path(folder), beat, expiry
-        self.path, self._remote = self.folder / NAME, "://" in os.fspath(folder)
-        self.on_loss: Callable[[], None] | None = None  # called when `check` finds that the folder is another's
-        self._lost, self._renewed = "", 0.0
-        self._stop, self._writing = threading.Event(), threading.Lock()
+    lease, refused = None, None
+    if jax.process_index() == 0:
         try:
-            self._lock = self._locked(lock)
-        except BlockingIOError:
-            found = _parsed(lock)
-            raise LeaseError(f"{self.folder} is written by {_who(found)}; use another --workdir, or end it") from None
-        try:
-            owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _clock(time.time())}
-            self._lock.say(owner)
-            self._mine: dict[str, Any] = owner | {"token": secrets.token_hex(8), "lock": self._lock.identity}
-            self._mine |= {"expiry": expiry, "beats": 0}
-            self._take((SETTLE if self._remote else 0.0) if settle is None else settle)
-        except BaseException:
-            self._lock.close()
-            raise
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
-
-    @staticmethod
-    def _locked(path: Path) -> _Lock:
-        """The lock, at the second try: its owner may be ending, or new and about to say who it is."""
-        try:
-            return _Lock(path)
-        except BlockingIOError:
-            time.sleep(0.2)
-            return _Lock(path)
-
-    def _take(self, settle: float) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found = _parsed(self.path)
-        if found is not None and found.get("lock") != self._mine["lock"]:  # else the kernel says that its owner is gone
-            age = time.time() - found.get("renewed", -math.inf)
-            if abs(age) < found.get("expiry", self.expiry):
-                raise LeaseError(self._refusal(found))
-            if not self.expiry < age / 10 < math.inf:  # nobody's clock is so far behind
-                seconds = 1.5 * self.beat
-                log.warning("%s is %s's, and old; watching it for %.0f s", self.path, _who(found), seconds)
-                time.sleep(seconds)
-                if (now := _parsed(self.path)) is not None and now != found:
-                    raise LeaseError(self._refusal(now))
-        self._write()
-        if settle:
-            time.sleep(settle)
-            if problem := self._problem():
-                raise LeaseError(problem)
-
-    def _write(self) -> None:
-        self._mine |= {"beats": self._mine["beats"] + 1, "renewed": time.time()}
-        text = json.dumps(self._mine, indent=1) + "\n"
-        if self._remote:  # an object appears whole
-            self.path.write_text(text)
-        else:
-            part = self.folder / f"{NAME}.part"
-            part.write_text(text)
-            part.replace(self.path)
-        self._renewed = self._mine["renewed"]
-
-    def _refusal(self, found: dict[str, Any]) -> str:
-        end = found.get("renewed", time.time()) + found.get("expiry", self.expiry)
-        free = f"if it has died, the folder is free from {_clock(end)} on"
-        return f"{self.folder} is written by {_who(found)}; use another --workdir ({free})"
-
-    def _problem(self) -> str:
-        """What became of the lease; "" while it is ours. Raises OSError."""
-        found = _parsed(self.path)
-        if found is None:
-            return f"{self.path} is gone: removed by hand, or by another process that took the folder over"
-        return "" if found.get("token") == self._mine["token"] else self._refusal(found)
-
-    def _renew(self) -> None:
-        while not self._stop.wait(self.beat):
-            try:
-                with self._writing:
-                    if self._stop.is_set():
-                        return
-                    self._lost = self._lost or self._problem()
-                    if self._lost:
-                        return
-                    self._write()
-            except Exception as e:  # stores have errors of their own; what comes back in time does no harm
-                log.warning("%s cannot be renewed: %s", self.path, e)
-
-    def check(self, surely: bool = False) -> None:
-        """Raises LeaseError where another has taken the folder over, which must then not be written any more.
-
-        Costs nothing while the lease was renewed in time; after that, or `surely`, it is read. That it cannot be read
-        is an error once it has expired.
-        """
-        late = abs(time.time() - self._renewed) > self.expiry  # this process was suspended, or could not write
-        if not self._lost and (late or surely):
-            try:
-                self._lost = self._problem()
-            except Exception as e:
-                if late:
-                    self._lost = f"{self.path} was not renewed for {self.expiry:.0f} s, another may have taken it: {e}"
-        if self._lost:
-            if self.on_loss:
-                self.on_loss()
-            raise LeaseError(self._lost)
-
-    def release(self) -> None:
-        """Gives the folder back: removes the lease, where it is still ours, and the lock."""
-        self._stop.set()
-        with self._writing:  # no beat comes after this
-            try:
-                if not self._lost and not self._problem():
-                    self.path.unlink()
-            except Exception as e:
-                log.warning("%s cannot be removed: %s", self.path, e)
-            try:
-                self._lock.close()
-            except OSError as e:
-                log.warning("%s cannot be removed: %s", self._lock.path, e)
-
-
-def _parsed(path: Any) -> dict[str, Any] | None:
-    """What stands in a lease; {} for what is none, None where there is no file. Raises OSError."""
-    try:
-        found = json_files.read_object(path)
-    except FileNotFoundError:
-        return None
-    except json_files.JSONError:
-        return {}
-    numbers = all(isinstance(found.get(k, 0), (int, float)) for k in ("renewed", "expiry"))
-    return found if numbers else {}
-
-
-def _who(found: dict[str, Any] | None) -> str:
-    """The owner that a lease names."""
-    if not found or "pid" not in found:
-        return "another process"
-    return f"process {found['pid']} on host {found.get('host')}, started {found.get('started')}"
-
-
-def _clock(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+            lease = make()
+        except (LeaseError, OSError) as e:
+            refused = e
+        except Exception as e:  # storage has errors of its own
+            refused = ConfigError(" ".join(f"--workdir: {type(e).__name__}: {e}".split()))
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refused is not None)) and not refused:
+        raise LeaseError("the first process may not write the workdir: its message says why")
+    if refused:
+        raise refused
+    return lease

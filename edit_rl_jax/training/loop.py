@@ -1,8 +1,11 @@
 """The loop's parts: batches on the devices, the interruption signal, the guard against non-finite steps."""
 
+import contextlib
 import dataclasses
+import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +17,8 @@ from jax.sharding import Mesh
 
 from edit_rl_jax import sharding
 from edit_rl_jax.data.pipeline import BatchMeta
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
@@ -70,10 +75,14 @@ def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
     """
     while True:
         began = time.monotonic()
+        # Worker processes begin here and inherit the mask: a terminal's Ctrl-C, sent to all, is this process's alone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             batch, meta = next(batches)
         except StopIteration:
             return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         state = batches.get_state()
         wait = time.monotonic() - began
         figures = {
@@ -89,25 +98,53 @@ def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
 
 
 class Interruption:
-    """SIGTERM (a preemption) becomes a question that all processes answer alike at a step boundary, until `restore`."""
+    """SIGTERM (a preemption) and SIGINT (Ctrl-C) become a question that all processes answer alike at a step boundary,
+    until `restore`. A second signal ends the process at once, with status 128 + its number."""
 
     def __init__(self):
-        self._asked, self._before = False, None
-        if jax.process_count() == 1:  # with several, JAX's coordination service watches the signal
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._asked, self._alone = False, jax.process_count() == 1
+        wanted = [signal.SIGTERM] if self._alone else []  # with several, JAX's coordination service watches SIGTERM
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: a background job of a shell
+            wanted.append(signal.SIGINT)
+        self._end, end = os.pipe()  # Python writes the signal's number there even while this thread waits for a device
+        os.set_blocking(end, False)
+        self._pipe, self._before = end, {}
+        self._woken = signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
+        for number in wanted:
+            self._before[number] = signal.signal(number, self._ask)
 
-    def _ask(self, *_):
+    def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
+        if not self._alone:  # as if a preemption had come: the processes agree on the step
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @staticmethod
+    def _watch(end: int) -> None:
+        first = None
+        while number := os.read(end, 1):
+            name = signal.Signals(number[0]).name
+            if first is None:
+                first = time.monotonic()
+                log.warning("%s: saving after this step, then stopping; once more stops at once", name)
+            elif time.monotonic() - first > 1:  # `timeout` and other wrappers send each signal twice
+                with contextlib.suppress(OSError):
+                    os.write(2, f"{name} again: stopped at once; the last checkpoint is as it was\n".encode())
+                os._exit(128 + number[0])
+        os.close(end)
 
     def now(self, step: int) -> bool:
         """Whether to save and stop after this step, the same on every process."""
-        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+        return self._asked if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
     def restore(self) -> None:
-        """Gives the signal back to whoever had it: outside the loop it ends the process."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        """Gives the signals back to whoever had them: outside the loop they end the process."""
+        if self._pipe is not None:
+            for number, before in self._before.items():
+                signal.signal(number, before)
+            signal.set_wakeup_fd(self._woken)
+            os.close(self._pipe)
+            self._pipe = None
 
 
 class Trace:
@@ -133,7 +170,10 @@ class Trace:
         """Writes the trace if one is running."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as e:  # a full disk: the run goes on without it
+                log.warning("the trace cannot be written: %s", e)
 
 
 class Guard:

@@ -3,6 +3,7 @@ terminal."""
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -13,18 +14,50 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from edit_rl_jax import json_files
 from edit_rl_jax.training.config import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    out = []
-    for line in epath.Path(path).read_text().splitlines() if epath.Path(path).exists() else ():
+    """The objects of a `metrics.jsonl` in the order of their steps, each step once; damaged lines are left out."""
+    return _scan(epath.Path(path))[0]
+
+
+def _scan(path: epath.Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows, what is damaged). A last line that a kill cut is no damage; of a step written twice the last counts."""
+    try:
+        lines = path.read_bytes().split(b"\n") if os.path.lexists(path) or path.exists() else []
+    except OSError as e:
+        return [], [f"it cannot be read ({e.strerror or e})"]
+    rows, problems, last = {}, [], 0
+    for number, line in enumerate(lines, 1):
         try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return out
+            row = json_files.loads(line, f"line {number}") if line.strip() else None
+        except json_files.JSONError as e:
+            problems += [str(e)] if number < len(lines) else []
+            continue
+        step = row.get("step") if isinstance(row, dict) else None
+        if type(step) is int:
+            problems += [f"line {number}: step {step} after step {last}"] if step <= last else []
+            rows[step] = row
+            last = step
+        elif line.strip():
+            problems.append(f"line {number}: no object with a step")
+    return [rows[step] for step in sorted(rows)], problems
+
+
+def _set_aside(path: Path | epath.Path) -> str:
+    """Keeps a damaged `metrics.jsonl` as `metrics.damaged-N.jsonl`, and returns that name."""
+    n = 1
+    while os.path.lexists(aside := path.with_name(f"metrics.damaged-{n}.jsonl")) or aside.exists():
+        n += 1
+    try:
+        aside.write_bytes(path.read_bytes())  # copied: a kill before the new file is there must not lose this one
+    except OSError:
+        path.rename(aside)
+    return aside.name
 
 
 def run_id(workdir: Path | epath.Path, name: str) -> str:
@@ -36,26 +69,31 @@ def run_id(workdir: Path | epath.Path, name: str) -> str:
 class Writer:
     """Writes a run's figures under `folder` (local), after cutting `metrics.jsonl` back to `step` (0 = a new run).
 
-    mirror: remote workdir to copy the small files to at each `mirror_now`, or None. Its metrics go before local ones,
-    which another machine's continuation may have overtaken: mirror *before* a checkpoint is saved.
+    A damaged file is kept aside, named in a warning, and what can be read of it goes on. Figures that cannot be written
+    (a full disk) are kept and written with the next; `flush` says whether all are. mirror: remote workdir to copy the
+    small files to at each `mirror_now`, or None. Its metrics go before local ones, which another machine's continuation
+    may have overtaken: mirror *before* a checkpoint is saved.
     """
 
     def __init__(self, folder: Path, step: int, *, config: Any, mirror: epath.Path | None = None):
         self.folder, self.mirror = folder, mirror
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        if mirror is not None and (mirror / path.name).exists():
-            path.write_text((mirror / path.name).read_text())
-        kept = [m for m in read(path) if m["step"] <= step]
-        cut = path.with_suffix(".cut")  # replaced in one move: a kill here leaves the old file or the new one
+        self._path = folder / "metrics.jsonl"
+        path = mirror / self._path.name if mirror is not None and (mirror / self._path.name).exists() else self._path
+        rows, problems = _scan(epath.Path(path))
+        kept = [m for m in rows if m["step"] <= step]
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            what = "; ".join(problems[:3]) + more
+            log.warning("%s is damaged, kept as %s and read as far as it can be: %s", path, _set_aside(path), what)
+        if missing := sorted(set(range(1, step + 1)) - {m["step"] for m in kept}):
+            log.warning("%s has no figures of %d of %d steps, the first is %d", path, len(missing), step, missing[0])
+        cut = self._path.with_suffix(".cut")  # replaced in one move: a kill here leaves the old file or the new one
         cut.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        cut.replace(path)
-        self._file = open(path, "a")
-        self._tensorboard = self._wandb = None
-        if config.log.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "events"), purge_step=step + 1 if step else None)
+        cut.replace(self._path)
+        self._size, self._pending = self._path.stat().st_size, b""
+        self._events = _Events(folder / "events", step) if config.log.tensorboard else None
+        self._wandb = None
         if config.log.wandb:
             try:
                 import wandb
@@ -67,19 +105,36 @@ class Writer:
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends {"step": step, **values}; steps come in order. Floats that are not finite are written as null."""
         clean = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in values.items()}
-        self._file.write(json.dumps({"step": step} | clean) + "\n")
-        self._file.flush()
+        waiting = bool(self._pending)
+        self._pending += (json.dumps({"step": step} | clean) + "\n").encode()
+        try:
+            self.flush()
+        except OSError as e:
+            if not waiting:
+                log.warning("step %d: figures cannot be written (%s), they are kept for later", step, e)
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
-        if self._tensorboard:
-            for key, value in numbers.items():
-                self._tensorboard.add_scalar(key, value, step)
+        if self._events:
+            self._events.write(step, numbers)
         if self._wandb:
             self._wandb.log(numbers, step=step)
 
+    def flush(self) -> None:
+        """Writes the figures that are waiting. Raises OSError where that fails; then no part of them stays behind."""
+        try:
+            with open(self._path, "r+b") as file:  # opened each time: a folder that was removed is noticed
+                at = min(self._size, file.seek(0, os.SEEK_END))
+                file.truncate(at)  # what a failed attempt left
+                file.seek(at)
+                file.write(self._pending)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self._path)) from e
+        self._size, self._pending = at + len(self._pending), b""
+
     def mirror_now(self) -> None:
-        """Copies metrics, config, reports and events to the remote workdir; nothing to do for a local one."""
-        if self._tensorboard:
-            self._tensorboard.flush()
+        """`flush`, then copies metrics, config, reports and events to the remote workdir, if there is one."""
+        self.flush()
+        if self._events:
+            self._events.flush()
         for path in self.folder.rglob("*") if self.mirror is not None else ():
             if path.is_file():
                 target = self.mirror / path.relative_to(self.folder).as_posix()
@@ -87,12 +142,57 @@ class Writer:
                 epath.Path(path).copy(target, overwrite=True)
 
     def close(self) -> None:
-        self.mirror_now()
-        self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
+        try:
+            self.mirror_now()
+        finally:
+            if self._wandb:
+                self._wandb.finish()
+
+
+class _Events:
+    """TensorBoard's events. A copy of the figures: where it cannot be written it is named once and left out."""
+
+    def __init__(self, folder: Path, step: int):
+        self._folder, self._purge, self._writer, self._failed = folder, step, None, False
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes scalars, in this thread: tensorboardX's own thread dies of a full disk and then blocks its caller."""
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        try:
+            if self._writer is None:  # after a failure in a new file: the old one ends in half an event
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._writer = EventsWriter(str(self._folder / "events"), f".{step}")
+                if self._purge:
+                    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                    self._writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), session_log=start))
+            for key, value in numbers.items():
+                found = summary.scalar(key, value)
+                self._writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), summary=found))
+            if time.monotonic() - self._flushed > 60:
+                self._flush()
+        except OSError as e:
+            self._drop(e)
+
+    def flush(self) -> None:
+        """Puts on the disk what was written."""
+        try:
+            self._flush()
+        except OSError as e:
+            self._drop(e)
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _drop(self, e: OSError) -> None:
+        if not self._failed:
+            log.warning("events for TensorBoard cannot be written (%s); metrics.jsonl has all figures", e)
+        self._writer, self._failed = None, True
 
 
 class Progress:

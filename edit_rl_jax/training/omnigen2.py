@@ -22,8 +22,9 @@ from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.weights import local_folder
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.editors.vae.autoencoder import VAEConfig
+from edit_rl_jax.nn.model_files import read_config, section, verify
 from edit_rl_jax.nn.params import LoRAConfig
-from edit_rl_jax.nn.weights import load
+from edit_rl_jax.nn.weights import check_finite, load
 from edit_rl_jax.qwen2_5_vl import sizes
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.training import export as cards
@@ -43,9 +44,10 @@ def model_config(config: Any) -> Configs:
         return Configs(Config.from_hf(sizes.config("3B")), OmniGen2Config(), VAEConfig())
     if m.init_from:
         return weights.configs(local_folder(m.init_from, m.revision or None))
-    parts = json.loads(m.config if m.config.lstrip().startswith("{") else Path(m.config).read_text())
-    vae = VAEConfig.from_hf(m.vae or parts["vae"])
-    return Configs(Config.from_hf(parts["mllm"]), OmniGen2Config.from_hf(parts["transformer"]), vae)
+    parts, where = read_config(m.config)
+    mllm, transformer = (section(parts, part, where) for part in ("mllm", "transformer"))
+    vae = VAEConfig.from_hf(m.vae or section(parts, "vae", where))
+    return Configs(Config.from_hf(mllm), OmniGen2Config.from_hf(transformer), vae)
 
 
 def to_json(cfg: Configs) -> str:
@@ -107,6 +109,7 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if base is None:
         trainable, frozen = program.init(key)
         if m.vae:
+            verify(m.vae)
             vae = load(Path(m.vae), program.with_shardings("frozen")["vae"], autoencoder.NAMING)
             frozen |= st.flatten(nnx.State({"vae": vae}))
         return trainable, frozen
@@ -115,6 +118,7 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if m.trainable == "full":
         trainable = st.flatten(weights.load(base, abstract))
     elif m.init_adapter:
+        verify(m.init_adapter)
         found = weights.read_lora(m.init_adapter, m.lora.alpha)  # the reference's files do not say their alpha
         if found.rank != m.lora.rank:
             raise ConfigError(f"config key 'model.init_adapter': rank {found.rank}; model.lora.rank is {m.lora.rank}")
@@ -127,25 +131,30 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
 
 
 def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
-    """The released folder layout, or the LoRA files; with card and metadata. Every process must call."""
+    """Writes the released folder layout, or the LoRA files; with card and metadata. Every process must call. Raises
+    WeightsError naming weights that are not finite."""
+    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+        _write(program, trainable, part, tokenizer, prompts, facts, revision, frozen)
+    return folder
+
+
+def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision: str, frozen) -> None:
     config, m = program.config, program.config.model
     base = local_folder(m.init_from, m.revision or None) if m.init_from else None
     state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(m.save_dtype)
     if m.trainable == "lora":
-        out = weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from or None)
+        check_finite(state["transformer"])
+        weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from or None)
     elif base:
         parts = ("transformer", "mllm") if m.train_text else ("transformer",)
-        out = weights.save(state, program.model_config, folder, files_from=base, parts=parts, dtype=dtype)
+        weights.save(state, program.model_config, folder, files_from=base, parts=parts, dtype=dtype)
     else:
         both = (state, st.unflatten(program.frozen_state, frozen))
         whole = [pair for part in both for pair in nnx.to_flat_state(part)]
         # A fixed shift is the training's alone: the folder cannot say one, and "dynamic" is another.
         shift = {"dynamic_time_shift": config.flow.shift in ("linear", "sqrt")}
-        out = weights.save(
-            nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift
-        )
+        weights.save(nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift)
     if jax.process_index() == 0:
         if m.trainable == "full":
             tokenizer.save_pretrained(str(folder / "processor"))
         (folder / "README.md").write_text(cards.card(config, prompts, facts, revision, "An image editor"))
-    return out

@@ -44,7 +44,8 @@ MODELS = {
     "autoencoder": "edit_rl_jax.training.autoencoder",
 }
 
-# Modules with `local_folder`, `from_folder`, `tokenizer` and `schedule`, as OmniGen2's.
+# Modules with `local_folder`, `from_folder`, `folder_tokenizer` and `schedule`, as OmniGen2's. An editor from outside
+# is one module with these and what a kind of model has, so no name may mean two things.
 EDITORS = {"omnigen2": "edit_rl_jax.editors.omnigen2.weights"}
 
 

@@ -1,6 +1,5 @@
 """Qwen2.5-VL as a kind of model (see `training.registry`): every reward model, and the tiny base."""
 
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,10 @@ import jax
 from jax.sharding import Mesh
 
 from edit_rl_jax.data.packing import Bucket, Packed
-from edit_rl_jax.data.tokenizer import load_tokenizer
-from edit_rl_jax.nn.peft import modules
+from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.nn.checkpoint_files import listing
+from edit_rl_jax.nn.peft import adaptable, modules
 from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
@@ -28,12 +29,11 @@ __all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder"
 def model_config(config: Any) -> Config:
     """The architecture that `config.model` names. The four published sizes need no download."""
     if config.model.config:
-        text = config.model.config
-        return Config.from_hf(json.loads(text) if text.lstrip().startswith("{") else text)
+        return Config.from_hf(config.model.config)
     by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
     if config.model.init_from in by_id and not Path(config.model.init_from).exists():
         return Config.from_hf(sizes.config(by_id[config.model.init_from]))
-    return Config.from_hf(base_folder(config))
+    return weights.read_config(base_folder(config))
 
 
 def make(config: Any, cfg: Config, mesh: Mesh, dtype: Any) -> partial:
@@ -63,10 +63,10 @@ def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
         except (OSError, ValueError) as e:
             name = config.model.tokenizer or base
             raise ConfigError(f"no tokenizer in '{name}': {str(e).splitlines()[0]}") from e
-    image = found.convert_tokens_to_ids("<|image_pad|>")
-    if len(found) > cfg.text.vocab_size or image != cfg.image_token_id:
-        have = f"{len(found)} entries, <|image_pad|> {image}"
-        raise ConfigError(f"tokenizer ({have}) is not the model's ({cfg.text.vocab_size}, {cfg.image_token_id})")
+    try:
+        check_tokenizer(found, cfg)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
     return found
 
 
@@ -89,6 +89,7 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
         return st.flatten(weights.load(base, program.with_shardings("trainable"))), {}
     if m.init_adapter:
         folder = hub_folder(program.config, "init_adapter")
+        model_files.verify(folder)
         check_adapter(program, peft.read_adapter(folder))
         trainable = st.flatten(peft.load(folder, program.with_shardings("trainable")))
     else:
@@ -98,8 +99,13 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
 
 def check_adapter(program: Any, adapter: peft.Adapter) -> None:
     """Raises ConfigError naming each key of `model.lora` in which the adapter differs: another alpha would change what
-    it computes, and a layer that it does not cover would start at zero and stay there."""
+    it computes, and a layer that it does not cover would start at zero and stay there. An rsLoRA's alpha is that of
+    plain LoRA, alpha * sqrt(rank)."""
     lora = program.config.model.lora
+    if not adapter.uniform:
+        raise ConfigError(
+            "config key 'model.init_adapter': its layers differ in rank or alpha; model.lora has one each"
+        )
     wrong = [
         f"model.lora.{key} is {lora[key]}, the adapter's {getattr(adapter, key)}"
         for key in ("rank", "alpha", "vision", "merger")
@@ -108,5 +114,8 @@ def check_adapter(program: Any, adapter: peft.Adapter) -> None:
     left = [m for m in modules(program.trainable_state, weights.NAMING) if not adapter.targets(m)]
     if not wrong and left:
         wrong = [f"the adapter does not cover {', '.join(left[:5])}{' and more' if len(left) > 5 else ''}"]
+    everything = adaptable(program.trainable_state, weights.NAMING) | adaptable(program.frozen_state, weights.NAMING)
+    if missing := adapter.missing(sorted(everything)):
+        wrong.append(f"it targets layers of which it has no tensors: {listing(missing)}")
     if wrong:
         raise ConfigError("config key 'model.init_adapter': " + "; ".join(wrong))

@@ -1,11 +1,8 @@
 """A training run, from its config to its report: what the training scripts of all kinds of models share."""
 
-import argparse
-import contextlib
 import dataclasses
-import logging
+import functools
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +13,13 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from edit_rl_jax import topology
-from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.nn.checkpoint_files import WeightsError
-from edit_rl_jax.sharding import ShardingError
-from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, start, workdir
+from edit_rl_jax import chips
+from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, session, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import data as data_lib
 from edit_rl_jax.training import state as st
 
-log = logging.getLogger("train")
-ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, checkpoint.CheckpointError, loop.NonFiniteError)
-ERRORS += (lease.LeaseError,)
+log = session.log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,32 +41,11 @@ class Finished:
     figures: dict[str, Any]
 
 
-def parse(argv, doc: str):
-    """(arguments, config overrides)."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    config_lib.add_arguments(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="local or gs:// folder of the run")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, for several processes off Cloud TPU")
-    parser.add_argument("--processes", type=int, help="how many")
-    parser.add_argument("--process", type=int, help="index of this one")
-    rest, overrides = config_lib.split_overrides(argv)
-    return parser.parse_args(rest), overrides
-
-
 def main(argv, doc: str, finish: Callable[[Finished], None]) -> int:
     """Runs the script whose docstring is `doc`; the first process calls `finish` at the end of a run that is through.
     Returns the exit status."""
-    args, overrides = parse(sys.argv[1:] if argv is None else argv, doc)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    log.setLevel(logging.INFO)
-    try:
-        with contextlib.ExitStack() as stack:
-            return train(args, overrides, finish, stack)
-    except RecordError as e:
-        log.error("%s", str(e).splitlines()[0])  # Grain appends advice on its traceback
-    except ERRORS as e:
-        log.error("%s", e)
-    return 1
+    args, overrides = session.parse(argv, doc)
+    return session.run(functools.partial(train, args, overrides, finish))
 
 
 def train(args, overrides, finish, stack) -> int:
@@ -92,8 +63,9 @@ def train(args, overrides, finish, stack) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
-    if held := workdir.hold(folder, remote):
-        stack.callback(held.release)  # last of all
+    held = lease.agreed(lambda: lease.Lease(remote or folder))
+    if held:
+        stack.callback(held.close)
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Data ----------------------------------------------------------------------------------------------------------
@@ -120,9 +92,9 @@ def train(args, overrides, finish, stack) -> int:
     revision = start.revision(base)
     facts = dict(steps=steps, data_hash=data_lib.fingerprint(config, source), base_hash=base_hash)
     workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=revision, **facts))
-    saver = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
-    stack.callback(saver.close)
-    found = saver.restore({"trainable": program.trainable, "opt_state": program.opt_state})
+    checkpoints = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
+    session.closing(stack, checkpoints.close)
+    found = checkpoints.restore({"trainable": program.trainable, "opt_state": program.opt_state})
     if found:
         done, trees, data_state, extra = found
         trainable, opt_state = trees["trainable"], trees["opt_state"]
@@ -135,10 +107,10 @@ def train(args, overrides, finish, stack) -> int:
     guard = loop.Guard(config.max_bad_steps, **extra.get("guard", {}))
     if lead:
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
-        held.on_loss = lambda: setattr(writer, "mirror", None)
         progress = metrics.Progress(steps, done, config.log.every)
-        stack.callback(writer.close)
+        session.closing(stack, writer.close, unless=(lease.LeaseError,))  # which mirrors
         stack.callback(progress.close)
+    saver = session.Saver(checkpoints, writer if lead else None, config.checkpoint.every, config.checkpoint.max_failed)
 
     # -- Compile: one program a bucket, none later ---------------------------------------------------------------------
     compiled, flops, number = [], [], np.int32(0)
@@ -150,7 +122,7 @@ def train(args, overrides, finish, stack) -> int:
             compiled.append((lowered.compile(), evaluate and evaluate.compile()))
             flops.append(program.model_flops(bucket))
             say("bucket %s: %.3g FLOPs a step, compiled in %.0f s", bucket, flops[-1], time.monotonic() - began)
-    peak = (config.log.peak_flops or topology.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
+    peak = (config.log.peak_flops or chips.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     interruption, trace = loop.Interruption(), loop.Trace(config.log.profile_steps, folder / "profile")
@@ -174,21 +146,15 @@ def train(args, overrides, finish, stack) -> int:
         clock = time.monotonic() if validating else clock  # validation is no part of the next step's time
         if not held:
             return
-        held.check()
+        held.check(sure=False)
         rate = flops[item.meta.bucket] / seconds
         values = {k: float(v) for k, v in out.items()} | item.figures | more
-        values |= {"bad_steps": guard.total, "skipped": len(item.meta.skipped), "step_s": seconds}
+        values |= {"bad_steps": guard.total, "failed_saves": saver.failed}
+        values |= {"skipped": len(item.meta.skipped), "step_s": seconds}
         values |= {"tokens_per_s": item.figures["tokens"] / seconds, "model_tflops_per_s": rate / 1e12}
         values |= {"mfu": rate / peak} if peak else {}
         writer.write(step, values)
         progress.show(step, values)
-
-    def save(step, item):
-        if held:
-            held.check(surely=True)
-            writer.mirror_now()  # before: every step of a checkpoint is in the remote metrics
-        state = {"trainable": trainable, "opt_state": opt_state}
-        saver.save(step, state, item.state, {"guard": {"total": guard.total, "in_row": guard.in_row}})
 
     def validate():
         table = metrics.Table()
@@ -216,23 +182,25 @@ def train(args, overrides, finish, stack) -> int:
         if held_out and (config.eval.every and step % config.eval.every == 0 or last):
             record(*pending, validating=True)
             pending = None
-        if stop or last or step % config.checkpoint.every == 0:
+        if saver.due(step) or stop or last:
             if pending:
                 record(*pending)
                 pending = None
-            save(step, item)  # after its figures are written: a checkpoint's steps are always in metrics.jsonl
+            state = {"trainable": trainable, "opt_state": opt_state}
+            counts = {"guard": {"total": guard.total, "in_row": guard.in_row}}
+            if held:
+                held.check()
+            saver.save(step, state, item.state, counts, stopping=stop or last)
             clock = time.monotonic()
-        if stop and not last:
-            saver.wait()
+        if stop:
             say("interrupted: saved step %d; the same command continues", step)
             return 0
     trace.stop()
     interruption.restore()
-    saver.wait()
 
     # -- Export, evaluation, report ------------------------------------------------------------------------------------
     if held:
-        held.check(surely=True)
+        held.check()
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
     about = dict(prompts=prompts, facts=figures, revision=revision)
     exported = registry.model(config).export

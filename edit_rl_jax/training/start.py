@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.training import export, registry
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.training import registry
 from edit_rl_jax.training import state as st
 from edit_rl_jax.training.build import Program
 from edit_rl_jax.training.config import ConfigError
@@ -33,18 +34,21 @@ def prompts(config: Any, base: Path | None) -> Any:
         if name:
             raise ConfigError(f"config key 'model.prompts' is '{name}', but '{config.objective}' has no prompts")
         return None
-    stored = export.stored_metadata(base) if base else {}
+    stored = model_files.stored_metadata(base) if base else {}
+    found = stored.get("prompts") if stored.get("objective") == config.objective else None
+    where = f"{base / model_files.METADATA}" if base and found and not name else "config key 'model.prompts'"
     try:
-        return objective.choose_prompts(
-            name, stored.get("prompts") if stored.get("objective") == config.objective else None
-        )
+        return objective.choose_prompts(name, found)
     except (KeyError, ValueError) as e:
-        raise ConfigError(f"config key 'model.prompts': {e.args[0]}") from e
+        raise ConfigError(f"{where}: {e.args[0]}") from e
 
 
 def initial_weights(program: Program, base: Path | None) -> tuple[st.Flat, st.Flat]:
     """(trainable, frozen) on the mesh: random by `config.seed`, then the base's and the adapter's weights over them.
 
-    Raises WeightsError for files that do not fit, ConfigError for an adapter that is not what `model.lora` describes.
+    Raises WeightsError for files that do not fit, or are not as they were exported (see `nn.model_files`), ConfigError
+    for an adapter that is not what `model.lora` describes.
     """
+    if base is not None:
+        model_files.verify(base)
     return registry.model(program.config).initial_weights(program, base)

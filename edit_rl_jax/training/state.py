@@ -4,6 +4,8 @@ Optimizer masks, checkpoints, checksums and error messages all speak in these na
 (logical axes) is kept abstract and used only to derive shardings and to merge the model back together.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,3 +60,8 @@ def checksum(x: Array) -> UInt32[Array, ""]:
 def checksums(tree: Any) -> Any:
     """`checksum` of every leaf."""
     return jax.tree.map(checksum, tree)
+
+
+def digest(plain: Any) -> str:
+    """SHA-256, in hex, of a value that JSON can hold: the same after it was written and read."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(plain)), sort_keys=True).encode()).hexdigest()

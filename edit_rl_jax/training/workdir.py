@@ -1,4 +1,4 @@
-"""A run's folder: who may write it, what it says of itself (`config.json`), the refusal to resume a different run."""
+"""What a run's folder says about itself (`config.json`), and the refusal to resume a different run."""
 
 import datetime
 import importlib.metadata
@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
-from edit_rl_jax.training import lease
+from edit_rl_jax import json_files
 from edit_rl_jax.training.config import ConfigError, difference, portable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "edit-rl-jax")
@@ -27,30 +25,6 @@ def local_folder(workdir: str) -> tuple[Path, epath.Path | None]:
         return Path(workdir), None
     name = workdir.rstrip("/").replace("://", "_").replace("/", "_")
     return Path(tempfile.gettempdir()) / "edit_rl_jax" / name, epath.Path(workdir)
-
-
-def hold(folder: Path, remote: epath.Path | None) -> lease.Lease | None:
-    """The first process takes the lease of the run's folder, before anything in it is changed; None on the others.
-
-    Raises LeaseError on every process where another run has it, ConfigError where the folder cannot be written.
-    """
-    held, wrong, kind = None, "", 0
-    if jax.process_index() == 0:
-        # the local copy of a remote folder is locked beside it: what lies in it is mirrored
-        lock = folder.with_name(f"{folder.name}.lock") if remote else folder / lease.LOCK
-        try:
-            held = lease.Lease(remote or folder, lock)
-        except lease.LeaseError as e:
-            wrong, kind = str(e), 1
-        except Exception as e:  # stores have errors of their own
-            wrong, kind = " ".join(f"--workdir: {e if isinstance(e, OSError) else repr(e)}".split()), 2
-    if jax.process_count() > 1:
-        text = np.frombuffer(wrong.encode()[:4095].ljust(4095) + bytes([kind]), np.uint8)
-        said = multihost_utils.broadcast_one_to_all(text).tobytes()
-        wrong, kind = said[:-1].decode(errors="replace").rstrip(), said[-1]
-    if kind:
-        raise (lease.LeaseError if kind == 1 else ConfigError)(wrong)
-    return held
 
 
 def _version(package: str) -> str:
@@ -102,9 +76,15 @@ def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:
     What ended before its first checkpoint is no run: the corrected command may use its folder.
     """
     path, checkpoints = folder / "config.json", folder / "checkpoints"
-    if not path.exists() or not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
+    held = [p.name for p in checkpoints.iterdir()] if checkpoints.exists() else []
+    if not any(name.removeprefix("damaged-").isdigit() for name in held):
         return False
-    old = json.loads(path.read_text())
+    try:
+        old = json_files.read_object(path)
+    except (json_files.JSONError, OSError) as e:
+        raise ConfigError(f"{folder} holds checkpoints, but of which run cannot be read: {e}") from e
+    if not isinstance(old.get("config"), dict):
+        raise ConfigError(f"{folder} holds checkpoints, but of which run cannot be read: {path}: no object 'config'")
     changed = difference(old["config"], json.loads(json.dumps(now["config"])))
     changed |= {k: (old.get(k), now.get(k)) for k in FIXED if old.get(k) != now.get(k)}
     if changed:

@@ -1,6 +1,7 @@
 """OmniGen2 as an Editor: the released folder in and out, its text path against transformers, LoRA files."""
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -204,3 +205,21 @@ def test_a_lora_without_alpha_needs_one(tmp_path):
     assert omnigen2.read_lora(file, alpha=3.0).scale == 1.0
     with pytest.raises(WeightsError, match="alpha is 6.0 in the file, not 3.0"):
         omnigen2.read_lora(tmp_path, alpha=3.0)
+
+
+def test_a_lora_of_several_alphas_is_scaled_by_layer(tmp_path):
+    omnigen2.save_lora(adapter(), LORA.rank, LORA.alpha, tmp_path)
+    plain = omnigen2.load_lora(tmp_path, adapter(), omnigen2.read_lora(tmp_path))
+    config = json.loads((tmp_path / peft.CONFIG).read_text())
+    entries = {"alpha_pattern": {"layers.0.attn.to_q": 12}, "use_rslora": True}
+    (tmp_path / peft.CONFIG).write_text(json.dumps(config | entries))
+    found = omnigen2.read_lora(tmp_path)
+    assert found.scale == 1.0  # each B has its own: 6 / sqrt(3), and 12 / sqrt(3) in the first layer of `layers`
+    scaled = omnigen2.load_lora(tmp_path, adapter(), found)
+    for stack, first in (("layers", 12), ("noise_refiner", 6)):
+        get = lambda state, stack=stack: np.asarray(state[stack]["attn"]["to_q"]["lora_b"][...])
+        want = get(plain) * np.float32(6 / 3**0.5)
+        want[0] *= first / 6
+        np.testing.assert_allclose(get(scaled), want, rtol=1e-6)
+    with pytest.raises(WeightsError, match="differ in rank or alpha"):
+        omnigen2.read_lora(tmp_path, alpha=6.0)

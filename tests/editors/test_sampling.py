@@ -17,8 +17,8 @@ from edit_rl_jax.editors.base import Bucket
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
 from edit_rl_jax.editors.sampling import Edit, EditError, EditorSampler, Ready, Settings
-from edit_rl_jax.flow import random
 from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.flow.keys import Purpose
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.sharding import make_mesh
@@ -45,7 +45,7 @@ def noise_of(s: EditorSampler, ready, seed: int) -> list[np.ndarray]:
     out = []
     for r in ready:
         key = jax.random.key(seed)
-        for n in (random.Purpose.INITIAL, 0, r.item, r.member):
+        for n in (Purpose.INITIAL, 0, r.item, r.member):
             key = jax.random.fold_in(key, int(n))
         h, w = (n // s.editor.downscale for n in r.size)
         tokens = jax.random.normal(key, (h * w // 4, s.editor.channels))

@@ -16,7 +16,9 @@ NONE = Guidance()
 
 def sampler(guidance=NONE, solver="euler", steps=4, **settings) -> EditorSampler:
     made = Settings(Sampler(steps, solver, guidance), Schedule(steps, "static"), **settings)
-    return EditorSampler(toy.Editor(), toy.tokenizer(), made, compiler_options={"xla_backend_optimization_level": 0})
+    return EditorSampler(
+        toy.Editor(), toy.folder_tokenizer(), made, compiler_options={"xla_backend_optimization_level": 0}
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Editor(nnx.Module):
         return unpack(latents, 2, height, width)
 
 
-def tokenizer(folder=None):
+def folder_tokenizer(folder=None):
     """A character is a token."""
     return types.SimpleNamespace(encode=lambda text, add_special_tokens: [ord(c) for c in text])
 

@@ -101,7 +101,11 @@ def test_picks_curve_and_montage(tmp_path):
     centres = [[page[y * row + 50, x * 166 + 80, 0] for x in range(3)] for y in range(2)]
     assert centres == [[0, 9, 1], [0, 20, 5]]  # source, kept, least liked
     report = (tmp_path / "out/report.html").read_text()
-    assert "Best of N" in report and report.count("<polyline") == 3 and "data:image/png" in report
+    assert (
+        "Best of N" in report
+        and all(report.count(f'id="curves-0-s{i}"') == 1 for i in range(3))
+        and "data:image/png" in report
+    )
     asked = judge.asked
     assert B.run(tmp_path / "c.jsonl", tmp_path / "out", cached(), progress=False) == figures
     assert judge.asked - asked == 1  # the one without a score, the same for every absent file

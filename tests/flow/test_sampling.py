@@ -11,7 +11,7 @@ import torch
 from edit_rl_jax import flops
 from edit_rl_jax.flow import guidance as gd
 from edit_rl_jax.flow import steps
-from edit_rl_jax.flow.random import Purpose, item_keys, normal
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Sampler, sample
 from edit_rl_jax.flow.schedules import Schedule
 from tests.editors.upstream import upstream

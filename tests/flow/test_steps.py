@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edit_rl_jax.flow import steps
-from edit_rl_jax.flow.random import Purpose, item_keys, normal, window_start
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal, window_start
 from edit_rl_jax.flow.schedules import Schedule
 from tests.editors.upstream import upstream
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.nn import attention as attention_lib
-from edit_rl_jax.nn import rotary, weights
+from edit_rl_jax.nn import attention_xla, rotary, weights
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.norms import RMSNorm
 from edit_rl_jax.qwen2_5_vl import model as model_lib
@@ -146,19 +145,19 @@ def text_goes_on_after_the_image_tokens_count(m):
 
 @fault("attention")
 def causal_mask_off_by_one(m):
-    right = attention_lib.attention_mask
+    right = attention_xla.attention_mask
 
     def mask(tq, tk, q_segments, kv_segments, causal):
         seen = right(tq, tk, q_segments, kv_segments, False)
         lower = jnp.tril(jnp.ones((1, tq, tk), bool), tk - tq + 1)
         return seen if not causal else lower if seen is None else seen & lower
 
-    m.setattr(attention_lib, "attention_mask", mask)
+    m.setattr(attention_xla, "attention_mask", mask)
 
 
 @fault("attention")
 def kv_heads_grouped_wrong(m):
-    right = attention_lib.xla_attention
+    right = attention_xla.xla_attention
 
     def grouped(q, k, v, **options):
         B, T, H, d = q.shape
@@ -166,20 +165,20 @@ def kv_heads_grouped_wrong(m):
         mixed = q.reshape(B, T, H // kv, kv, d).swapaxes(2, 3).reshape(q.shape)
         return right(mixed, k, v, **options).reshape(B, T, kv, H // kv, d).swapaxes(2, 3).reshape(q.shape)
 
-    m.setattr(attention_lib, "xla_attention", grouped)
+    m.setattr(attention_xla, "xla_attention", grouped)
 
 
 @fault("attention")
 def softmax_scale_missing(m):
-    right = attention_lib.xla_attention
-    m.setattr(attention_lib, "xla_attention", lambda *qkv, scale, **options: right(*qkv, scale=1.0, **options))
+    right = attention_xla.xla_attention
+    m.setattr(attention_xla, "xla_attention", lambda *qkv, scale, **options: right(*qkv, scale=1.0, **options))
 
 
 @fault("attention")
 def padding_attended(m):
-    right = attention_lib.attention_mask
+    right = attention_xla.attention_mask
     shift = lambda segments: None if segments is None else segments + 1
-    m.setattr(attention_lib, "attention_mask", lambda tq, tk, a, b, causal: right(tq, tk, shift(a), shift(b), causal))
+    m.setattr(attention_xla, "attention_mask", lambda tq, tk, a, b, causal: right(tq, tk, shift(a), shift(b), causal))
 
 
 @fault("network")

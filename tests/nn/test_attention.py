@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.nn import attention as attention_lib
+from edit_rl_jax.nn import attention_xla
 from edit_rl_jax.nn.attention import attention, default_implementation
 
 PACKED = np.array([[1, 1, 1, 2, 2, 0, 3, 0], [0, 0, 5, 5, 5, 5, 5, 5]], np.int32)
@@ -47,8 +47,8 @@ def by_hand(q, k, v, q_segments, kv_segments, causal):
 @pytest.mark.parametrize("packed", [True, False])
 def test_long_rows_are_computed_in_blocks(packed, monkeypatch):
     """Three blocks of 44 of 131 queries, against fewer keys."""
-    monkeypatch.setattr(attention_lib, "LONG", 131)
-    monkeypatch.setattr(attention_lib, "SCORES", 1)
+    monkeypatch.setattr(attention_xla, "LONG", 131)
+    monkeypatch.setattr(attention_xla, "SCORES", 1)
     q, k, v = arrays(131, 70, heads=2, kv_heads=1)
     rows = lambda *lengths: np.repeat([1, 2, 0, 3], lengths)[None].repeat(2, 0).astype(np.int32)
     ids = (rows(40, 50, 10, 31), rows(20, 30, 5, 15)) if packed else (None, None)

@@ -133,6 +133,13 @@ def test_the_place_of_the_scores_is_found_in_an_answer(tokenizer):
         at = scores.opens_at(ids)
         assert tokenizer.decode(ids[: at + 1]).endswith('"score": [') and ids[at + 1] == scores.digits[2]
     assert scores.opens_at(np.array(tokenizer.encode('{"reasoning": "cut', add_special_tokens=False))) is None
+    for draft in ('<think>"score": [3, 4]', '<think>{"score": [3, 4]}', '{"reasoning": "not \\"score\\": [3, 4]'):
+        assert scores.opens_at(np.array(tokenizer.encode(draft, add_special_tokens=False))) is None, draft
+    thought = '<think>{"reasoning": "x", "score": [3, 4]}</think>'
+    for head in (thought, '{"score": [3, 4]} no: '):
+        ids = np.array(tokenizer.encode(head + answer('a "score": [5, 6]', (20, 4)), add_special_tokens=False))
+        at = scores.opens_at(ids)
+        assert tokenizer.decode(ids[at + 1 :]).startswith("20, 4]")
 
 
 def test_every_walk_of_the_automaton_is_a_valid_reply(tokenizer):

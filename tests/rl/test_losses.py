@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.flow import random, steps
+from edit_rl_jax.flow import steps
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.rl import losses
 from edit_rl_jax.rl.nft import DiffusionNFT
@@ -90,7 +91,7 @@ def rows(keep=(True, True, True), advantage=(1.0, -2.0, 0.5), start=1, trained=(
         )
         mean.append(m)
         x_next.append(m + std_noise * steps.column(s, m) * x[k + 1])
-    keys = random.item_keys(0, random.Purpose.TRAINING, 0, jnp.arange(3), jnp.zeros(3, jnp.int32))
+    keys = item_keys(0, Purpose.TRAINING, 0, jnp.arange(3), jnp.zeros(3, jnp.int32))
     return losses.Rows(
         x_next[-1], jnp.stack(x_next), jnp.stack(mean), TIMES, jnp.int32(start), mask, jnp.float32(advantage),
         jnp.asarray(keep), keys, jnp.asarray(trained, jnp.int32),
@@ -172,7 +173,7 @@ def test_diffusion_nft():
     data = rows(advantage=(5.0, -5.0, 1.0), std_noise=0.5)
     index = jnp.int32(2)
     out = algorithm.loss(policy(0.31), policy(0.3), policy(0.25), data, index)
-    noise = np.asarray(random.normal(data.keys, (5, 2), 2), np.float64)
+    noise = np.asarray(normal(data.keys, (5, 2), 2), np.float64)
     x0, t = np.asarray(data.final, np.float64), float(TIMES[0, 2])
     x = t * x0 + (1 - t) * noise
     v, old, ref = (s * x + 1 for s in (0.31, 0.3, 0.25))

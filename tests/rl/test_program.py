@@ -122,3 +122,18 @@ def test_a_trained_lora_leaves_and_comes_back(folder, tmp_path):
     assert np.abs(np.asarray(plain - want)).max() > 1e-2  # the adapter matters
     with pytest.raises(ConfigError, match="rank"):
         built(folder, mesh, model__init_adapter=str(tmp_path), model__lora__rank=3)
+
+
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_rows_that_do_not_divide_are_filled_up(devices):
+    """Six rows over four devices are eight, two a device: none computes them all."""
+    rows, seen = jnp.arange(6 * 5, dtype=jnp.float32).reshape(6, 5), []
+
+    def encode(x):
+        seen.append(x.shape)
+        return 2 * x
+
+    with jax.set_mesh(make_mesh({"fsdp": devices}, jax.devices()[:devices])):
+        out = jax.jit(lambda x: program._over_mesh(encode, x))(rows)
+    assert seen == [(-(-6 // devices) * devices, 5)]
+    np.testing.assert_array_equal(out, 2 * rows)

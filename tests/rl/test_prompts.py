@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edit_rl_jax.data.edit_rows import Bucket as EditBucket
+from edit_rl_jax.data.edit_rows import EditRows
+from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import candidate
@@ -89,3 +92,15 @@ def test_an_image_that_cannot_be_read(tmp_path):
     source = prompts.source(tiny_editor.config("none", data__train=str(file)), "train")
     with pytest.raises(ImageError):
         prompts.take(source, 0, "skip")
+
+
+def test_a_photograph_is_cropped_as_in_training(tmp_path):
+    """The editor that is improved sees what it was trained on: one crop for both."""
+    picture = np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"source": "a.png", "instruction": "brighter"}))
+    source = prompts.source(tiny_editor.config("none", data__train=str(file)), "train")
+    row = EditExample("brighter", ((tmp_path / "a.png").read_bytes(),), (tmp_path / "a.png").read_bytes(), "a")
+    rows = EditRows(None, [EditBucket(8, 1, 32, 32)], lambda *_: {}, lambda text: "")
+    np.testing.assert_array_equal(source[0].source, rows.encode(rows.measure(row)).references[0])

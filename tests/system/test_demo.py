@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edit_rl_jax.training import metrics
+from tests import golden
 from tests.system.test_install import BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,7 @@ SMALL = {"steps": 2, "rows": 2, "eval__batches": 1, "data__validation_size": 8, 
 
 def test_trains_and_reports(tmp_path):
     check(tmp_path, demo(tmp_path, **SMALL, eval__pairs=0), 2)
+    golden.check("rm_tiny", metrics.read(tmp_path / "metrics.jsonl"))
     assert not (tmp_path / "eval.json").exists()
 
 

@@ -1,5 +1,6 @@
 """What `pip install .` gives: the package without PyTorch or TensorFlow, the `edit-rl` jobs, configs and assets."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from edit_rl_jax import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +27,7 @@ import importlib, pkgutil, edit_rl_jax
 names = [m.name for m in pkgutil.walk_packages(edit_rl_jax.__path__, "edit_rl_jax.")]
 for name in names:
     importlib.import_module(name)
+assert not {"matplotlib", "jinja2"} & set(sys.modules), "only a report that is written needs them"
 print(len(names))
 """
 
@@ -71,7 +75,7 @@ def test_wheel_holds_scripts_configs_and_assets(installed):
         assert here and {p.name for p in (package / name).glob("*.py")} == here
     assets = {p.relative_to(ROOT) for p in (ROOT / "edit_rl_jax/assets").rglob("*") if p.is_file()}
     assert {installed / p for p in assets if "__pycache__" not in p.parts} <= set(package.rglob("*"))
-    assert (package / "py.typed").exists()
+    assert (package / "py.typed").exists() and (package / "training/report.html.j2").exists()
     (info,) = installed.glob("*.dist-info")
     assert "edit-rl = edit_rl_jax.cli:main" in (info / "entry_points.txt").read_text()
     assert (info / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
@@ -83,10 +87,24 @@ CLI = "from edit_rl_jax.cli import main; sys.argv[0] = 'edit-rl'; sys.exit(main(
 def test_entry_point_lists_jobs(installed):
     done = python(CLI, PYTHONPATH=str(installed))
     assert done.returncode == 0
-    jobs = {p.stem for p in (ROOT / "scripts").glob("*.py")}
-    assert jobs == set(done.stdout.split("jobs: ")[1].strip().split(", "))
-    wrong = python(CLI, "train_rn", PYTHONPATH=str(installed))
-    assert wrong.returncode == 2 and "train_rm" in wrong.stderr
+    jobs = {p.stem: ast.get_docstring(ast.parse(p.read_text())) for p in (ROOT / "scripts").glob("*.py")}
+    lines = done.stdout.split("jobs:\n")[1].splitlines()
+    assert {line.split()[0]: " ".join(line.split()[1:]) for line in lines} == {
+        k: v.split("\n")[0] for k, v in jobs.items()
+    }
+    assert all(len(line) <= 120 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "wrong, near",
+    [("traim_rm", "train_rm"), ("train-rm", "train_rm"), ("Score.py", "score"), ("grpo", "train_grpo"), ("qqq", "")],
+)
+def test_a_job_that_is_none_is_told_the_nearest(capsys, monkeypatch, wrong, near):
+    monkeypatch.setattr(sys, "argv", ["edit-rl", wrong])
+    assert cli.main() == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"edit-rl: there is no job {wrong!r}" + (f"; the nearest is {near}" if near else "")
+    assert second.startswith("jobs: ") and "train_grpo, train_rm" in second
 
 
 ALL_HELP = """

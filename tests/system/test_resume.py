@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from tests import golden
 from tests.system import resume
 
 
@@ -62,6 +63,7 @@ def test_run_folder_says_what_ran(folder):
     about = json.loads((folder / "straight" / "config.json").read_text())
     assert about["steps"] == 40 and about["versions"]["jax"] and about["data_hash"] and about["config"]["optim"]["lr"]
     rows = [json.loads(line) for line in (folder / "straight" / "metrics.jsonl").read_text().splitlines()]
+    golden.check("micro_judge", rows)
     wanted = "loss token_accuracy grad_norm lr tokens_per_s real_token_share real_patch_share input_wait_s bad_steps"
     assert set(wanted.split()) <= rows[0].keys() and rows[-1]["loss"] < rows[0]["loss"] - 1
 

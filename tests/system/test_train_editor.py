@@ -10,6 +10,7 @@ from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.nn.weights import flatten
 from edit_rl_jax.training import omnigen2
+from tests import golden
 from tests.system import resume
 from tests.training import micro_editor
 
@@ -41,6 +42,7 @@ def test_the_average_of_the_weights_is_exported(folder):
 
 def test_a_run_says_what_it_did(folder):
     rows = [json.loads(line) for line in (folder / "straight" / "metrics.jsonl").read_text().splitlines()]
+    golden.check("micro_editor", rows)
     # a pass ends with rows of padding in each bucket
     real = [7, 8, 8, 7, 8, 8, 6, 8, 8, 8, 8, 6, 1, 8, 8, 8, 5, 6, 8, 8, 8, 6, 8, 8]
     assert [r["answers"] for r in rows] == real and all(r["bad_steps"] == 0 for r in rows)
@@ -48,10 +50,12 @@ def test_a_run_says_what_it_did(folder):
 
 
 def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
-    """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored."""
+    """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored. The kind is one
+    from outside of the package."""
     size, vae = 24, folder / "base" / "vae"
     changes = {"model.init_from": "", "model.config": omnigen2.to_json(micro_editor.configs()), "model.vae": vae}
     changes |= {"model.tokenizer": "editworld", "data.resolution": size, "data.buckets": f"((32, 1, {size}, {size}),)"}
+    changes |= {"model.kind": "tests.training.outside_editor"}
     changes |= {"flow.times": "uniform", "flow.shift": "6"}  # of the training alone
     run = tmp_path / "run"
     resume.finish(folder, run, tmp_path / "log", **changes, **{"steps": 1, "eval.prompts": 8, "eval.sample_steps": 2})

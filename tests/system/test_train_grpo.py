@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import edit_rl_jax
 from edit_rl_jax.training import metrics
+from tests import golden
 from tests.system import resume_grpo
 
 
@@ -28,6 +29,7 @@ def test_a_run_leaves_its_figures(folder):
     assert set(wanted.split()) <= figures.keys() and figures["n_prompts"] == 4
     assert len(figures["oracle_by_dimension"]) == 5 and figures["oracle_success_by_task"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    golden.check("micro_rl", rows)
     wanted = (
         "reward_mean reward_group_std zero_std_share invalid_share ratio_positive_max ratio_negative_min clip_share kl"
     )

@@ -38,6 +38,9 @@ def register(root) -> None:
             name = os.fspath(path)
             return f"{root}/{name.removeprefix('gs://')}" if name.startswith("gs://") else name
 
+        def glob(self, path, **kwargs):
+            return [found.removeprefix(f"{root}/") for found in super().glob(path, **kwargs)]
+
         def _open(self, path, mode="rb", block_size=None, **kwargs):
             return _Upload(path) if "w" in mode else super()._open(path, mode, block_size, **kwargs)
 

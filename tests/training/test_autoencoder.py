@@ -13,6 +13,7 @@ from edit_rl_jax.training import autoencoder, build, registry
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import data as data_lib
 from edit_rl_jax.training.flow_matching import pixels
+from tests import golden
 from tests.training import micro_editor
 
 SIZE = 16
@@ -56,3 +57,21 @@ def test_a_folder_is_where_training_goes_on(made):
     fitted = vae.from_folder(folder).patches
     np.testing.assert_array_equal(frozen["patches.down.kernel"], fitted.down.kernel[...])
     assert set(frozen) == {f"patches.{part}.{leaf}" for part in ("down", "up") for leaf in ("kernel", "bias")}
+
+
+@pytest.mark.standard_promotion
+def test_golden_steps(made):
+    """Three steps of the program on the same batch."""
+    program, _, _ = made
+    weights, frozen = autoencoder.initial_weights(program, None)
+    batch = {k: jnp.ones(x.shape, x.dtype) for k, x in next(iter(program.batches.values())).items()}
+    target = np.random.default_rng(0).integers(0, 256, batch["target"].shape, np.uint8)
+    rows = []
+    with jax.set_mesh(program.mesh):
+        opt_state = program.init_optimizer(weights)
+        for step in range(3):
+            given = {**batch, "target": jnp.asarray(target)}
+            weights, opt_state, out = program.step(weights, opt_state, frozen, given, np.int32(step))
+            sizes = {f"weight {k}": float(jnp.sum(jnp.abs(v))) for k, v in sorted(weights.items())[:4]}
+            rows.append({"step": step + 1, **{k: float(v) for k, v in out.items() if np.ndim(v) == 0}, **sizes})
+    golden.check("micro_autoencoder", rows)

@@ -13,7 +13,7 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import EditRecord, RecordError
 from edit_rl_jax.editors.base import Bucket as Lengths
-from edit_rl_jax.flow import random
+from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
 from edit_rl_jax.training import build, data
 from edit_rl_jax.training.flow_matching import FlowMatching
@@ -98,7 +98,7 @@ def test_the_loss_in_closed_form():
     objective = FlowMatching(times=Times("uniform", "none"), sample=False, seed=5)
     editor, rows = toy_rows(edits([0, 20, 40]), 5)
     total, weight, metrics = objective.loss(editor, rows)
-    keys = random.item_keys(5, random.Purpose.TRAINING, 0, rows["seed"], jnp.zeros(5, jnp.int32))
+    keys = item_keys(5, Purpose.TRAINING, 0, rows["seed"], jnp.zeros(5, jnp.int32))
     t = np.asarray(objective.times.draw(keys, jnp.full(5, 16)))
     shifts = np.array([0, 20, 40, 0, 0]) / 127.5
     numbers = SIDE * SIDE * 3

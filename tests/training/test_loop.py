@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from edit_rl_jax import sharding, topology
+from edit_rl_jax import chips, sharding
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import loop, metrics, workdir
 from tests.training import micro
@@ -19,7 +19,7 @@ from tests.training import micro
 
 def test_rows_that_do_not_lie_together_are_named_rightly():
     """Four hosts of a 4x4 slice hold squares of chips: their rows are not a contiguous part of the batch."""
-    mesh = sharding.make_mesh({"fsdp": 16}, topology.describe("v5e:4x4")[1])
+    mesh = sharding.make_mesh({"fsdp": 16}, chips.describe("v5e:4x4")[1])
     held = [loop.local_rows(mesh, 32, process) for process in range(4)]
     assert sorted(sum(held, [])) == list(range(32)) and all(len(rows) == 8 for rows in held)
     assert any(rows != list(range(rows[0], rows[0] + 8)) for rows in held)

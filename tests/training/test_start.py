@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.editscore import prompts as editscore
@@ -71,8 +72,31 @@ def test_an_adapter_of_fewer_layers_is_refused(folders, tmp_path):
     """Its zeros would have no gradient: those layers would silently never learn."""
     stored = json.loads((folders[1] / peft.CONFIG).read_text())
     (tmp_path / peft.CONFIG).write_text(json.dumps(stored | {"target_modules": ["q_proj", "v_proj"]}))
+    tensors = safetensors.numpy.load_file(folders[1] / peft.FILE)
+    kept = {k: v for k, v in tensors.items() if "q_proj" in k or "v_proj" in k}
+    safetensors.numpy.save_file(kept, tmp_path / peft.FILE)
     with pytest.raises(ConfigError, match="does not cover .*layers.0.mlp"):
         initial((folders[0], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"alpha_pattern": {"q_proj": 16}}, "its layers differ in rank or alpha; model.lora has one each"),
+        ({"use_rslora": True}, "model.lora.alpha is 8.0, the adapter's 16.0"),
+        ({"target_modules": "(?!.*(embed_tokens|norm|lm_head)).*_proj.*|.*qkv"}, "no tensors: model.visual.blocks.0"),
+    ],
+)
+def test_an_adapter_that_the_config_cannot_describe_is_refused(folders, tmp_path, entries, said):
+    """Ranks or alphas by layer, another rule of scale, and layers of the frozen tower that have no tensors."""
+    stored = json.loads((folders[1] / peft.CONFIG).read_text())
+    (tmp_path / peft.FILE).write_bytes((folders[1] / peft.FILE).read_bytes())
+    (tmp_path / peft.CONFIG).write_text(json.dumps(stored | entries))
+    with pytest.raises(ConfigError, match="model.init_adapter") as error:
+        initial((folders[0], tmp_path))
+    assert said in str(error.value)
+    if "use_rslora" in entries:  # as plain LoRA of that alpha it is a start
+        assert initial((folders[0], tmp_path), model__lora__alpha=16.0)
 
 
 def test_the_base_is_named_without_a_revision_in_the_config(folders, tmp_path):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
+from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.model_files import fields, read_config
 
 REFERENCES = 5
 """Reference images at most: rows of the image-index embedding."""
+
+
+_BOUNDS = {
+    **dict.fromkeys(("num_layers", "num_refiner_layers"), (1, 1024)),
+    **dict.fromkeys(("num_attention_heads", "num_kv_heads", "axes_dim_rope"), (1, 4096)),
+    "patch_size": (1, 1024),
+    "ffn_dim_multiplier": (1e-3, 1e3),
+    "norm_eps": (0, 1),
+    "timestep_scale": (1e-6, 1e9),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +78,9 @@ class OmniGen2Config:
 
     @classmethod
     def from_hf(cls, source: Any) -> OmniGen2Config:
-        """From a dict, a config.json, or a folder that has one. ValueError on a key that this model does not know."""
-        if not isinstance(source, Mapping):
-            path = epath.Path(source)
-            source = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+        """From a dict, a config.json, or a folder that has one. Raises WeightsError, one line that names the file, for
+        what is malformed, larger than any model, or a key that this model does not know."""
+        source, where = read_config(source)
         known = {f.name for f in dataclasses.fields(cls)}
         ignored = {
             "use_fused_rms_norm",
@@ -82,8 +90,13 @@ class OmniGen2Config:
         }  # of kernels and files, not of the model
         given = {k: v for k, v in source.items() if not k.startswith("_") and k not in ignored}
         if unknown := given.keys() - known:
-            raise ValueError(f"unknown keys of OmniGen2's config: {sorted(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            raise WeightsError(f"{where}: unknown keys of OmniGen2's config: {sorted(unknown)}")
+        try:
+            return cls(**fields(cls, given, f"{where}: ", _BOUNDS))
+        except WeightsError:
+            raise
+        except ValueError as e:
+            raise WeightsError(f"{where}: {e}") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that diffusers reads."""

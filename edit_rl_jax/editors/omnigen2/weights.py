@@ -14,14 +14,15 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh
 
-from edit_rl_jax import sharding
+from edit_rl_jax import json_files, sharding
 from edit_rl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.vae import autoencoder
 from edit_rl_jax.flow.schedules import Schedule
-from edit_rl_jax.nn import peft, weights
+from edit_rl_jax.nn import peft, peft_config, weights
 from edit_rl_jax.nn.checkpoint_files import WeightsError, read_file
+from edit_rl_jax.nn.model_files import checked, read_json, verify
 from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.weights import Naming
 from edit_rl_jax.qwen2_5_vl import weights as qwen
@@ -29,6 +30,7 @@ from edit_rl_jax.qwen2_5_vl.config import Config
 
 STACKED = ("noise_refiner", "ref_image_refiner", "context_refiner", "layers")
 LORA_FILE, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # diffusers' names
+DIFFUSERS = r"(?:transformer\.)?(.+)\.lora_([AB])\.weight"  # its tensors', as peft.TENSOR
 
 
 def name(path: Sequence[str]) -> str:
@@ -65,20 +67,25 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Pat
 def configs(folder: Path) -> Configs:
     """The configurations of a released folder."""
     read = {"mllm": Config, "transformer": OmniGen2Config, "vae": autoencoder.VAEConfig}
-    return Configs(**{part: cls.from_hf(folder / part) for part, cls in read.items()})
+    found = {part: cls.from_hf(folder / part) for part, cls in read.items()}
+    try:
+        return Configs(**found)
+    except ValueError as e:
+        raise WeightsError(f"{folder}/*/config.json do not fit together: {e}") from None
 
 
-def tokenizer(folder: Path) -> Tokenizer:
-    """That of a released folder."""
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Loads the tokenizer of a released folder."""
     return load_tokenizer(folder / "processor")
 
 
 def schedule(folder: Path, steps: int) -> Schedule:
     """The schedule that a released folder asks for, at that many steps."""
     file = folder / "scheduler" / "scheduler_config.json"
-    stored = SCHEDULER | (json.loads(file.read_text()) if file.exists() else {})
-    kind = "dynamic" if stored["dynamic_time_shift"] else "linear"
-    return Schedule(steps, kind, base_res=stored["time_shift_base_res"])
+    stored = SCHEDULER | (read_json(file) if file.exists() else {})
+    dynamic = checked(stored["dynamic_time_shift"], "bool", f"{file}: dynamic_time_shift")
+    base = checked(stored["time_shift_base_res"], "int", f"{file}: time_shift_base_res", 1, 2**16)
+    return Schedule(steps, "dynamic" if dynamic else "linear", base_res=base)
 
 
 def _naming(part: str, state) -> Naming:
@@ -122,6 +129,9 @@ def from_folder(
     mesh, heads and hidden size are padded to what it divides, unless `options` say otherwise.
     """
     folder = local_folder(path_or_hub_id, revision)
+    for home in (folder, lora):
+        if home is not None:
+            verify(home)
     cfg = configs(folder)
     adapter = None if lora is None else read_lora(lora, alpha)
     if adapter is not None:
@@ -191,31 +201,39 @@ def read_lora(path: str | Path, alpha: float | None = None) -> peft.Adapter:
     path = Path(path)
     if (path / peft.CONFIG).exists():
         adapter = peft.read_adapter(path, TRANSFORMER)
-        return _with_alpha(path, adapter, adapter.alpha, alpha)
+        if alpha is not None and not adapter.uniform:
+            raise WeightsError(f"{path}: its layers differ in rank or alpha, so alpha {alpha} is not theirs")
+        _alpha(path, adapter.rank, adapter.alpha, alpha)
+        return adapter
     file = path / LORA_FILE if path.is_dir() else path
     tensors, metadata = read_file(file)
-    modules = {m[1]: t.shape[0] for t in tensors.values() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", t.name))}
-    if not modules:
+    ranks = {m[1]: t.shape[0] for t in tensors.values() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", t.name))}
+    if not ranks:
         raise WeightsError(f"{file}: no tensor named *.lora_A.weight")
-    stored = json.loads(metadata.get(METADATA, "{}"))
+    try:
+        stored = json_files.loads(metadata.get(METADATA, "{}"), f"{file}: {METADATA}")
+    except json_files.JSONError as e:
+        raise WeightsError(str(e)) from None
+    if not isinstance(stored, dict):
+        raise WeightsError(f"{file}: {METADATA} is no object")
     stored = {k.removeprefix("transformer."): v for k, v in stored.items()}
-    if len(set(modules.values())) > 1:
-        raise WeightsError(f"{file}: ranks {sorted(set(modules.values()))} differ")
-    rank = next(iter(modules.values()))
-    targets = sorted(m.removeprefix("transformer.") for m in modules)
-    config = {"peft_type": "LORA", "target_modules": targets, "bias": "none", **stored, "r": rank}
-    peft.check_plain(config, file)
-    adapter = peft.Adapter(rank, 0.0, config | {"target_modules": targets}, TRANSFORMER)
-    return _with_alpha(file, adapter, stored.get("lora_alpha"), alpha)
+    checked(stored.get("lora_alpha"), "float | None", f"{file}: lora_alpha", 1e-9, 1e9)
+    if len(set(ranks.values())) > 1:
+        raise WeightsError(f"{file}: ranks {sorted(set(ranks.values()))} differ")
+    rank = next(iter(ranks.values()))
+    targets = sorted(m.removeprefix("transformer.") for m in ranks)
+    config = {"peft_type": "LORA", "bias": "none", **stored, "r": rank, "target_modules": targets}
+    peft_config.check(config, file)
+    config["lora_alpha"] = _alpha(file, rank, stored.get("lora_alpha"), alpha)
+    return peft.describe(config, file, DIFFUSERS, TRANSFORMER)
 
 
-def _with_alpha(path: Path, adapter: peft.Adapter, stored: float | None, given: float | None) -> peft.Adapter:
+def _alpha(path: Path, rank: int, stored: float | None, given: float | None) -> float:
     if stored is None and given is None:
-        raise WeightsError(f"{path}: does not say its alpha (rank {adapter.rank}): give it")
+        raise WeightsError(f"{path}: does not say its alpha (rank {rank}): give it")
     if stored is not None and given is not None and float(stored) != float(given):
         raise WeightsError(f"{path}: alpha is {stored} in the file, not {given}")
-    alpha = float(given if stored is None else stored)
-    return peft.Adapter(adapter.rank, alpha, adapter.config | {"lora_alpha": alpha}, adapter.naming)
+    return float(given if stored is None else stored)
 
 
 def load_lora(path: str | Path, abstract, adapter: peft.Adapter, shardings=None):
@@ -224,7 +242,7 @@ def load_lora(path: str | Path, abstract, adapter: peft.Adapter, shardings=None)
     if (path / peft.CONFIG).exists():
         return peft.fill(path / peft.FILE, peft.TENSOR, abstract, adapter, shardings)
     file = path / LORA_FILE if path.is_dir() else path
-    return peft.fill(file, r"(?:transformer\.)?(.+)\.lora_([AB])\.weight", abstract, adapter, shardings)
+    return peft.fill(file, DIFFUSERS, abstract, adapter, shardings)
 
 
 def save_lora(state, rank: int, alpha: float, folder: str | Path, base: str | None = None) -> Path:

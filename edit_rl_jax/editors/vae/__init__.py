@@ -1,0 +1,1 @@
+"""Autoencoders of editors: images to latents and back, whole or in tiles."""

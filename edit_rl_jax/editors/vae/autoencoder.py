@@ -6,26 +6,37 @@ Images are [-1, 1]. Latents are fp32, shifted and scaled: (z - shift_factor) * s
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.attention import attention
+from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.conv import Conv
 from edit_rl_jax.nn.linear import Linear
+from edit_rl_jax.nn.model_files import checked, fields, read_config
 from edit_rl_jax.nn.norms import GroupNorm
 from edit_rl_jax.nn.params import Init
 from edit_rl_jax.nn.weights import Naming, load
 
 EPS = 1e-6
+
+
+_BOUNDS = {
+    "block_out_channels": (1, 2**16),
+    "layers_per_block": (1, 64),
+    "scaling_factor": (1e-6, 1e6),
+    "shift_factor": (-1e6, 1e6),
+    "patch": (1, 1024),
+    "patch_channels": (0, 2**20),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +73,22 @@ class VAEConfig:
 
     @classmethod
     def from_hf(cls, source: Any) -> VAEConfig:
-        """From a dict, a config.json, or a folder that has one. ValueError on what this model does not implement."""
-        if not isinstance(source, Mapping):
-            path = epath.Path(source)
-            source = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        blocks = {*source.get("down_block_types", ()), *source.get("up_block_types", ())}
+        """From a dict, a config.json, or a folder that has one. Raises WeightsError, one line that names the file, for
+        what is malformed, larger than any model, or not implemented here."""
+        source, where = read_config(source)
+        kinds = ("down_block_types", "up_block_types")
+        lists = [checked(source.get(k), "tuple[str, ...] | None", f"{where}: {k}") or () for k in kinds]
+        blocks = {name for names in lists for name in names}
         wrong = {k: source[k] for k in ("act_fn", "latents_mean", "latents_std") if source.get(k) not in (None, "silu")}
         if wrong or not blocks <= {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
-            raise ValueError(f"not implemented: {wrong or sorted(blocks)}")
+            raise WeightsError(f"{where}: not implemented: {wrong or sorted(blocks)}")
         # where diffusers' defaults are not FLUX.1's
         given = {"use_quant_conv": True, "use_post_quant_conv": True, "scaling_factor": 0.18215, **source}
-        given["shift_factor"] = given.get("shift_factor") or 0.0
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known})
+        given["shift_factor"] = 0.0 if given.get("shift_factor") is None else given["shift_factor"]
+        cfg = cls(**fields(cls, given, f"{where}: ", _BOUNDS))
+        if not 1 <= len(cfg.block_out_channels) <= 8 or any(c % cfg.norm_num_groups for c in cfg.block_out_channels):
+            raise WeightsError(f"{where}: block_out_channels are 1 to 8 multiples of norm_num_groups")
+        return cfg
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that diffusers reads."""
@@ -309,6 +323,7 @@ NAMING = Naming(_name, stem="diffusion_pytorch_model")
 
 def from_folder(folder: str | Path, **options: Any) -> Autoencoder:
     """The autoencoder of a diffusers folder; `options` are Autoencoder's. Errors as `nn.weights.load`."""
+    model_files.verify(folder)
     cfg = VAEConfig.from_hf(folder)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(cfg, rngs=nnx.Rngs(0), **options)))
     return nnx.merge(graphdef, load(Path(folder), state, NAMING))

@@ -1,0 +1,1 @@
+"""EditScore (arXiv 2509.23909): a judge that writes reasons and scores; its prompts, parser and objective."""

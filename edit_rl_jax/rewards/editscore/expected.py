@@ -15,7 +15,7 @@ from edit_rl_jax.data.records import SCORE_RANGE
 from edit_rl_jax.generation.branch import Tree
 from edit_rl_jax.rewards.editscore.aggregate import Figures
 from edit_rl_jax.rewards.editscore.judgement import Judgement
-from edit_rl_jax.rewards.editscore.parsing import Reply
+from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import answer
 
 N = SCORE_RANGE + 1
@@ -95,10 +95,15 @@ class ScoreTree:
         self.tree = Tree(*(np.array(x, np.int32) for x in (tokens, parents, table)))
 
     def opens_at(self, tokens: np.ndarray) -> int | None:
-        """The place of the token after which the first score begins, in an answer; None where there is none."""
-        for i, token in enumerate(tokens):
-            if "[" in self.tokenizer.decode([int(token)]) and _OPEN.search(self.tokenizer.decode(tokens[: i + 1])):
-                return i
+        """Finds the token of an answer after which its first score begins; None where there is none.
+
+        It is the last place from which a written pair is read as the reply's own: no draft, no quotation.
+        """
+        for i in reversed(range(len(tokens))):
+            if "[" in self.tokenizer.decode([int(tokens[i])]):
+                text = self.tokenizer.decode(tokens[: i + 1])
+                if _OPEN.search(text) and parse(text + "7, 13]}").scores == (7, 13):
+                    return i
         return None
 
     def probabilities(self, logp: np.ndarray) -> np.ndarray:

@@ -57,8 +57,16 @@ class Prompts:
 
     @classmethod
     def from_json(cls, stored: dict) -> "Prompts":
-        """Inverse of `to_json`. Raises ValueError when the texts do not match the stored hash."""
-        prompts = cls(*(stored[f.name] for f in dataclasses.fields(cls))) if "sc" in stored else get(stored["name"])
+        """Inverse of `to_json`. Raises ValueError for what is malformed, or texts that do not match the stored hash."""
+        names = [f.name for f in dataclasses.fields(cls)] if isinstance(stored, dict) and "sc" in stored else ["name"]
+        wanted = dict.fromkeys([*names, "sha256"], str) | ({"version": int} if "version" in names else {})
+        good = isinstance(stored, dict) and all(type(stored.get(k)) is kind for k, kind in wanted.items())
+        if not good or not 0 <= stored.get("version", 0) < 2**31:
+            raise ValueError(f"prompts are no object with {', '.join(wanted)}")
+        try:
+            prompts = cls(*(stored[k] for k in names)) if "sc" in stored else get(stored["name"])
+        except KeyError as e:
+            raise ValueError(e.args[0]) from None
         if stored["sha256"] != prompts.sha256:
             raise ValueError(f"prompts {prompts.name!r} were altered: sha256 {prompts.sha256} != {stored['sha256']}")
         return prompts

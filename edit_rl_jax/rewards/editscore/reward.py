@@ -6,7 +6,6 @@ them. Facts: arXiv 2509.23909, section 3.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.data.tokenizer import load_tokenizer
+from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
 from edit_rl_jax.generation.engine import Answer, Engine
 from edit_rl_jax.generation.prompt import Prompt, Shape
 from edit_rl_jax.generation.sampler import Sampling, greedy
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.qwen2_5_vl import peft, weights
-from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_expected
@@ -31,8 +31,23 @@ from edit_rl_jax.rewards.editscore.prompts import END, Image, Prompts, Question,
 from edit_rl_jax.rewards.editscore.questions import Questions, digest
 
 __all__ = ["METADATA", "EditScore", "Judgement", "Triple", "base_folder", "judge", "load_model", "overall"]
-METADATA = "edit_rl.json"
 Triple = tuple[Image, Image, str]
+
+
+def stored_settings(folder: Path) -> tuple[Prompts, dict[str, int]]:
+    """(prompts, pixel budget) in a folder's `edit_rl.json`, else "standard" and 512 x 512. Raises WeightsError naming
+    the file."""
+    stored, where = model_files.stored_metadata(folder), str(folder / METADATA)
+    budget = dict(model_files.section(stored, "images", where)) or {"max_pixels": 512 * 512}
+    for key, value in budget.items():
+        if key not in ("min_pixels", "max_pixels"):
+            raise weights.WeightsError(f"{where}: images has no key {key[:40]!r}")
+        model_files.checked(value, "int", f"{where}: images.{key}", 1, 2**40)
+    try:
+        texts = get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
+    except ValueError as e:
+        raise weights.WeightsError(f"{where}: {e}") from None
+    return texts, budget
 
 
 class EditScore:
@@ -101,29 +116,38 @@ class EditScore:
         dtype: Any = None,
         merge: bool = True,
         mesh: Any = None,
+        verify: bool = True,
         **settings: Any,
     ) -> "EditScore":
         """From a model folder, or an adapter folder (its base read from `base`, else from where the adapter says).
 
         The prompts and the pixel budget are those stored in `edit_rl.json`, else "standard" and 512 x 512. `dtype`:
-        default fp32 on CPU, bf16 elsewhere. `merge` folds the adapter into the weights; `settings`: the constructor's.
-        Raises WeightsError or FileNotFoundError.
+        default fp32 on CPU, bf16 elsewhere. `merge` folds the adapter into the weights; `verify`: compare an export's
+        files with their SHA-256 first (see `nn.model_files`); `settings`: the constructor's.
+        Raises WeightsError, one line that names the file, or FileNotFoundError.
         """
         folder = weights.local_folder(folder, revision)
+        model_files.verify(folder, verify)
         adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
-        home = base_folder(folder, base, adapter) if adapter else folder
-        cfg = Config.from_hf(home)
-        model = load_model(cfg, home, adapter and (folder, adapter), dtype=dtype, merge=merge, mesh=mesh)
-        stored = next((json.loads((f / METADATA).read_text()) for f in (folder, home) if (f / METADATA).exists()), {})
-        if prompts is not None:
-            texts = get(prompts)
-        else:
-            texts = Prompts.from_json(stored["prompts"]) if stored.get("prompts") else get("standard")
-        budget = stored.get("images") or {"max_pixels": 512 * 512}
+        home = base_folder(folder, base) if adapter else folder
+        if home != folder:
+            model_files.verify(home, verify)
+        cfg = weights.read_config(home)
         has = lambda name: folder if (folder / name).exists() else home
+        texts, budget = stored_settings(has(METADATA))
+        texts = texts if prompts is None else get(prompts)
         file = has("preprocessor_config.json") / "preprocessor_config.json"
-        images = ImageSettings.from_hf(file.parent, **budget) if file.exists() else ImageSettings(**budget)
-        tokenizer = load_tokenizer(has("tokenizer.json"))
+        images = ImageSettings.from_hf(file if file.exists() else {}, **budget)
+        sizes = (cfg.vision.patch_size, cfg.vision.temporal_patch_size, cfg.vision.spatial_merge_size)
+        if (images.patch_size, images.temporal_patch_size, images.merge_size) != sizes:
+            raise weights.WeightsError(f"{file}: patch and merge sizes are not the model's, {sizes}")
+        home_of_tokenizer = has("tokenizer.json")
+        tokenizer = load_tokenizer(home_of_tokenizer)
+        try:
+            check_tokenizer(tokenizer, cfg)
+        except weights.WeightsError as e:
+            raise weights.WeightsError(f"{home_of_tokenizer}: {e}") from None
+        model = load_model(cfg, home, adapter and (folder, adapter), dtype=dtype, merge=merge, mesh=mesh)
         return cls(model, tokenizer, prompts=texts, images=images, mesh=mesh, **settings)
 
     def score(

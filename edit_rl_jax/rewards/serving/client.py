@@ -1,123 +1,33 @@
 """Judges that live on other machines, with the interface of `EditScore.score`.
 
 `RewardClient` asks our reward server, `VLMJudge` any end point that speaks OpenAI's chat completions (vLLM,
-`transformers serve`). Both retry, within bounds, what may pass (no connection, time-outs, 408, 429, 5xx); an item that
-got no answer is a judgement that is not valid and says so. A refused token raises PermissionError.
+`transformers serve`). Both retry, within bounds, what may pass (no connection, time-outs, 408, 429, 5xx). What the
+service says about one edit is a judgement that is not valid; what concerns every request (token, address, model) ends
+the call at once (see `service`). An edit that got no answer within the tries is a judgement that is not valid, or with
+`must_answer` ends the call, for jobs whose results are kept.
 """
 
 import base64
-import email.utils
 import hashlib
-import http.client
 import json
-import random
+import queue
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from edit_rl_jax.data.images import encode_png, image_size
-from edit_rl_jax.rewards.editscore.parsing import Reply, parse
+from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import Image, Prompts, Question, get
 from edit_rl_jax.rewards.editscore.reward import Judgement, Triple, judge
+from edit_rl_jax.rewards.serving.answers import read_reply
+from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, Service, ServiceError, kind
 from edit_rl_jax.rewards.wire import from_wire
 
-PASSING = {408, 425, 429, 500, 502, 503, 504}
-
-
-class ServiceError(RuntimeError):
-    """No usable answer. `status` is the last HTTP status, 0 where there was none."""
-
-    def __init__(self, message: str, status: int = 0):
-        super().__init__(message)
-        self.status = status
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args):  # a redirect would carry the token to another host
-        return None
-
-
-class Service:
-    """JSON over HTTP with bounded retries.
-
-    Args:
-      token: sent as a bearer token when given.
-      timeout: seconds for one try; `tries` of them, with waits that double from `wait` up to `longest` seconds.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        token: str = "",
-        *,
-        timeout: float = 600.0,
-        tries: int = 10,
-        wait: float = 0.25,
-        longest: float = 20.0,
-    ):
-        self.url, self.token, self.timeout = url.rstrip("/"), token, timeout
-        self.tries, self.wait, self.longest = tries, wait, longest
-        host = urllib.parse.urlsplit(self.url).hostname
-        local = [urllib.request.ProxyHandler({})] if host in ("127.0.0.1", "localhost", "::1") else []
-        self._opener = urllib.request.build_opener(_NoRedirects, *local)
-
-    def call(self, path: str, body: Any = None) -> Any:
-        """POSTs JSON (GETs without a body) and returns the JSON of the answer. Raises ServiceError, PermissionError."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
-        problem, status = "", 0
-        for attempt in range(self.tries):
-            pause = 0.0
-            try:
-                request = urllib.request.Request(self.url + path, data, headers)
-                with self._opener.open(request, timeout=self.timeout) as answer:
-                    return json.loads(answer.read())
-            except urllib.error.HTTPError as error:
-                status, problem = error.code, f"HTTP {error.code}: {_detail(error)}"
-                if status in (401, 403):
-                    raise PermissionError(f"{self.url} refused the token ({problem})") from None
-                if status not in PASSING:
-                    raise ServiceError(problem, status) from None
-                pause = _retry_after(error.headers.get("Retry-After"))
-            except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, cut off, late, no JSON
-                status, problem = 0, f"{type(error).__name__}: {error}"
-            if attempt + 1 < self.tries:  # spread, so that many clients do not return at once
-                step = min(self.longest, self.wait * 2**attempt)
-                time.sleep(max(min(pause, 60.0), step * random.uniform(0.75, 1.25)))
-        raise ServiceError(f"no answer from {self.url} after {self.tries} tries: {problem}", status)
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    try:
-        text = error.read(2000).decode(errors="replace")
-    except Exception:
-        return error.reason
-    try:
-        found = json.loads(text)["error"]
-        return found if isinstance(found, str) else found["message"]
-    except (ValueError, KeyError, TypeError):
-        return text.strip()[:500] or error.reason
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds of a Retry-After header, in either of its forms; 0 without one."""
-    if not value:
-        return 0.0
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        date = email.utils.parsedate_tz(value)
-        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+__all__ = ["ItemError", "NoAnswer", "RewardClient", "Service", "ServiceError", "VLMJudge"]
 
 
 def encoded(image: Any) -> bytes:
@@ -130,49 +40,98 @@ def encoded(image: Any) -> bytes:
     return encode_png(array)
 
 
-def _each(judge_one: Callable[[Any], Any], items: Sequence[Any], at_once: int, progress: bool) -> list:
-    """`judge_one` of every item, `at_once` in flight, in the items' order."""
-    pool = ThreadPoolExecutor(at_once)
+def _each(
+    judge_one: Callable[[Triple, threading.Event], Judgement], items: Sequence[Triple], at_once: int, progress: bool
+) -> list[Judgement]:
+    """`judge_one` of every item, `at_once` in flight, in the items' order.
+
+    The first error is raised at once, with what was answered before; requests in flight are left to themselves.
+    """
+    stop, todo, done = threading.Event(), queue.SimpleQueue(), queue.SimpleQueue()
+    for entry in enumerate(items):
+        todo.put(entry)
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                number, item = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((number, judge_one(item, stop)))
+            except BaseException as error:  # raised where the results are collected
+                done.put((number, error))
+                stop.set()
+
+    found: dict[int, Judgement] = {}
+    for _ in range(min(at_once, len(items))):
+        threading.Thread(target=work, daemon=True).start()  # daemons: a request of minutes must not hold up the end
     try:
         with tqdm(total=len(items), desc="scoring", unit="edit", disable=None if progress else True) as bar:
-            futures = [pool.submit(judge_one, item) for item in items]
-            for future in futures:
-                future.add_done_callback(lambda _: bar.update(1))
-            return [future.result() for future in futures]
+            while len(found) < len(items):
+                number, result = done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                found[number] = result
+                bar.update()
+    except ServiceError as error:
+        error.answered = found
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        stop.set()
+    return [found[i] for i in range(len(items))]
+
+
+def _judged(ask: Callable[[], Judgement], must_answer: bool) -> Judgement:
+    """The judgement of one edit, not valid where there is a reason for none. Raises ServiceError."""
+    try:
+        return ask()
+    except NoAnswer as error:
+        if must_answer:
+            raise
+        return Judgement(problem=str(error))
+    except (ValueError, TypeError) as error:  # ItemError, ImageError, an array that is no image
+        return Judgement(problem=str(error))
 
 
 class RewardClient:
     """Our reward server as a judge; one edit a request, `at_once` in flight: the server makes batches of them.
 
-    `options`: Service's.
+    `must_answer`: raise NoAnswer for an edit without an answer. `options`: Service's.
     """
 
-    def __init__(self, url: str, token: str, *, at_once: int = 64, **options: Any):
-        self.service, self.at_once = Service(url, token, **options), at_once
+    def __init__(self, url: str, token: str, *, at_once: int = 64, must_answer: bool = False, **options: Any):
+        self.service, self.at_once, self.must_answer = Service(url, token, **options), at_once, must_answer
 
     def settings(self) -> dict[str, Any]:
-        """What decides the server's answers, for caches."""
-        return self.service.call("/settings")
+        """What decides the server's answers, for caches. Raises ServiceError."""
+        try:
+            found = self.service.call("/settings")
+        except ItemError as error:
+            raise ServiceError(f"{self.service.url}: {error}") from None
+        if not isinstance(found, dict):
+            raise ServiceError(f"{self.service.url}: its settings are {kind(found)}, not an object")
+        return found
 
     def score(
         self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
     ) -> list[Judgement]:
-        """As `EditScore.score`. Raises PermissionError."""
+        """As `EditScore.score`. Raises ServiceError, PermissionError for a refused token."""
 
-        def one(item: Triple) -> Judgement:
-            source, edited, instruction = item
-            images = {"source": source, "edited": edited}
-            sent = {k: base64.b64encode(encoded(v)).decode() for k, v in images.items()}
-            body = {"items": [{**sent, "instruction": instruction}], "questions": list(questions)}
-            try:
-                (judgement,) = self.service.call("/score", body)["judgements"]
-                return from_wire(judgement)
-            except (ServiceError, ValueError, KeyError, TypeError) as error:
-                return Judgement(problem=str(error))
+        def one(item: Triple, stop: threading.Event) -> Judgement:
+            return _judged(lambda: self._ask(item, questions, stop), self.must_answer)
 
         return _each(one, items, self.at_once, progress)
+
+    def _ask(self, item: Triple, questions: Sequence[Question], stop: threading.Event) -> Judgement:
+        source, edited, instruction = item
+        images = {"source": source, "edited": edited}
+        sent = {k: base64.b64encode(encoded(v)).decode() for k, v in images.items()}
+        body = {"items": [{**sent, "instruction": instruction}], "questions": list(questions)}
+        found = self.service.call("/score", body, wanted="judgements", stop=stop)["judgements"]
+        if not isinstance(found, list) or len(found) != 1:
+            raise ItemError("the server's answer is not one judgement")
+        return from_wire(found[0])
 
 
 class VLMJudge:
@@ -184,6 +143,7 @@ class VLMJudge:
       passes: answers a question; each has a seed of its own, made from the content.
       attempts: how often an answer is asked for, with another seed each time, until it can be read.
       reduction: of the passes (see `aggregate`).
+      must_answer: raise NoAnswer for an edit without an answer.
       extra: more fields of the request, as `{"top_k": 20}` for vLLM; None takes a field out.
       options: Service's.
     """
@@ -203,11 +163,12 @@ class VLMJudge:
         attempts: int = 3,
         reduction: str = "average_last",
         at_once: int = 16,
+        must_answer: bool = False,
         extra: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         self.service, self.prompts, self.passes, self.seed = Service(url, token, **options), get(prompts), passes, seed
-        self.attempts, self.at_once, self.reduction = attempts, at_once, reduction
+        self.attempts, self.at_once, self.reduction, self.must_answer = attempts, at_once, reduction, must_answer
         self.fields = {"model": model, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
         self.fields |= extra or {}
 
@@ -221,18 +182,18 @@ class VLMJudge:
     def score(
         self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
     ) -> list[Judgement]:
-        """As `EditScore.score`. Raises PermissionError."""
+        """As `EditScore.score`. Raises ServiceError, PermissionError for a refused token."""
 
-        def one(item: Triple) -> Judgement:
-            try:
-                replies = {q: self._ask(q, item) for q in questions}
-            except (ServiceError, ValueError, KeyError, TypeError) as error:
-                return Judgement(problem=str(error))
+        def ask(item: Triple, stop: threading.Event) -> Judgement:
+            replies = {q: self._ask(q, item, stop) for q in questions}
             return judge(replies.get("sc", ()), replies.get("pq", ()), self.reduction, self.prompts.profile)
+
+        def one(item: Triple, stop: threading.Event) -> Judgement:
+            return _judged(lambda: ask(item, stop), self.must_answer)
 
         return _each(one, items, self.at_once, progress)
 
-    def _ask(self, question: Question, item: Triple) -> tuple[Reply, ...]:
+    def _ask(self, question: Question, item: Triple, stop: threading.Event) -> tuple[Reply, ...]:
         source, edited, instruction = item
         images = self.prompts.shown(question, encoded(source), encoded(edited))
         for image in images:
@@ -245,8 +206,7 @@ class VLMJudge:
                 mixed = hashlib.sha256(name + f"{self.seed} {number} {attempt}".encode()).digest()
                 body = {"messages": messages, "seed": int.from_bytes(mixed[:4], "big") >> 1} | self.fields
                 body = {k: v for k, v in body.items() if v is not None}
-                answer = self.service.call("/chat/completions", body)
-                reply = parse(answer["choices"][0]["message"]["content"] or "")
+                reply = read_reply(self.service.call("/chat/completions", body, wanted="choices", stop=stop))
                 if reply.valid or not self.fields["temperature"]:
                     break
             out.append(reply)

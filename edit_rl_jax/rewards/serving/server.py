@@ -7,8 +7,8 @@
     GET /health     200 while the judge works, 503 after three failed batches in a row; the only one without the token
 
 Refusals: 401 token, 400 no JSON, 422 another layout, 413 body, number of items or an image's pixels over the limit, 408
-too slow, 503 queue full (with Retry-After), 504 not judged in time. An image that cannot be read, within the limits, is
-a judgement that is not valid, as it is for a direct call.
+too slow, 503 queue full or server stopping (with Retry-After), 504 not judged in time. An image that cannot be read,
+within the limits, is a judgement that is not valid, as it is for a direct call.
 """
 
 import asyncio
@@ -18,11 +18,13 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -132,13 +134,23 @@ def create_app(
     )
 
     async def counted(scope: Any, receive: Any, send: Any) -> None:
+        started = False
+
         async def sent(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 counts[str(message["status"])] += 1
             await send(message)
 
-        with contextlib.suppress(ClientDisconnect):  # nobody is left to answer
+        try:
             await app(scope, receive, sent)
+        except ClientDisconnect:  # nobody is left to answer
+            pass
+        except asyncio.CancelledError:  # the server stops, and its time for requests in flight is over
+            if scope["type"] == "http" and not started:
+                headers = {"Retry-After": "2", "Connection": "close"}
+                await JSONResponse({"error": "the server stops"}, 503, headers)(scope, receive, sent)
 
     return counted
 
@@ -242,13 +254,30 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
-def server(app: Any, *, host: str = "127.0.0.1", port: int = 8300, limits: Limits | None = None) -> Any:
-    """A uvicorn server of the application; `run()` serves until SIGTERM and lets requests in flight finish."""
-    import uvicorn
+class Server(uvicorn.Server):
+    """Ends by the signal that stopped it, SIGINT as SIGTERM: without a traceback, whatever the judge is still at."""
 
+    def run(self, sockets: Any = None) -> None:
+        try:
+            super().run(sockets)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # a second SIGINT: uvicorn would leave this one to be cancelled, with a traceback
+            await self.lifespan.shutdown()
+
+
+def server(app: Any, *, host: str = "127.0.0.1", port: int = 8300, limits: Limits | None = None) -> Server:
+    """A uvicorn server of the application.
+
+    `run()` serves until SIGTERM or SIGINT, lets requests in flight finish for 30 seconds, and refuses the others (503).
+    """
     limits = limits or Limits()
     protocol = type("TimedProtocol", (Protocol,), {"head_seconds": limits.read})
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             host=host,

@@ -1,11 +1,12 @@
-"""Scoring planned: prefill and decode of a config's reward model, compiled for a TPU that is not there.
+"""Scoring planned: prefill and decode of a reward model.
 
 Weights of a scoring engine lie over the axis "tensor" alone and are whole along "data": the decode loop then moves
 activations between chips, never weights.
 """
 
+import dataclasses
 import math
-import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from edit_rl_jax.chips import Chip
 from edit_rl_jax.generation import cache
 from edit_rl_jax.generation.engine import programs
 from edit_rl_jax.generation.prompt import Shape
 from edit_rl_jax.generation.sampler import Sampling
 from edit_rl_jax.generation.schedule import FeatureRing, Schedule
+from edit_rl_jax.plan.compiled import DoesNotFit, Job
 from edit_rl_jax.qwen2_5_vl.config import Config
 from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
-from edit_rl_jax.topology import Chip
-from edit_rl_jax.training import build, planning
 
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
@@ -37,25 +38,52 @@ def tensor_parallel(cfg: Config, chips: int, hbm: int, bytes_: int) -> int:
         t for t in (1, 2, 4, 8, 16) if chips % t == 0 and all(u % t == 0 for u in units) and bytes_ / t <= 0.6 * hbm
     ]
     if not fits:
-        raise planning.DoesNotFit(f"{bytes_ / 2**30:.0f} GiB of weights in {chips} chips of {hbm / 2**30:.1f}", None)
+        raise DoesNotFit(f"{bytes_ / 2**30:.0f} GiB of weights in {chips} chips of {hbm / 2**30:.1f}", None)
     return fits[0]
 
 
-def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64, tensor: int = 0) -> dict[str, Any]:
-    """Figures of one prefill and of one decode step; DoesNotFit as `planning.compile_step`. tensor: chips a copy of the
-    weights, 0 = as few as leave room."""
-    cfg = build.model_config(config)
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """A scoring engine on a described mesh: weights lie over "tensor" alone, copies of them along "data".
+
+    Attributes:
+      cfg: its architecture. mesh: described. tensor: chips that share a copy of the weights.
+      graphdef, state: the abstract model. weight_bytes: of one whole copy, bf16.
+    """
+
+    cfg: Config
+    mesh: Mesh
+    tensor: int
+    graphdef: nnx.GraphDef
+    state: Any
+    weight_bytes: int
+
+    @property
+    def bytes_per_device(self) -> int:
+        """Bytes of weights on each device."""
+        return self.weight_bytes // self.tensor
+
+
+def describe(cfg: Config, chip: Chip, devices: list[Any], tensor: int = 0) -> Scoring:
+    """Lays a reward model of this architecture over described devices.
+
+    tensor: chips that share a copy of the weights, 0 = as few as leave room. Raises DoesNotFit where none do.
+    """
     make = partial(Qwen25VL, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    leaves = jax.tree.leaves(abstract)
-    weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     tensor = tensor or tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
-    data = len(devices) // tensor
-    mesh = make_mesh({"data": data, "tensor": tensor}, devices)
+    mesh = make_mesh({"data": len(devices) // tensor, "tensor": tensor}, devices)
     places = shardings(abstract, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
-    shape, stores, features = _stores(cfg, mesh, slots)
-    jitted = programs(graphdef, Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
+    return Scoring(cfg, mesh, tensor, graphdef, state, weight_bytes)
+
+
+def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | None = None) -> Iterator[Job]:
+    """Lowers one prefill and one decode step of `slots` answers side by side. beside: as `Job.beside`."""
+    mesh, data = scoring.mesh, scoring.mesh.shape["data"]
+    shape, stores, features = _stores(scoring.cfg, mesh, slots)
+    jitted = programs(scoring.graphdef, Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
     whole = lambda x: jax.ShapeDtypeStruct(
         np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
     )
@@ -64,9 +92,11 @@ def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64, tensor: i
     rows = (ints(data), ints(data), ints(data))
     with jax.set_mesh(mesh):
         lowered = {
-            "prefill": jitted["leaf"].lower(state, stores.own, stores.contexts, features, piece, *rows, follows=True),
+            "prefill": jitted["leaf"].lower(
+                scoring.state, stores.own, stores.contexts, features, piece, *rows, follows=True
+            ),
             "decode": jitted["decode"].lower(
-                state,
+                scoring.state,
                 stores.answers,
                 stores.tiles,
                 stores.own,
@@ -77,28 +107,14 @@ def plan(config: Any, chip: Chip, devices: list[Any], slots: int = 64, tensor: i
                 places=(shape.queries, shape.answers),
             ),
         }
-    compiled = {name: planning.compile_fitting(x) for name, x in lowered.items()}
-    matrices = [math.prod(x.shape[1:]) for x in leaves if len(x.shape) == 3]
-    out = {"mesh": dict(mesh.shape), "shape": vars(shape) | {"new": NEW_TOKENS}, "weight_bytes": weight_bytes}
-    for name, program in compiled.items():
-        text, memory = program.as_text(), program.memory_analysis()
-        out[name] = {
-            "peak": memory.peak_memory_in_bytes,
-            "usable_hbm": chip.hbm,
-            "collectives": planning.collectives(text),
-            "largest_gather": largest_gather(text),
-        }
-    out["smallest_weight_matrix"] = min(matrices)
-    # Memory-bound: a step reads the weights once; attention's reads of the stores are on top.
-    out["decode"]["step_s_at_least"] = weight_bytes / tensor / chip.bandwidth
-    return out
-
-
-def largest_gather(hlo: str) -> int:
-    """Elements of the largest result of an all-gather in a compiled module."""
-    found = re.findall(r"= (.*?) all-gather(?:-start)?\(", hlo)
-    sizes = [math.prod(int(n) for n in dims.split(",") if n) for f in found for dims in re.findall(r"\[([\d,]*)\]", f)]
-    return max(sizes, default=0)
+    matrices = [math.prod(x.shape[1:]) for x in jax.tree.leaves(scoring.state) if len(x.shape) == 3]
+    facts = {"weight_bytes": scoring.weight_bytes, "smallest_weight_matrix": min(matrices), "mesh": dict(mesh.shape)}
+    facts["shape"] = vars(shape) | {"new": NEW_TOKENS}
+    # memory-bound: a step reads the weights once; attention's reads of the stores are on top
+    least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
+    for name, low in lowered.items():
+        more = facts | (least if name == "decode" else {})
+        yield Job(name, low, mesh.size, beside=beside or {}, more=more)
 
 
 def _stores(cfg: Config, mesh: Mesh, slots: int) -> tuple[Shape, cache.Stores, jax.ShapeDtypeStruct]:

@@ -1,7 +1,6 @@
-"""Editing planned: the programs of `editors.sampling`, compiled for a TPU that is not there."""
+"""Editing planned: the programs of `editors.sampling`."""
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +16,18 @@ from edit_rl_jax.editors.sampling import EditorSampler, Ready, Settings
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
-from edit_rl_jax.topology import Chip
-from edit_rl_jax.training import build, planning, registry
+from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.training import build, registry
 
 STEPS, GUIDANCE, TEXT = 50, Guidance(5.0, 2.0, stop=0.6), 256
 
 
-def plan(config: Any, mesh: Mesh, chip: Chip, side: int = 1024) -> Iterator[dict[str, Any]]:
-    """Figures of each program of `config.rows` edits of one image of side x side pixels each: 50 steps, guided by text
-    and image on 0 to 0.6. The peak counts all weights, also those that a program does not read. Raises DoesNotFit."""
+def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
+    """Lowers each program of `config.rows` edits of one image of side x side pixels each.
+
+    50 steps, guided by text and image on 0 to 0.6. All weights lie on the devices, also those that a program does not
+    read.
+    """
     cfg, rows = build.model_config(config), config.rows
     config.model.trainable = "lora"  # weights as they are sampled from: frozen, in bf16
     make = registry.model(config).make(config, cfg, mesh, jnp.dtype("bfloat16"))
@@ -64,13 +66,6 @@ def plan(config: Any, mesh: Mesh, chip: Chip, side: int = 1024) -> Iterator[dict
             sharding.batch_shardings(arrays, mesh),
         )
         given += (jax.ShapeDtypeStruct((), jnp.uint32),) if name == "sample" else ()
-        start = time.time()
         with jax.set_mesh(mesh):
-            compiled = planning.compile_fitting(program.lower(state, *given))
-            executed = flops.count(program, state, *given)
-        figures = planning.figures(mesh, compiled, chip, executed, executed)
-        memory = figures["bytes_per_device"]
-        memory["peak"] += max(0, held - memory["arguments"])
-        if memory["peak"] > chip.hbm:
-            raise planning.DoesNotFit(f"{name} beside all weights", memory["peak"] - chip.hbm)
-        yield {"bucket": f"{name} {side}x{side}"} | figures | {"compile_s": round(time.time() - start, 1)}
+            lowered, executed = program.lower(state, *given), flops.count(program, state, *given)
+        yield Job(f"{name} {side}x{side}", lowered, mesh.size, resident=held, model=executed, executed=executed)

@@ -1,100 +1,15 @@
-"""What a compiled training step costs: bytes a device, FLOPs, collectives, and the time that a roofline predicts."""
+"""Reads compiled modules: which collectives run how often, and how many bytes they bring to a device."""
 
 import math
 import re
 from collections import defaultdict
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
-from edit_rl_jax.topology import Chip
-from edit_rl_jax.training.build import Program
-
-ASSUMPTIONS = (
-    "roofline: matrix units at their peak, every ICI link busy, HBM traffic not counted; step_s overlaps computation "
-    "and communication perfectly, step_no_overlap_s not at all"
-)
 _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
-class DoesNotFit(RuntimeError):
-    """The compiler refused a program for want of HBM. `over`: bytes too many on a device; None where it is not said."""
-
-    def __init__(self, message: str, over: int | None):
-        super().__init__(message)
-        self.over = over
-
-
-def compile_step(program: Program, bucket: Any) -> Any:
-    """The compiled step of one bucket, also for devices only described. Raises DoesNotFit, with the overshoot."""
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    with jax.set_mesh(program.mesh):
-        batch = program.batches[bucket]
-        return compile_fitting(program.step.lower(program.trainable, program.opt_state, program.frozen, batch, number))
-
-
-def compile_fitting(lowered: Any) -> Any:
-    """`lowered.compile()`; the compiler's refusal for want of memory becomes DoesNotFit."""
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise _refusal(str(error)) from error
-
-
-def _refusal(text: str) -> DoesNotFit:
-    size = lambda m: float(m[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[m[2]]
-    if m := re.search(r"[Ee]xceed(?:ed|s) hbm capacity by ([\d.]+)([KMGT])", text):
-        over = size(m)
-    else:
-        need = re.search(r"([\d.]+)([KMGT])\)? exceeds available HBM", text)
-        have = re.search(r"exceeds available HBM \(([\d.]+)([KMGT])\)", text)
-        over = size(need) - size(have) if need and have else None
-    first = next((line for line in text.splitlines() if re.search("hbm", line, re.I)), text.splitlines()[0])
-    return DoesNotFit(first.strip(), None if over is None else round(over))
-
-
-def report(program: Program, bucket: Any, compiled: Any, chip: Chip) -> dict[str, Any]:
-    """Figures of one bucket's step, as `figures`."""
-    model, executed = program.model_flops(bucket), program.model_flops(bucket, remat=True)
-    return {"bucket": str(bucket)} | figures(program.mesh, compiled, chip, model, executed)
-
-
-def figures(mesh: Mesh, compiled: Any, chip: Chip, model: int, executed: int) -> dict[str, Any]:
-    """Figures of a compiled program whose mathematics needs `model` and whose devices do `executed` FLOPs; bytes are a
-    device's, FLOPs are all devices' together, seconds a run's."""
-    memory, devices = compiled.memory_analysis(), mesh.size
-    moved = collectives(compiled.as_text())
-    compute_s = executed / devices / chip.flops
-    ici_s = sum(c["bytes"] for c in moved.values()) / chip.ici
-    step_s = max(compute_s, ici_s)
-    return {
-        "bytes_per_device": {
-            "arguments": memory.argument_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "outputs": memory.output_size_in_bytes,
-            "aliased": memory.alias_size_in_bytes,
-            "peak": memory.peak_memory_in_bytes,
-            "usable_hbm": chip.hbm,
-        },
-        "flops": {"model": model, "executed": executed},
-        "collectives": moved,
-        "predicted": {
-            "compute_s": compute_s,
-            "ici_s": ici_s,
-            "step_s": step_s,
-            "step_no_overlap_s": compute_s + ici_s,
-            "mfu_at_most": model / devices / chip.flops / step_s,
-        },
-    }
-
-
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """{kind: {"count", "bytes"}} of one run of a compiled module: executions, and bytes that reach a device.
+    """Counts the collectives of one run of a compiled module, {kind: {"count", "bytes"}}: bytes that reach a device.
 
     Loop bodies are multiplied by their trip counts, read from the loops' conditions; a collective that the compiler cut
     into overlapped pieces keeps its channel and counts once.
@@ -168,3 +83,10 @@ def _group(line: str) -> int:
     if m := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return m[1].count(",") + 1
     return 1
+
+
+def largest_gather(hlo: str) -> int:
+    """Finds the largest result of an all-gather in a compiled module, in elements; 0 where there is none."""
+    found = re.findall(r"= (.*?) all-gather(?:-start)?\(", hlo)
+    sizes = [math.prod(int(n) for n in dims.split(",") if n) for f in found for dims in re.findall(r"\[([\d,]*)\]", f)]
+    return max(sizes, default=0)

@@ -1,0 +1,129 @@
+"""Compiles the programs of a job for devices that are only described, and says what each costs.
+
+Every kind of job is a sequence of `Job`s, one a program; every program of every plan has the same figures.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from edit_rl_jax.chips import Chip
+from edit_rl_jax.plan.hlo import collectives, largest_gather
+
+ASSUMPTIONS = (
+    "roofline: matrix units at their peak, every ICI link busy, HBM traffic not counted; step_s overlaps computation "
+    "and communication perfectly, step_no_overlap_s not at all"
+)
+
+
+class DoesNotFit(RuntimeError):
+    """A program wants more HBM than a device has. `over`: bytes too many on a device; None where it is not said."""
+
+    def __init__(self, message: str, over: int | None):
+        super().__init__(message)
+        self.over = over
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One program of a plan, lowered.
+
+    Attributes:
+      name: how tables and files call it.
+      lowered: what `jax.jit(...).lower(...)` gave.
+      devices: how many it runs on.
+      beside: {what: bytes a device} of arrays that lie there and are no arguments of it.
+      resident: bytes a device of weights that lie there whether the program reads them or not (0: those that it reads).
+      model, executed: FLOPs that its mathematics needs and that are done, over all devices; None where not counted.
+      more: further figures, as they are.
+    """
+
+    name: str
+    lowered: Any
+    devices: int
+    beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    resident: int = 0
+    model: int | None = None
+    executed: int | None = None
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def compile_job(job: Job, chip: Chip) -> dict[str, Any]:
+    """Compiles a program and returns its figures: bytes are a device's, FLOPs all devices' together, times seconds.
+
+    Raises DoesNotFit where the compiler refuses it, or where it and what lies beside it want more than a device has.
+    """
+    start = time.monotonic()
+    compiled = compile_fitting(job.lowered)
+    seconds = time.monotonic() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    beside = dict(job.beside)
+    if (unread := job.resident - memory.argument_size_in_bytes) > 0:
+        beside["weights that it does not read"] = unread
+    moved = collectives(text)
+    out = {
+        "program": job.name,
+        "bytes_per_device": {
+            "arguments": memory.argument_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+            "beside": beside,
+            "together": memory.peak_memory_in_bytes + sum(beside.values()),
+            "usable_hbm": chip.hbm,
+        },
+        "collectives": moved,
+        "largest_gather": largest_gather(text),
+        "compile_s": round(seconds, 1),
+        **job.more,
+    }
+    if job.model is not None and job.executed is not None:
+        compute_s, ici_s = job.executed / job.devices / chip.flops, sum(c["bytes"] for c in moved.values()) / chip.ici
+        out["flops"] = {"model": job.model, "executed": job.executed}
+        out["predicted"] = {
+            "compute_s": compute_s,
+            "ici_s": ici_s,
+            "step_s": max(compute_s, ici_s),
+            "step_no_overlap_s": compute_s + ici_s,
+            "mfu_at_most": job.model / job.devices / chip.flops / max(compute_s, ici_s),
+        }
+    refuse(out)
+    return out
+
+
+def refuse(program: Mapping[str, Any]) -> None:
+    """Raises DoesNotFit where the figures of a program say that it and what lies beside it do not fit."""
+    memory = program["bytes_per_device"]
+    if (over := memory["together"] - memory["usable_hbm"]) > 0:
+        beside = ", ".join(f"{name} {size}" for name, size in memory["beside"].items())
+        what = f"{program['program']} ({memory['peak']} bytes)" + (
+            f" and what lies beside it ({beside})" if beside else ""
+        )
+        raise DoesNotFit(f"{what}: {memory['together']} of {memory['usable_hbm']} bytes a device", over)
+
+
+def compile_fitting(lowered: Any) -> Any:
+    """Compiles a lowered program; the compiler's refusal for want of memory becomes DoesNotFit."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _refusal(str(error)) from error
+
+
+def _refusal(text: str) -> DoesNotFit:
+    size = lambda m: float(m[1]) * {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[m[2]]
+    if m := re.search(r"[Ee]xceed(?:ed|s) hbm capacity by ([\d.]+)([KMGT])", text):
+        over = size(m)
+    else:
+        need = re.search(r"([\d.]+)([KMGT])\)? exceeds available HBM", text)
+        have = re.search(r"exceeds available HBM \(([\d.]+)([KMGT])\)", text)
+        over = size(need) - size(have) if need and have else None
+    first = next((line for line in text.splitlines() if re.search("hbm", line, re.I)), text.splitlines()[0])
+    return DoesNotFit(first.strip(), None if over is None else round(over))

@@ -1,0 +1,35 @@
+"""The training step of a config, planned."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.training.build import Program, build
+
+
+def jobs(config: Any, mesh: Any, names: str = "largest") -> Iterator[Job]:
+    """Lowers the step of some buckets of a config, the largest first.
+
+    names: "largest", "all", or parts of names as "512x512,1024x1024". Raises ConfigError or ShardingError.
+    """
+    program = build(config, mesh)
+    size = lambda bucket: sum(math.prod(x.shape) for x in program.batches[bucket].values())
+    buckets = sorted(program.batches, key=size, reverse=True)
+    if names not in ("largest", "all"):
+        buckets = [b for b in buckets if any(name in str(b) for name in names.split(","))]
+    for bucket in buckets[:1] if names == "largest" else buckets:
+        yield job(program, bucket)
+
+
+def job(program: Program, bucket: Any) -> Job:
+    """Lowers the step of one bucket."""
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    args = (program.trainable, program.opt_state, program.frozen, program.batches[bucket], number)
+    with jax.set_mesh(program.mesh):
+        lowered = program.step.lower(*args)
+    model, executed = program.model_flops(bucket), program.model_flops(bucket, remat=True)
+    return Job(f"step {bucket}", lowered, program.mesh.size, model=model, executed=executed)
