@@ -92,7 +92,7 @@ def train(args, overrides, stack) -> int:
         evaluation.read(folder, done if found else -1)
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
         progress = metrics.Progress(config.steps, done, config.log.every)
-        session.closing(stack, writer.close)
+        session.closing(stack, writer.close, unless=(lease.LeaseError,))  # which mirrors
         stack.callback(progress.close)
     saver = session.Saver(checkpoints, writer if lead else None, config.checkpoint.every, config.checkpoint.max_failed)
 
@@ -176,7 +176,8 @@ def train(args, overrides, stack) -> int:
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
         values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
         trace.after(step, outs)
-        if lead:
+        if held:
+            held.check(sure=False)
             writer.write(step, values)
             progress.show(step, values)
         if held_out and r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
@@ -195,6 +196,8 @@ def train(args, overrides, stack) -> int:
     interruption.restore()
 
     # -- Evaluation, export, report ------------------------------------------------------------------------------------
+    if held:
+        held.check()
     rows = metrics.read(str(folder / "metrics.jsonl"))
     figures = {"steps": config.steps, "train_minutes": round(sum(row["step_s"] for row in rows) / 60, 2)}
     if held_out:

@@ -168,6 +168,7 @@ RANGES = {
     "mesh.tensor": AXIS,
     "checkpoint.every": INT32,
     "checkpoint.keep": INT32,
+    "checkpoint.max_failed": INT32,
     "eval.every": INT32_OR_0,
     "eval.batches": "[0, 1000000]",
     "eval.pairs": "[0, 1000000]",

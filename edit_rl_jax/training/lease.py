@@ -3,10 +3,12 @@
 `lease.json` in the workdir (the remote one where there is one) names the owner: host, process, start, and a token; the
 owner renews it every BEAT seconds. A lease that was not renewed for EXPIRY seconds, by the storage's clock, is a dead
 owner's and is taken over. On a local folder the owner holds a lock on the file besides, which the system frees however
-the process ends: a killed run's folder is free at once on its own machine. Making a lease imports no JAX.
+the process ends: a killed run's folder is free at once on its own machine. A data worker that outlives its owner does
+not keep it: no program inherits the lock, and a forked child lets go. Making a lease imports no JAX.
 """
 
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +17,9 @@ import secrets
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -26,6 +30,9 @@ from edit_rl_jax.training.config import ConfigError
 FILE = "lease.json"
 BEAT, EXPIRY = 15.0, 60.0  # seconds
 CLAIM = "lease-"  # and a token: the file of one who is about to take the lease
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
 
 class LeaseError(ConfigError):
@@ -40,7 +47,8 @@ class Lease:
       locked: False: as for a remote folder.
       beat, expiry: seconds.
 
-    Raises LeaseError where another owner writes the folder, OSError where it cannot be written.
+    Raises LeaseError where another owner writes the folder; OSError, or what the storage raises, where it cannot be
+    written.
     """
 
     def __init__(
@@ -53,9 +61,12 @@ class Lease:
             "process": os.getpid(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "token": secrets.token_hex(8),
+            "boot": _boot(),
         }
         self._lock: int | None = None
         self._taken: str = ""  # why the lease is lost
+        self._renewed = 0.0
+        _HELD.add(self)
         self.folder.mkdir(parents=True, exist_ok=True)
         if "://" not in os.fspath(folder) if locked is None else locked:
             self._lock = self._locked()
@@ -68,9 +79,19 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        """Raises LeaseError where another took the folder while this process stood still. Cheap: one small file."""
-        self._taken = self._taken or self._lost()
+    def check(self, sure: bool = True) -> None:
+        """Raises LeaseError where another took the folder while this process stood still. Cheap: one small file.
+
+        sure: False: free; the file is read only if the lease may have expired.
+        """
+        late = abs(time.time() - self._renewed) > self._expiry
+        if (sure or late) and not self._taken:
+            found = self._read()
+            self._taken = self._lost(found)
+            if late and found == {}:
+                self._taken = (
+                    f"{self._file} could not be renewed or read for {self._expiry:.0f} s: another may write here"
+                )
         if self._taken:
             raise LeaseError(self._taken)
 
@@ -79,15 +100,15 @@ class Lease:
         self._ended.set()
         self._thread.join()
         try:
-            if not self._lost():
+            if not self._lost(self._read()):
                 self._file.unlink(missing_ok=True)
-        except OSError:
+        except Exception:  # storage has errors of its own
             pass  # it expires
         self._unlock()
 
     # -- The lock of a local folder ------------------------------------------------------------------------------------
 
-    def _locked(self) -> int:
+    def _locked(self) -> int | None:
         while True:
             lock = os.open(os.fspath(self._file), os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by other programs
             try:
@@ -103,6 +124,14 @@ class Lease:
                 raise self._refusal(owner, None) from None
             except FileNotFoundError:
                 pass
+            except OSError as e:
+                made = os.fstat(lock).st_size == 0
+                os.close(lock)
+                if e.errno not in NO_LOCKS:
+                    raise
+                if made:
+                    self._file.unlink()
+                return None
             os.close(lock)  # its owner left and removed it meanwhile
 
     def _unlock(self) -> None:
@@ -125,7 +154,8 @@ class Lease:
                 now = claim.stat().mtime  # by the storage's clock
                 alone = not [p for p in self.folder.glob(f"{CLAIM}*") if p.name != claim.name and self._lives(p, now)]
                 old = self._read()
-                mine = self._lock is not None and (old or {}).get("host") in (None, self._own["host"])
+                same_kernel = not old or old.get("boot") == self._own["boot"]  # or none: another's lock would be seen
+                mine = self._lock is not None and same_kernel
                 if old is not None and not mine and self._lives(self._file, now):
                     raise self._refusal(old, now - self._file.stat().mtime)
                 if alone:
@@ -149,7 +179,7 @@ class Lease:
                 return json_files.read_object(self._file)
             except FileNotFoundError:
                 return None
-            except (json_files.JSONError, OSError):
+            except Exception:  # storage has errors of its own
                 time.sleep(0.05)
         return {}
 
@@ -157,13 +187,13 @@ class Lease:
         text = json.dumps(self._own | {"renewed": time.time()}) + "\n"
         if self._lock is None:
             self._file.write_text(text)
-            return
-        os.pwrite(self._lock, text.encode(), 0)
-        os.ftruncate(self._lock, len(text.encode()))
+        else:
+            os.pwrite(self._lock, text.encode(), 0)
+            os.ftruncate(self._lock, len(text.encode()))
+        self._renewed = time.time()
 
-    def _lost(self) -> str:
-        """Why this is the owner no more, "" while it is."""
-        found = self._read()
+    def _lost(self, found: dict[str, Any] | None) -> str:
+        """Why this is the owner no more, "" while it is; found: what `_read` gives."""
         if found == {} or (found or {}).get("token") == self._own["token"]:
             return ""
         gone = f"{self.folder}: its {FILE} is gone, another may write here"
@@ -172,11 +202,11 @@ class Lease:
     def _renew(self) -> None:
         while not self._ended.wait(self._beat):
             try:
-                self._taken = self._taken or self._lost()
+                self._taken = self._taken or self._lost(self._read())
                 if self._taken:
                     return
                 self._write()
-            except OSError:
+            except Exception:
                 continue  # a network that fails for a moment; the next beat tries again
 
     def _refusal(self, owner: dict[str, Any] | None, age: float | None) -> LeaseError:
@@ -184,6 +214,25 @@ class Lease:
         who = f"host {known.get('host', '?')}, process {known.get('process', '?')}, started {known.get('started', '?')}"
         until = "" if age is None else f"; if it is dead, the folder is free in {max(1, round(self._expiry - age))} s"
         return LeaseError(f"{self.folder}: another run writes this folder ({who}){until}")
+
+
+_HELD: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lease in list(_HELD):
+        lease._unlock()  # the parent's own descriptor keeps the lock
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _boot() -> str:
+    """What tells one running kernel from all others; the host's name where it does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def agreed(make: Callable[[], Lease]) -> Lease | None:
@@ -198,6 +247,8 @@ def agreed(make: Callable[[], Lease]) -> Lease | None:
             lease = make()
         except (LeaseError, OSError) as e:
             refused = e
+        except Exception as e:  # storage has errors of its own
+            refused = ConfigError(" ".join(f"--workdir: {type(e).__name__}: {e}".split()))
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refused is not None)) and not refused:
         raise LeaseError("the first process may not write the workdir: its message says why")
     if refused:

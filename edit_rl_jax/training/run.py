@@ -108,7 +108,7 @@ def train(args, overrides, finish, stack) -> int:
     if lead:
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
         progress = metrics.Progress(steps, done, config.log.every)
-        session.closing(stack, writer.close)
+        session.closing(stack, writer.close, unless=(lease.LeaseError,))  # which mirrors
         stack.callback(progress.close)
     saver = session.Saver(checkpoints, writer if lead else None, config.checkpoint.every, config.checkpoint.max_failed)
 
@@ -144,8 +144,9 @@ def train(args, overrides, finish, stack) -> int:
             log.warning("step %d: record %s skipped: %s", step, key, reason)
         more = validate() if validating else {}
         clock = time.monotonic() if validating else clock  # validation is no part of the next step's time
-        if not lead:
+        if not held:
             return
+        held.check(sure=False)
         rate = flops[item.meta.bucket] / seconds
         values = {k: float(v) for k, v in out.items()} | item.figures | more
         values |= {"bad_steps": guard.total, "failed_saves": saver.failed}
@@ -198,6 +199,8 @@ def train(args, overrides, finish, stack) -> int:
     interruption.restore()
 
     # -- Export, evaluation, report ------------------------------------------------------------------------------------
+    if held:
+        held.check()
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
     about = dict(prompts=prompts, facts=figures, revision=revision)
     exported = registry.model(config).export

@@ -74,10 +74,13 @@ def run(job: Callable[[contextlib.ExitStack], int]) -> int:
     return 1
 
 
-def closing(stack: contextlib.ExitStack, close: Callable[[], Any]) -> None:
-    """Has `stack` call `close`. After an error what `close` raises is of the same cause, mostly, and is left unsaid."""
+def closing(stack: contextlib.ExitStack, close: Callable[[], Any], unless: tuple[type[Exception], ...] = ()) -> None:
+    """Has `stack` call `close`, but not after an error of a kind in `unless`. After another error what `close` raises
+    is of the same cause, mostly, and is left unsaid."""
 
     def leave(kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and issubclass(kind, unless):
+            return
         try:
             close()
         except (OSError, CheckpointError):

@@ -186,7 +186,7 @@ def model_in(folder: Path) -> Path:
     "said",
     [
         "edit_rl_jax/assets/tiny_vl",
-        "/home/other/work/edit_rl_jax/assets/tiny_vl",
+        "/home/other/src/edit_rl_jax/assets/tiny_vl",
         "/usr/lib/python3.11/site-packages/edit_rl_jax/assets/tiny_vl/",
     ],
 )

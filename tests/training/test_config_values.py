@@ -8,12 +8,14 @@ import math
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from edit_rl_jax.rl import config as rl_config
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import run
 from edit_rl_jax.training.config import ConfigError
+from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
 TRIED = (0, -1, math.nan, math.inf, -math.inf, 10**12, 1e300)
@@ -298,7 +300,37 @@ def test_a_run_ends_with_one_line_and_nothing_is_written(tmp_path, caplog, capsy
     assert status == 1 and time.monotonic() - began < 60
     lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert len(lines) == 1 and said in lines[0] and "\n" not in lines[0]
-    assert not (tmp_path / "run").exists() and "Traceback" not in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*")) and "Traceback" not in capsys.readouterr().err
+
+
+EDGES = {  # values at the ends of their ranges, together
+    "zeros": "optim.adam_lr=0 optim.warmup=0 optim.b1=0 optim.b2=0 optim.clip=0 optim.ema=0 eval.batches=0",
+    "least": "optim.lr=1e-30 optim.eps=1e-30 optim.clip=1e-30 optim.end=0 data.min_pixels=1 data.max_pixels=784",
+    "most": "optim.lr=1000 optim.eps=1 optim.clip=1e30 optim.weight_decay=1000 optim.end=1 optim.ema=0.9999999",
+    "muon": "optim.name=muon optim.momentum=0 optim.ns_steps=20 optim.adam_lr=1e-30 optim.lr=1e-30",
+    "int32": "seed=2147483647 optim.warmup=2147483647 checkpoint.every=2147483647 checkpoint.keep=2147483647 "
+    "log.every=2147483647 eval.every=2147483647 max_bad_steps=2147483647 log.peak_flops=1e18",
+    "one": "data.size=1 data.validation_size=1 rows=1 accum=1 eval.batches=1000000 data.workers=512 max_bad_steps=1",
+    "lora": "model.trainable=lora model.lora.rank=8192 model.lora.alpha=1e6",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("name", EDGES)
+def test_what_is_accepted_trains_or_says_why_not(tmp_path, caplog, monkeypatch, name):
+    """Never a traceback: a run of two steps goes through, or ends with one line."""
+    one_device = lambda config, real=run.build.make_mesh: real(config, jax.devices()[:1])
+    monkeypatch.setattr(run.build, "make_mesh", one_device)
+    tokenizer = toy.save_tokenizer(tmp_path / "tokenizer")
+    common = f"steps=2 rows=2 model.tokenizer={tokenizer} data.buckets=((64,1,64,16),) data.workers=0"
+    overrides = dict(o.split("=") for o in f"{common} {EDGES[name]}".split())
+    words = [f"--config.{k}={v}" for k, v in overrides.items()]
+    argv = ["--config", str(ROOT / "tests/training/toy_config.py"), "--workdir", str(tmp_path / "run"), *words]
+    status = run.main(argv, "", lambda _: None)
+    lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert (status, len(lines)) in ((0, 0), (1, 1)), lines
+    assert status == 0 or name == "most", lines  # a learning rate of 1000 may end in numbers that are not finite
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def toy_rows(examples: list[EditExample], rows: int):
         sizes = [size if r else (0, 0) for r in real]
         return editor.layout(lengths, [[size] * k for k in references], sizes, Lengths(bucket.text, tokens, tokens))
 
-    form = EditRows(toy.tokenizer(), [Bucket(6, 1, SIDE, SIDE)], layout, lambda text: editor.chat(text or ""), 2)
+    form = EditRows(toy.folder_tokenizer(), [Bucket(6, 1, SIDE, SIDE)], layout, lambda text: editor.chat(text or ""), 2)
     out = form.empty(0, rows)
     for r, example in enumerate(examples):
         form.write(out, r, [form.encode(form.measure(example))])
@@ -186,7 +186,7 @@ def test_rows_of_edits():
     picture = lambda h, w: np.full((h, w, 3), 9, np.uint8)
     layout = lambda lengths, references, bucket, real: {"noise_segments": np.ones((len(real), 1), np.int32)}
     buckets = [Bucket(4, 1, 32, 32), Bucket(9, 1, 32, 32), Bucket(4, 1, 24, 48)]
-    form = EditRows(toy.tokenizer(), buckets, layout, lambda text: text or "", 8)
+    form = EditRows(toy.folder_tokenizer(), buckets, layout, lambda text: text or "", 8)
     row = lambda text, *sizes: form.measure(
         EditExample(text, tuple(map(picture, *zip(*sizes[1:]))), picture(*sizes[0]), "k")
     )
