@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.data.packing import Bucket, Demand, plan_batches
-from edit_rl_jax.qwen2_5_vl.config import VisionConfig
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.vlm.packing import Bucket, Demand, plan_batches
+from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "rm_7b.py"
 ASPECTS = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 2.0, 0.5)

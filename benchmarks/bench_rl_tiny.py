@@ -30,9 +30,9 @@ from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
-from edit_rl_jax.rl import evaluation, program, prompts
+from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.rl.rewards import OracleReward
-from edit_rl_jax.training import build, optim, registry
+from edit_rl_jax.training import build, interfaces, optim
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training.step import apply_gradients
 
@@ -43,7 +43,7 @@ CONFIG = ROOT / "configs" / "grpo_tiny.py"
 def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64, lr: float = 5e-3) -> dict:
     """Supervised training for that many minutes, evaluated as a run is. Compilation is not counted."""
     config = config_lib.load(CONFIG, {**overrides, "seed": seed, "rl.rewards": "(('oracle', 1.0),)"})
-    mesh, base, kind = build.make_mesh(config), build.base_folder(config), registry.model(config)
+    mesh, base, kind = build.make_mesh(config), build.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)

@@ -9,8 +9,7 @@ Hardware: two CPU cores, 0.8 s a step, 40 minutes. To expect: assets/tiny_editor
 where its schedule differed) in 44 minutes, succeeds on 0.490 (0.445 to 0.533) of 512 held-out scenes by the oracle.
 """
 
-from edit_rl_jax.editors import tiny
-from edit_rl_jax.training import omnigen2
+from edit_rl_jax.editors.omnigen2 import tiny, trainable
 from edit_rl_jax.training.config import default
 
 
@@ -21,7 +20,7 @@ def get_config():
     c.steps = 2800
     c.rows = 64
     c.model.kind = "omnigen2"
-    c.model.config = omnigen2.to_json(tiny.configs())
+    c.model.config = trainable.to_json(tiny.configs())
     c.model.tokenizer = "editworld"
     c.model.trainable = "full"
     c.model.save_dtype = "bfloat16"

@@ -10,7 +10,7 @@ Hardware: 16 chips that also hold the reward model; `python scripts/plan.py --co
 v5e:4x4` says what fits. To expect: the paper's GEdit-Bench gain (6.28 to about 6.7 with the reward's Avg@4).
 """
 
-from edit_rl_jax.rl.config import default
+from edit_rl_jax.rl.editors.config import default
 
 
 def get_config():

@@ -8,7 +8,7 @@ besides the reference's. The guided policy is what RL finds without guidance (Fl
 512. Licences and hardware: as `grpo_omnigen2`. To expect: not measured at full size.
 """
 
-from edit_rl_jax.rl.config import default
+from edit_rl_jax.rl.editors.config import default
 
 
 def get_config():

@@ -16,7 +16,7 @@ Hardware: one CPU core, 20 to 24 minutes. To expect, three seeds, 512 held-out p
 from pathlib import Path
 
 import edit_rl_jax
-from edit_rl_jax.rl.config import default
+from edit_rl_jax.rl.editors.config import default
 
 
 def get_config():

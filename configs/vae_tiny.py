@@ -10,7 +10,7 @@ the patches.
 
 import json
 
-from edit_rl_jax.editors import tiny
+from edit_rl_jax.editors.omnigen2 import tiny
 from edit_rl_jax.training.config import default
 
 

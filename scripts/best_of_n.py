@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from edit_rl_jax.editors import files
-from edit_rl_jax.evals import best_of_n, editors
-from edit_rl_jax.rewards import judges
+from edit_rl_jax.cli import editor_flags, judge_flags
+from edit_rl_jax.editors import edit_file
+from edit_rl_jax.evals import best_of_n
 from edit_rl_jax.rewards.cache import Cached
 
 
@@ -27,12 +27,12 @@ def parse(argv=None):
     parser.add_argument("--input", metavar="JSONL", help="with --editor: instructions and sources")
     parser.add_argument("--samples", type=int, default=8, help="with --editor: edits of each input")
     parser.add_argument("--output", required=True, metavar="DIR")
-    judges.add_arguments(parser)
-    editors.add_arguments(parser, beside_judge=True)
+    judge_flags.add_arguments(parser)
+    editor_flags.add_arguments(parser, beside_judge=True)
     args = parser.parse_args(argv)
     if (args.editor is None) == (args.candidates is None) or (args.editor is None) != (args.input is None):
         parser.error("give either --candidates, or --editor and --input")
-    if judges.given(args) != 1:
+    if judge_flags.given(args) != 1:
         parser.error("give one of --model, --server, --endpoint")
     return args
 
@@ -40,12 +40,12 @@ def parse(argv=None):
 def sampled(args) -> str:
     """The file of candidates that the editor made."""
     source, home = Path(args.input), Path(args.output) / "edits"
-    if not all(isinstance(line.get("source"), str) for line in files.lines(source)):
+    if not all(isinstance(line.get("source"), str) for line in edit_file.lines(source)):
         raise ValueError(f"{source}: every line wants one `source`")
-    sampler, settings = editors.from_arguments(args)
+    sampler, settings = editor_flags.from_arguments(args)
     settings |= {"samples": args.samples}
-    files.edit_file(sampler, source, home, settings, samples=args.samples, seed=args.edit_seed)
-    return str(home / files.RESULTS)
+    edit_file.edit_file(sampler, source, home, settings, samples=args.samples, seed=args.edit_seed)
+    return str(home / edit_file.RESULTS)
 
 
 def main(argv=None) -> int:
@@ -54,7 +54,7 @@ def main(argv=None) -> int:
         if args.editor:
             args.candidates = sampled(args)
         best_of_n.read(args.candidates)  # a malformed line is named before a model is loaded
-        judge, settings = judges.from_arguments(args)
+        judge, settings = judge_flags.from_arguments(args)
         cached = Cached(judge, settings, f"{args.output}/cache.jsonl")
         about = {"model": args.model or args.server or args.endpoint, **settings}
         figures = best_of_n.run(args.candidates, args.output, cached, about)

@@ -18,15 +18,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from edit_rl_jax.cli import editor_flags
 from edit_rl_jax.data.images import decode_image, encode_png, resize
-from edit_rl_jax.editors import files
+from edit_rl_jax.editors import edit_file
 from edit_rl_jax.editors.sampling import Edit
-from edit_rl_jax.evals import editors
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    editors.add_arguments(parser)
+    editor_flags.add_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="an image's file, or with --input a folder")
     parser.add_argument("--keep-size", action="store_true", help="resize results to the first input's own size")
     one = parser.add_argument_group("one edit")
@@ -56,9 +56,9 @@ def main(argv=None) -> int:
     args = parse(argv)
     try:
         if args.input is not None:
-            files.lines(args.input)  # a malformed line is named before a model is loaded
+            edit_file.lines(args.input)  # a malformed line is named before a model is loaded
         images = tuple(decode_image(path, where=path) for path in args.image)
-        sampler, settings = editors.from_arguments(args)
+        sampler, settings = editor_flags.from_arguments(args)
         if args.input is None:
             size = tuple(args.size) if args.size else (1024, 1024) if not images else None
             (made,) = sampler.edit([Edit(args.instruction, images, size)], args.edit_seed)
@@ -67,12 +67,20 @@ def main(argv=None) -> int:
             args.output.write_bytes(encode_png(made))
             print(f"{args.output}: {made.shape[1]} x {made.shape[0]}")
             return 0
-        how = dict(samples=args.samples, seed=args.edit_seed, chunk=args.chunk, keep_size=args.keep_size)
+        how = dict(
+            samples=args.samples,
+            seed=args.edit_seed,
+            chunk=args.chunk,
+            keep_size=args.keep_size,
+            overwrite=args.overwrite,
+        )
         settings |= {"samples": args.samples, "keep_size": args.keep_size}
-        total, invalid = files.edit_file(sampler, args.input, args.output, settings, overwrite=args.overwrite, **how)
+        total, invalid = edit_file.edit_file(
+            sampler, args.input, args.output, settings, overwrite=args.overwrite, **how
+        )
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    print(f"{total} edits, {invalid} that could not be made: {args.output / files.RESULTS}")
+    print(f"{total} edits, {invalid} that could not be made: {args.output / edit_file.RESULTS}")
     return 0
 
 

@@ -10,7 +10,8 @@ import argparse
 import dataclasses
 import sys
 
-from edit_rl_jax.evals import editing, editors
+from edit_rl_jax.cli import editor_flags
+from edit_rl_jax.evals.editors import editworld
 
 
 def parse(argv=None):
@@ -21,7 +22,7 @@ def parse(argv=None):
     parser.add_argument("--samples", type=int, default=1, help="edits of each")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
     parser.add_argument("--data-seed", type=int, default=0, help="of the scenes")
-    editors.add_arguments(parser)
+    editor_flags.add_arguments(parser)
     # the built-in world is small, and its editor is trained without guidance in mind
     parser.set_defaults(steps=20, text_guidance=1.0, image_guidance=1.0, edit_rows=64)
     args = parser.parse_args(argv)
@@ -33,15 +34,15 @@ def parse(argv=None):
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        sampler, settings = editors.from_arguments(args)
-        shapes = editing.buckets(sampler.editor.multiple)
+        sampler, settings = editor_flags.from_arguments(args)
+        shapes = editworld.buckets(sampler.editor.multiple)
         sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
         how = dict(n=args.prompts, split=args.split, seed=args.data_seed, samples=args.samples)
         about = {"model": args.editor, "editor": settings}
-        figures = editing.run(sampler, args.output, edit_seed=args.edit_seed, about=about, **how)
+        figures = editworld.run(sampler, args.output, edit_seed=args.edit_seed, about=about, **how)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    print(editing.summary(figures))
+    print(editworld.summary(figures))
     print(f"report: {args.output}/report.html")
     return 0
 

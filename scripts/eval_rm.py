@@ -20,9 +20,9 @@ and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`,
 import argparse
 import sys
 
-from edit_rl_jax.evals import editreward_bench, editworld
-from edit_rl_jax.evals.pairs import summary
-from edit_rl_jax.rewards import judges
+from edit_rl_jax.cli import judge_flags
+from edit_rl_jax.evals.judges import editscore_bench, editworld
+from edit_rl_jax.evals.judges.pairs import summary
 from edit_rl_jax.rewards.cache import Cached
 from edit_rl_jax.sharding import make_mesh
 
@@ -30,7 +30,7 @@ from edit_rl_jax.sharding import make_mesh
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench"])
-    judges.add_arguments(parser)
+    judge_flags.add_arguments(parser)
     parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
     world = parser.add_argument_group("editworld")
@@ -48,7 +48,7 @@ def parse(argv=None):
         parser.error("editreward_bench needs --data")
     if args.benchmark == "editworld" and not args.model:
         parser.error("editworld needs --model")
-    if judges.given(args) + (args.predictions is not None) != 1:
+    if judge_flags.given(args) + (args.predictions is not None) != 1:
         parser.error("give one of --model, --server, --endpoint, --predictions")
     args.rows = args.rows or (128 if args.benchmark == "editworld" else 32)
     args.max_new_tokens = args.max_new_tokens or (224 if args.benchmark == "editworld" else 512)
@@ -75,24 +75,24 @@ def evaluate(args) -> int:
             resolution=args.resolution,
             seed=args.seed,
             rows=args.rows,
-            sampling=judges.sampling(args),
+            sampling=judge_flags.sampling(args),
             passes=args.passes,
             prompts=args.prompts,
             mesh=make_mesh(args.mesh) if args.mesh else None,
             controls=not args.no_controls,
-            modes=judges.modes(args),
+            modes=judge_flags.modes(args),
         )
         print(summary(figures))
     else:
         judge, about = None, None
         if not args.predictions:
-            judge, settings = judges.from_arguments(args)
+            judge, settings = judge_flags.from_arguments(args)
             judge, about = (
                 Cached(judge, settings, f"{args.output}/cache.jsonl"),
                 {"model": args.model or args.server or args.endpoint, **settings},
             )
         options = dict(revision=args.revision, judge=judge, about=about, predictions=args.predictions)
-        print(editreward_bench.summary(editreward_bench.run(args.output, args.data, **options)))
+        print(editscore_bench.summary(editscore_bench.run(args.output, args.data, **options)))
     print(f"{args.output}/eval.json, {args.output}/report.html")
     return 0
 

@@ -16,13 +16,14 @@ import json
 import sys
 from pathlib import Path
 
-from edit_rl_jax.rewards import files, judges
+from edit_rl_jax.cli import judge_flags
+from edit_rl_jax.rewards import score_file
 from edit_rl_jax.rewards.serving.service import ServiceError
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    judges.add_arguments(parser)
+    judge_flags.add_arguments(parser)
     one = parser.add_argument_group("one triple")
     one.add_argument("--source", metavar="IMAGE", type=Path)
     one.add_argument("--edited", metavar="IMAGE", type=Path)
@@ -33,7 +34,7 @@ def parse(argv=None):
     many.add_argument("--chunk", type=int, default=128, help="edits that are scored and written together")
     many.add_argument("--overwrite", action="store_true", help="begin anew where the output exists")
     args = parser.parse_args(argv)
-    if judges.given(args) != 1:
+    if judge_flags.given(args) != 1:
         parser.error("give one of --model, --server, --endpoint")
     triple = (args.source, args.edited, args.instruction)
     if (args.input is None) == all(t is None for t in triple):
@@ -50,22 +51,22 @@ def so_far(args) -> str:
     if args.input is None or not args.output.exists():
         return ""
     done = args.output.read_bytes().count(b"\n")
-    return f"; {done} of {files.count(args.input)} edits are done, the same command goes on from there"
+    return f"; {done} of {score_file.count(args.input)} edits are done, the same command goes on from there"
 
 
 def main(argv=None) -> int:
     args = parse(argv)
     try:
         if args.input is not None:
-            files.count(args.input)  # a malformed line is named before a model is loaded
-        judge, settings = judges.from_arguments(args)
+            score_file.count(args.input)  # a malformed line is named before a model is loaded
+        judge, settings = judge_flags.from_arguments(args)
         if args.input is None:
-            line = {k: str(getattr(args, k)) for k in files.WANTED}
-            (judged,) = files.judge_entries(judge, [(line, files.read_triple(line, Path()))])
+            line = {k: str(getattr(args, k)) for k in score_file.WANTED}
+            (judged,) = score_file.judge_entries(judge, [(line, score_file.read_triple(line, Path()))])
             print(json.dumps(judged.to_json(), indent=2, ensure_ascii=False))
             return 0 if judged.valid else 1
         options = dict(chunk=args.chunk, overwrite=args.overwrite)
-        edits, invalid, mean = files.score_file(judge, args.input, args.output, settings, **options)
+        edits, invalid, mean = score_file.score_file(judge, args.input, args.output, settings, **options)
     except ServiceError as error:
         sys.exit(f"{error}{so_far(args)}")
     except (OSError, ValueError) as error:

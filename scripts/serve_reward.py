@@ -15,15 +15,15 @@ import os
 import sys
 from pathlib import Path
 
-from edit_rl_jax.rewards import judges
+from edit_rl_jax.cli import judge_flags
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    judges.add_arguments(parser)
+    judge_flags.add_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8300, help="default 8300; 0 takes a free one")
-    parser.add_argument("--token-file", metavar="FILE", type=Path, help=f"instead of ${judges.TOKEN}")
+    parser.add_argument("--token-file", metavar="FILE", type=Path, help=f"instead of ${judge_flags.TOKEN}")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-body", type=int, default=64 * 2**20, help="bytes of a request (default 64 MiB)")
     limits.add_argument("--max-items", type=int, default=64, help="edits a request (default 64)")
@@ -37,9 +37,9 @@ def parse(argv=None):
 
 def main(argv=None) -> int:
     args = parse(argv)
-    token = args.token_file.read_text().strip() if args.token_file else os.environ.get(judges.TOKEN, "")
+    token = args.token_file.read_text().strip() if args.token_file else os.environ.get(judge_flags.TOKEN, "")
     if not token:
-        sys.exit(f"no token: set ${judges.TOKEN} or give --token-file")
+        sys.exit(f"no token: set ${judge_flags.TOKEN} or give --token-file")
     try:
         from edit_rl_jax.rewards.serving import server
     except ImportError as error:
@@ -54,7 +54,7 @@ def main(argv=None) -> int:
         batch=args.batch,
     )
     try:
-        judge, settings = judges.from_arguments(args)
+        judge, settings = judge_flags.from_arguments(args)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     app = server.create_app(judge, token, settings, limits)

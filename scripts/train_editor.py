@@ -5,7 +5,7 @@
 
 The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM and Ctrl-C save and exit
 with status 0, a second one stops at once. Checkpoints, metrics, reports and several hosts are as in train_rm.py: the
-run itself is `edit_rl_jax/training/run.py`.
+run itself is `edit_rl_jax/training/supervised.py`.
 """
 
 import sys
@@ -14,38 +14,38 @@ import jax
 import jax.numpy as jnp
 
 from edit_rl_jax.editors.sampling import EditorSampler, Settings
-from edit_rl_jax.editors.vae import autoencoder
-from edit_rl_jax.evals import editing
+from edit_rl_jax.editors.vae import flux_vae
+from edit_rl_jax.evals.editors import editworld
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.training import export, run
+from edit_rl_jax.training import card, supervised
 from edit_rl_jax.training.config import resolve
-from edit_rl_jax.training.registry import EDITORS
+from edit_rl_jax.training.interfaces import EDITORS
 from edit_rl_jax.training.report import write_report
 
 
 def main(argv=None) -> int:
-    return run.main(argv, __doc__, finish)
+    return supervised.main(argv, __doc__, finish)
 
 
-def finish(done: run.Finished) -> None:
+def finish(done: supervised.Finished) -> None:
     """Edits held-out scenes of the built-in world, where the config wants it, and writes the report."""
     config = done.config
     if not config.eval.prompts:
         write_report(done.folder)
         return
-    run.log.info("scoring pixels on held-out scenes of the built-in world")
+    supervised.log.info("scoring pixels on held-out scenes of the built-in world")
     how = dict(n=config.eval.prompts, resolution=config.data.resolution)
     if config.model.kind == "autoencoder":
-        found = editing.reconstruct(autoencoder.from_folder(done.model), done.folder, **how)
+        found = editworld.reconstruct(flux_vae.from_folder(done.model), done.folder, **how)
     else:
-        found = editing.run(sampler(done), done.folder, **how)
+        found = editworld.run(sampler(done), done.folder, **how)
     figures = done.figures | {k: found[k] for k in ("success_rate", "success_rate_ci95", "n", "overall")}
-    (done.model / "README.md").write_text(export.card(config, None, figures, done.revision))
-    print(editing.summary(found))
+    (done.model / "README.md").write_text(card.card(config, None, figures, done.revision))
+    print(editworld.summary(found))
 
 
-def sampler(done: run.Finished) -> EditorSampler:
+def sampler(done: supervised.Finished) -> EditorSampler:
     """The trained editor over the devices of this process, sampled without guidance."""
     config, kind = done.config, resolve(done.config.model.kind, EDITORS)
     lora = config.model.trainable == "lora"
@@ -53,7 +53,7 @@ def sampler(done: run.Finished) -> EditorSampler:
     mesh = make_mesh({"fsdp": (n := jax.local_device_count())}, jax.local_devices())
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
-    shapes = editing.buckets(editor.multiple, config.data.resolution)
+    shapes = editworld.buckets(editor.multiple, config.data.resolution)
     settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 

@@ -20,12 +20,13 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from edit_rl_jax.rl import config as rl_config
-from edit_rl_jax.rl import evaluation, program, prompts, rewards, trainer
+from edit_rl_jax.rl import rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
-from edit_rl_jax.training import build, checkpoint, lease, loop, metrics, registry, session, start, workdir
+from edit_rl_jax.rl.editors import config as rl_config
+from edit_rl_jax.rl.editors import evaluation, program, prompts
+from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import state as st
+from edit_rl_jax.training import flat as st
 
 log = session.log
 
@@ -62,7 +63,7 @@ def train(args, overrides, stack) -> int:
     test = prompts.source(config, "test") if r.eval_prompts else ()
     read = lambda source, i: prompts.take(source, i, config.data.on_bad_record)
     held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
-    base, kind = build.base_folder(config), registry.model(config)
+    base, kind = build.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)
@@ -86,7 +87,7 @@ def train(args, overrides, stack) -> int:
     behind = state.pop("behind", None)  # the weights that made the rollout that was under way
     if found:
         say("resuming after step %d", done)
-    guard = loop.Guard(config.max_bad_steps, **extra.get("guard", {}))
+    guard = feed.Guard(config.max_bad_steps, **extra.get("guard", {}))
     if lead:
         evaluation.fetch(folder, remote)
         evaluation.read(folder, done if found else -1)
@@ -143,7 +144,7 @@ def train(args, overrides, stack) -> int:
         return evaluation.curve(step, values)
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
-    interruption, trace = loop.Interruption(), loop.Trace(config.log.profile_steps, folder / "profile")
+    interruption, trace = feed.Interruption(), feed.Trace(config.log.profile_steps, folder / "profile")
     stack.callback(interruption.restore)
     stack.callback(trace.stop)
     compilations = trainer.count_compilations()

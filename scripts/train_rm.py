@@ -4,37 +4,37 @@
 
 The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM and Ctrl-C save and exit
 with status 0, a second one stops at once. On several hosts run it once a host: Cloud TPU needs nothing more, elsewhere
-give --coordinator, --processes and --process. The run itself is `edit_rl_jax/training/run.py`.
+give --coordinator, --processes and --process. The run itself is `edit_rl_jax/training/supervised.py`.
 """
 
 import sys
 
 import jax
 
-from edit_rl_jax.evals import editworld
-from edit_rl_jax.evals.pairs import summary
-from edit_rl_jax.training import export, run
+from edit_rl_jax.evals.judges import editworld
+from edit_rl_jax.evals.judges.pairs import summary
+from edit_rl_jax.training import card, supervised
 from edit_rl_jax.training.report import write_report
 
 
 def main(argv=None) -> int:
-    return run.main(argv, __doc__, finish)
+    return supervised.main(argv, __doc__, finish)
 
 
-def finish(done: run.Finished) -> None:
+def finish(done: supervised.Finished) -> None:
     """Judges held-out pairs of the built-in world by generation, and writes the report."""
     config = done.config
     if not config.eval.pairs:
         write_report(done.folder)
         return
-    run.log.info("judging held-out pairs of the built-in world by generation")
+    supervised.log.info("judging held-out pairs of the built-in world by generation")
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
     settings = dict(pairs=config.eval.pairs, passes=config.eval.passes, resolution=config.data.resolution)
     settings["mesh"] = done.mesh if alone else None
     found = editworld.run(done.model, done.folder, base=done.base, untrained=done.base, **settings)
     keys = ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")
     figures = done.figures | {k: found[k] for k in keys}
-    (done.model / "README.md").write_text(export.card(config, done.prompts, figures, done.revision))
+    (done.model / "README.md").write_text(card.card(config, done.prompts, figures, done.revision))
     print(summary(found))
 
 

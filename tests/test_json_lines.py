@@ -9,14 +9,15 @@ import pytest
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.data.results import ResumeError, append_lines, whole_lines
-from edit_rl_jax.editors import files as editor_files
-from edit_rl_jax.evals import best_of_n, editreward_bench
-from edit_rl_jax.rewards import files
+from edit_rl_jax.data.resumable import ResumeError, append_lines, whole_lines
+from edit_rl_jax.editors import edit_file as editor_files
+from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.evals.judges import editscore_bench
+from edit_rl_jax.rewards import score_file
 from edit_rl_jax.rewards.cache import Cached
+from edit_rl_jax.rewards.editscore.judge import Judgement
 from edit_rl_jax.rewards.editscore.parsing import Reply
-from edit_rl_jax.rewards.editscore.reward import Judgement
-from edit_rl_jax.rl import prompts
+from edit_rl_jax.rl.editors import prompts
 from tests.rl import tiny_editor
 
 SEPARATORS = "a\u2028b\u2029c\x85d\\u000be\\u000cf\\u001c"  # none of them ends a line
@@ -41,10 +42,10 @@ def read_prompts(path):
 
 
 READERS = {
-    "pairs": lambda path: [line["instruction"] for line, _ in files.entries(path)],
+    "pairs": lambda path: [line["instruction"] for line, _ in score_file.entries(path)],
     "edits": lambda path: [line["instruction"] for line in editor_files.lines(path)],
     "candidates": lambda path: [line["instruction"] for line in best_of_n.read(path)],
-    "predictions": lambda path: list(editreward_bench.read_predictions(path)),
+    "predictions": lambda path: list(editscore_bench.read_predictions(path)),
     "prompts": read_prompts,
     "results": lambda path: [line["instruction"] for _, line in whole_lines(path)],
 }
@@ -115,7 +116,7 @@ def test_a_file_with_line_separators_is_resumed(shared, tmp_path):
     output, judges = tmp_path / "out.jsonl", [Judge(), Judge()]
     seen = []
     for judge in judges:
-        files.score_file(judge, folder / "pairs.jsonl", output, {"seed": 0}, progress=False)
+        score_file.score_file(judge, folder / "pairs.jsonl", output, {"seed": 0}, progress=False)
         seen.append(output.read_bytes())
     assert seen[0] == seen[1] and judges[0].calls > 0 == judges[1].calls
 
@@ -125,7 +126,7 @@ def test_what_a_judge_writes_is_always_written(file, tmp_path):
     output, cache = tmp_path / "out.jsonl", tmp_path / "cache.jsonl"
     for calls in (2, 0):
         judge = Judge("half \ud83d, whole 🙂\u2028\x85")
-        files.score_file(judge, file, output, {}, progress=False)
+        score_file.score_file(judge, file, output, {}, progress=False)
         Cached(judge, {}, cache).score([(PNG, PNG, "x")], progress=False)
         assert judge.calls == calls + (calls > 0)
     (_, first), _ = whole_lines(output)
@@ -148,28 +149,28 @@ def test_what_a_judge_writes_is_always_written(file, tmp_path):
 def test_a_damaged_output_is_named_and_kept(file, tmp_path, damage):
     file.write_text(line("first") + line("second"))
     output = tmp_path / "out.jsonl"
-    files.score_file(Judge(), file, output, {}, progress=False)
+    score_file.score_file(Judge(), file, output, {}, progress=False)
     output.write_bytes(damage(output.read_bytes()))
     before = output.read_bytes()
     with pytest.raises(ValueError, match=r"out\.jsonl:[12]\b") as error:
-        files.score_file(Judge(), file, output, {}, progress=False)
+        score_file.score_file(Judge(), file, output, {}, progress=False)
     assert "\n" not in str(error.value) and output.read_bytes() == before
-    assert files.score_file(Judge(), file, output, {}, progress=False, overwrite=True)[0] == 2
+    assert score_file.score_file(Judge(), file, output, {}, progress=False, overwrite=True)[0] == 2
 
 
 def test_damaged_settings_are_named(file, tmp_path):
     file.write_text(line("first"))
     output = tmp_path / "out.jsonl"
-    files.score_file(Judge(), file, output, {"seed": 0}, progress=False)
+    score_file.score_file(Judge(), file, output, {"seed": 0}, progress=False)
     beside = tmp_path / "out.jsonl.settings.json"
     for text, said in (("{", "malformed"), ("[]", "an object wanted"), ('{"seed": NaN}', "NaN")):
         beside.write_text(text)
         with pytest.raises(json_files.JSONError, match=rf"settings\.json: .*{said}"):
-            files.score_file(Judge(), file, output, {"seed": 0}, progress=False)
+            score_file.score_file(Judge(), file, output, {"seed": 0}, progress=False)
         assert beside.read_text() == text
     beside.unlink()
     with pytest.raises(ResumeError, match="seed: None -> 0"):
-        files.score_file(Judge(), file, output, {"seed": 0}, progress=False)
+        score_file.score_file(Judge(), file, output, {"seed": 0}, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -194,5 +195,5 @@ def test_a_judgement_of_another_kind_in_a_cache_is_named(tmp_path):
 
 def test_a_path_that_no_file_has_is_a_reason(file):
     file.write_text(line("x").replace('"edited": "a.png"', '"edited": "a\\u0000"'))
-    ((_, reason),) = files.entries(file)
+    ((_, reason),) = score_file.entries(file)
     assert "null" in reason

@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 from edit_rl_jax import chips, flops, sharding
 from edit_rl_jax.plan import compiled, editing, hlo
 from edit_rl_jax.plan import rl as rl_plan
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from edit_rl_jax.nn.params import Frozen, Init, LoRAConfig, Trainable
-from edit_rl_jax.qwen2_5_vl.text import TextModel
 from edit_rl_jax.sharding import (
     DEFAULT_RULES,
     ShardingError,
@@ -20,6 +19,7 @@ from edit_rl_jax.sharding import (
     shard,
     shardings,
 )
+from edit_rl_jax.vlm.qwen2_5_vl.text import TextModel
 
 from .qwen2_5_vl.tiny import CONFIG, batch, jit, sample, tiny
 

@@ -21,8 +21,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.model_files import fields, read_config, section
+from edit_rl_jax.nn.safetensors_io import WeightsError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000  # by the header, before anything is decoded

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float32, Int32
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageError, ImageSettings, image_size, load_patches
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.model_files import read_json
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.qwen2_5_vl.positions import Grid, rope_index
+from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl.positions import Grid, rope_index
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 

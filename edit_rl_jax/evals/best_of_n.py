@@ -18,7 +18,7 @@ from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore.reward import Judgement
+from edit_rl_jax.rewards.editscore.judge import Judgement
 from edit_rl_jax.training.report import write_report
 
 CHUNK = 256  # edits in memory at once

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax import json_files
-from edit_rl_jax.nn.checkpoint_files import WeightsError, listing
+from edit_rl_jax.nn.safetensors_io import WeightsError, listing
 
 METADATA = "edit_rl.json"  # what inference must share with training, and the hashes
 FILES, SELF = "sha256", "self_sha256"

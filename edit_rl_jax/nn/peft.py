@@ -22,7 +22,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from edit_rl_jax.nn import peft_config, weights
-from edit_rl_jax.nn.checkpoint_files import Tensor, WeightsError, listing, read_header
+from edit_rl_jax.nn.safetensors_io import Tensor, WeightsError, listing, read_header
 from edit_rl_jax.nn.weights import Naming
 
 CONFIG, FILE, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax import json_files
-from edit_rl_jax.nn.checkpoint_files import WeightsError, listing
+from edit_rl_jax.nn.safetensors_io import WeightsError, listing
 
 ALL = "all-linear"
 DEFAULT = 8  # of PEFT's `r` and `lora_alpha`

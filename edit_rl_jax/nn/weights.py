@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
-from edit_rl_jax.nn.checkpoint_files import STEM, Tensor, WeightsError, listing, open_folder
+from edit_rl_jax.nn.safetensors_io import STEM, Tensor, WeightsError, listing, open_folder
 
 LORA = ("lora_a", "lora_b")
 # axes of a kernel in the order of its tensor: matrices [in, out] -> [out, in], convolutions [h, w, in, out] -> OIHW

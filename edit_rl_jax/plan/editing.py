@@ -17,7 +17,7 @@ from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.plan.compiled import Job
-from edit_rl_jax.training import build, registry
+from edit_rl_jax.training import build, interfaces
 
 STEPS, GUIDANCE, TEXT = 50, Guidance(5.0, 2.0, stop=0.6), 256
 
@@ -30,7 +30,7 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     """
     cfg, rows = build.model_config(config), config.rows
     config.model.trainable = "lora"  # weights as they are sampled from: frozen, in bf16
-    make = registry.model(config).make(config, cfg, mesh, jnp.dtype("bfloat16"))
+    make = interfaces.model(config).make(config, cfg, mesh, jnp.dtype("bfloat16"))
     with jax.set_mesh(mesh):
         editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     sampler = EditorSampler(editor, None, Settings(Sampler(STEPS, guidance=GUIDANCE), Schedule(STEPS), rows=rows), mesh)

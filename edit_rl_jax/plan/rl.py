@@ -15,17 +15,17 @@ from edit_rl_jax.chips import Chip
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs
-from edit_rl_jax.editors.vae.autoencoder import VAEConfig
+from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.nn import peft_config
 from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
-from edit_rl_jax.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.rewards.editscore.loading import base_folder
-from edit_rl_jax.rl.program import Program, build_program, host_batch
-from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
+from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.vlm.loading import base_folder
+from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 
 RELEASED = "OmniGen2/OmniGen2"
 

@@ -17,15 +17,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.generation import cache
-from edit_rl_jax.generation.engine import programs
-from edit_rl_jax.generation.prompt import Shape
-from edit_rl_jax.generation.sampler import Sampling
-from edit_rl_jax.generation.schedule import FeatureRing, Schedule
 from edit_rl_jax.plan.compiled import DoesNotFit, Job
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
+from edit_rl_jax.vlm.engine import cache
+from edit_rl_jax.vlm.engine.engine import programs
+from edit_rl_jax.vlm.engine.placement import FeatureRing, Schedule
+from edit_rl_jax.vlm.engine.prompt import Shape
+from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill

@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edit_rl_jax.data.results import append_lines, whole_lines
+from edit_rl_jax.data.resumable import append_lines, whole_lines
+from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
 from edit_rl_jax.rewards.editscore.prompts import Question
-from edit_rl_jax.rewards.editscore.reward import Judgement, Triple
 from edit_rl_jax.rewards.serving.service import ServiceError
 from edit_rl_jax.rewards.wire import from_wire, to_wire
 

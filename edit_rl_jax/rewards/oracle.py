@@ -6,7 +6,7 @@ import numpy as np
 
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import Edit
-from edit_rl_jax.rewards.editscore.reward import Judgement
+from edit_rl_jax.rewards.editscore.judge import Judgement
 
 
 def judge(edit: Edit, pixels: np.ndarray) -> Judgement:

@@ -5,7 +5,7 @@ import types
 import typing
 from typing import Any
 
-from edit_rl_jax.rewards.editscore.reward import Judgement
+from edit_rl_jax.rewards.editscore.judge import Judgement
 
 
 def to_wire(judgement: Judgement) -> dict[str, Any]:

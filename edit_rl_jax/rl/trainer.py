@@ -9,10 +9,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from edit_rl_jax.rl import evaluation, rewards
+from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.advantages import AdvantageConfig, Advantages, advantages
-from edit_rl_jax.rl.prompts import Prompt
-from edit_rl_jax.training.loop import Guard
+from edit_rl_jax.rl.editors import evaluation
+from edit_rl_jax.rl.editors.prompts import Prompt
+from edit_rl_jax.training.feed import Guard
 
 _advantages = functools.partial(jax.jit, static_argnames="config")(advantages)
 

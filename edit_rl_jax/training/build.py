@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax import flops, sharding
 from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.training import optim, registry, step
-from edit_rl_jax.training import state as st
+from edit_rl_jax.training import flat as st
+from edit_rl_jax.training import interfaces, optim, step
 from edit_rl_jax.training.config import ConfigError
 
 
@@ -70,7 +70,7 @@ def hub_folder(config: Any, key: str, revision: str | None = None) -> Path:
     """The local folder of the path or hub id under a key of `config.model`. Raises ConfigError where there is none."""
     name = config.model[key]
     try:
-        return registry.model(config).local_folder(name, revision)
+        return interfaces.model(config).local_folder(name, revision)
     except OSError as e:  # the hub's errors are of this kind too
         raise ConfigError(f"config key 'model.{key}', '{name}': {str(e).splitlines()[0]}") from e
 
@@ -82,7 +82,7 @@ def base_folder(config: Any) -> Path | None:
 
 def model_config(config: Any) -> Any:
     """The architecture that `config.model` names. The published reward models need no download."""
-    return registry.model(config).model_config(config)
+    return interfaces.model(config).model_config(config)
 
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:
@@ -100,7 +100,7 @@ def make_mesh(config: Any, devices: Any = None) -> Mesh:
 
 def abstract_batches(config: Any, cfg: Any, mesh: Mesh) -> dict[Any, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes and shardings of every bucket's batch, with the accumulation axis in front."""
-    form, out = registry.model(config).batch_format(config, cfg, None), {}
+    form, out = interfaces.model(config).batch_format(config, cfg, None), {}
     for i, bucket in enumerate(form.buckets):
         empty = form.empty(i, config.rows)
         batch = {k: jax.ShapeDtypeStruct((config.accum, *v.shape), v.dtype) for k, v in empty.items()}
@@ -131,8 +131,8 @@ def build(config: Any, mesh: Mesh, steps: int = 0) -> Program:
     the key or the tensor.
     """
     cfg = model_config(config)
-    make = registry.model(config).make(config, cfg, mesh, _dtype(config, mesh))
-    objective = registry.objective(config)
+    make = interfaces.model(config).make(config, cfg, mesh, _dtype(config, mesh))
+    objective = interfaces.objective(config)
     split = lambda rngs: nnx.split(make(rngs=rngs), Trainable, Frozen)
     with jax.set_mesh(mesh):
         graphdef, trainable, frozen = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), Trainable, Frozen)

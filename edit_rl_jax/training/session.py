@@ -17,12 +17,12 @@ import jax
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.json_files import JSONError
-from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import ShardingError
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import metrics
 from edit_rl_jax.training.checkpoint import CheckpointError, Checkpoints, SaveError
-from edit_rl_jax.training.loop import NonFiniteError
+from edit_rl_jax.training.feed import NonFiniteError
 
 log = logging.getLogger("train")
 ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError)

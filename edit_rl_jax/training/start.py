@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax.nn import model_files
-from edit_rl_jax.training import registry
-from edit_rl_jax.training import state as st
+from edit_rl_jax.training import flat as st
+from edit_rl_jax.training import interfaces
 from edit_rl_jax.training.build import Program
 from edit_rl_jax.training.config import ConfigError
 
@@ -29,7 +29,7 @@ def revision(folder: Path | None) -> str:
 def prompts(config: Any, base: Path | None) -> Any:
     """The prompts of an objective that has any (see `training.registry`), else None: `config.model.prompts`, else those
     stored with a base of the same objective, else the objective's own default. Raises ConfigError for a wrong name."""
-    objective, name = registry.objective(config), config.model.prompts
+    objective, name = interfaces.objective(config), config.model.prompts
     if not hasattr(objective, "choose_prompts"):
         if name:
             raise ConfigError(f"config key 'model.prompts' is '{name}', but '{config.objective}' has no prompts")
@@ -51,4 +51,4 @@ def initial_weights(program: Program, base: Path | None) -> tuple[st.Flat, st.Fl
     """
     if base is not None:
         model_files.verify(base)
-    return registry.model(program.config).initial_weights(program, base)
+    return interfaces.model(program.config).initial_weights(program, base)

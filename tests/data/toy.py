@@ -7,9 +7,9 @@ from PIL import Image
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.data.packing import Bucket
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
 CFG = Config(
     VisionConfig(depth=2, hidden_size=32, num_heads=2, out_hidden_size=32, window_size=56, fullatt_block_indexes=(1,)),

@@ -12,7 +12,7 @@ from flax import nnx
 
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import OmniGen2
-from edit_rl_jax.editors.vae.autoencoder import VAEConfig
+from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from tests.editors import tiny
 from tests.parity import tiny as qwen
 

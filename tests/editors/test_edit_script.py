@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from edit_rl_jax.data.images import decode_image, floor_resize, resize
-from edit_rl_jax.editors import files
+from edit_rl_jax.editors import edit_file
 from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.rewards.editscore.judge import judge
 from edit_rl_jax.rewards.editscore.parsing import parse
-from edit_rl_jax.rewards.editscore.reward import judge
 from scripts import best_of_n as best_script
 from scripts import edit as script
 from tests.editors.pictures import picture
@@ -58,7 +58,7 @@ def test_every_kind_of_file(tmp_path):
     toy = ["--editor-kind", "tests.editors.toy", "--model", str(tmp_path / "model"), *FLAGS]
     command = [*toy, "--input", str(asked), "--output", str(out)]
     assert script.main(command) == 0
-    results = out / files.RESULTS
+    results = out / edit_file.RESULTS
     whole = results.read_text()
     for line, (name, want) in zip(map(json.loads, whole.splitlines()), seen.items(), strict=True):
         assert line["source"] == f"../{name}" and line["valid"] == isinstance(want, np.ndarray)
@@ -95,7 +95,7 @@ def test_photographs_through_omnigen2(shared, tmp_path):
     (tmp_path / "asked.jsonl").write_text(json.dumps({"source": photos, "instruction": "both", "size": [24, 16]}))
     command = ["--model", str(released()), "--input", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / "out")]
     assert script.main([*command, "--samples", "2", *FLAGS]) == 0
-    (line,) = map(json.loads, (tmp_path / "out" / files.RESULTS).read_text().splitlines())
+    (line,) = map(json.loads, (tmp_path / "out" / edit_file.RESULTS).read_text().splitlines())
     a, b = (decode_image(tmp_path / "out" / name) for name in line["candidates"])
     assert a.shape == b.shape == (24, 16, 3) and (a != b).any() and min(a.std(), b.std()) > 1
 
@@ -109,7 +109,7 @@ def test_odd_files_through_omnigen2(tmp_path):
     (tmp_path / "asked.jsonl").write_text("".join(lines))
     command = ["--model", str(released()), "--input", str(tmp_path / "asked.jsonl"), "--output", str(tmp_path / "out")]
     assert script.main([*command, *FLAGS]) == 0
-    found = map(json.loads, (tmp_path / "out" / files.RESULTS).read_text().splitlines())
+    found = map(json.loads, (tmp_path / "out" / edit_file.RESULTS).read_text().splitlines())
     for line, want in zip(found, seen.values(), strict=True):
         assert line["valid"] == isinstance(want, np.ndarray)
         if line["valid"]:

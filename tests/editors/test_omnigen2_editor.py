@@ -19,8 +19,8 @@ from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
 from edit_rl_jax.editors.omnigen2.prompts import chat, tokenize
 from edit_rl_jax.nn import peft, weights
-from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import make_mesh
 from tests.editors import tiny
 from tests.editors.released import MLLM, NAME, abstract, editor, released

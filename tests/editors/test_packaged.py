@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from edit_rl_jax.editors import tiny
-from edit_rl_jax.editors.omnigen2 import weights
-from edit_rl_jax.evals import editing, editors
-from edit_rl_jax.training import omnigen2
+from edit_rl_jax.cli import editor_flags
+from edit_rl_jax.editors.omnigen2 import tiny, trainable, weights
+from edit_rl_jax.evals.editors import editworld
 from scripts import eval_editor
 
 ASSET = "edit_rl_jax/assets/tiny_editor"
@@ -33,13 +32,13 @@ def test_is_what_its_config_trains(folder):
     found = weights.configs(folder)
     measured = ("scaling_factor", "shift_factor")  # of the latents, by configs/vae_tiny.py
     vae = dataclasses.replace(tiny.VAE, **{name: getattr(found.vae, name) for name in measured})
-    assert omnigen2.to_json(found) == omnigen2.to_json(tiny.configs(vae))
+    assert trainable.to_json(found) == trainable.to_json(tiny.configs(vae))
 
 
 def test_it_edits(folder, tmp_path):
     """64 held-out scenes, eight of each task: 24 succeeded where it was trained; of scenes left alone none does."""
     words = ["--benchmark", "editworld", "--model", str(folder), "--output", "none", "--steps", "8"]
-    sampler, _ = editors.from_arguments(eval_editor.parse(words))
-    figures = editing.run(sampler, tmp_path, n=64, split="test", seed=0, samples=1, about={})
+    sampler, _ = editor_flags.from_arguments(eval_editor.parse(words))
+    figures = editworld.run(sampler, tmp_path, n=64, split="test", seed=0, samples=1, about={})
     assert figures["success_rate"] >= 0.28
     assert np.mean([row["success_rate"] > 0 for row in figures["by_task"].values()]) >= 0.75

@@ -13,8 +13,8 @@ import pytest
 import torch
 from flax import nnx
 
-from edit_rl_jax.editors.vae import autoencoder
-from edit_rl_jax.editors.vae.autoencoder import NAMING, Autoencoder, VAEConfig
+from edit_rl_jax.editors.vae import flux_vae
+from edit_rl_jax.editors.vae.flux_vae import NAMING, Autoencoder, VAEConfig
 from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.params import Init
@@ -132,7 +132,7 @@ def test_attention_in_blocks_is_attention(monkeypatch):
     x = jax.random.normal(jax.random.key(0), (2, 5, 7, 16))
     attend = ours.decoder.mid_block.attentions[0]
     whole = jit(lambda a, x: a(x))(attend, x)
-    monkeypatch.setattr(autoencoder.ImageAttention, "BLOCK", 8)
+    monkeypatch.setattr(flux_vae.ImageAttention, "BLOCK", 8)
     assert error(jit(lambda a, x: a(x))(attend, x), whole) < LAYER
 
 
@@ -153,9 +153,9 @@ def test_patches_keep_what_varies_most():
     patches = rng.normal(size=(4000, 12)) * spread @ basis.T + 0.5
     cfg = dataclasses.replace(CONFIGS["small"], latent_channels=3, patch=2, patch_channels=5)
     assert (cfg.downscale, cfg.channels) == (4, 5)
-    model = autoencoder.Patches(cfg, rngs=nnx.Rngs(0), init=Init())
+    model = flux_vae.Patches(cfg, rngs=nnx.Rngs(0), init=Init())
     for path, variable in nnx.to_flat_state(nnx.state(model)):
-        variable.set_value(jnp.asarray(autoencoder.Patches.fit(patches, 5)[".".join(path)]))
+        variable.set_value(jnp.asarray(flux_vae.Patches.fit(patches, 5)[".".join(path)]))
     images = jnp.asarray(patches.reshape(1000, 2, 2, 2, 2, 3).swapaxes(2, 3).reshape(1000, 4, 4, 3), jnp.float32)
     np.testing.assert_allclose(model.cut(images).reshape(-1, 12), patches, atol=1e-6)
     latents = np.asarray(model.encode(images)).reshape(-1, 5)
@@ -171,7 +171,7 @@ def test_patches_are_saved_and_are_the_latents(tmp_path):
     cfg = dataclasses.replace(CONFIGS["small"], patch=4, patch_channels=7)
     ours = Autoencoder(cfg, rngs=nnx.Rngs(0))
     weights.save(nnx.state(ours), cfg.to_hf(), tmp_path, NAMING)
-    again, x = autoencoder.from_folder(tmp_path), jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    again, x = flux_vae.from_folder(tmp_path), jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
     latents = again.encode(x)
     assert again.cfg == cfg and latents.shape == (2, 2, 3, 7)
     np.testing.assert_array_equal(latents, ours.encode(x))

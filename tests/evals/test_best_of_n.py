@@ -9,8 +9,8 @@ import pytest
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.evals import best_of_n as B
 from edit_rl_jax.rewards.cache import Cached
+from edit_rl_jax.rewards.editscore.judge import Judgement, judge
 from edit_rl_jax.rewards.editscore.parsing import parse
-from edit_rl_jax.rewards.editscore.reward import Judgement, judge
 from scripts import best_of_n as script
 
 

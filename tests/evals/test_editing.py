@@ -8,7 +8,7 @@ from flax import nnx
 
 from edit_rl_jax.editworld.edits import TASKS
 from edit_rl_jax.editworld.render import render
-from edit_rl_jax.evals import editing
+from edit_rl_jax.evals.editors import editworld
 
 N = 2 * len(TASKS)
 
@@ -17,7 +17,7 @@ class Known:
     """Answers as an `EditorSampler`."""
 
     def __init__(self):
-        self.asked = editing.prompts("test", N)
+        self.asked = editworld.prompts("test", N)
 
     def edit(self, edits, seed=0):
         for e in edits:
@@ -31,7 +31,7 @@ class Known:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("editing")
-    return folder, editing.run(Known(), folder, n=N, samples=2, about={"model": "known"})
+    return folder, editworld.run(Known(), folder, n=N, samples=2, about={"model": "known"})
 
 
 def test_figures(run):
@@ -52,7 +52,7 @@ def test_page_and_summary(run):
     folder, figures = run
     assert (folder / "report.html").read_text().count("<article>") == N
     assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
-    assert "success 0.500" in editing.summary(figures) and "remove: " in editing.summary(figures)
+    assert "success 0.500" in editworld.summary(figures) and "remove: " in editworld.summary(figures)
 
 
 class Identity(nnx.Module):
@@ -65,4 +65,4 @@ class Identity(nnx.Module):
 
 
 def test_reconstructions(tmp_path):
-    assert editing.reconstruct(Identity(), tmp_path, n=8)["success_rate"] == 1.0
+    assert editworld.reconstruct(Identity(), tmp_path, n=8)["success_rate"] == 1.0

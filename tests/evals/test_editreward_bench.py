@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from edit_rl_jax.data.images import decode_image, encode_png
-from edit_rl_jax.evals import editreward_bench as B
+from edit_rl_jax.evals.judges import editscore_bench as B
 from edit_rl_jax.rewards.cache import Cached
+from edit_rl_jax.rewards.editscore.judge import Judgement, judge
 from edit_rl_jax.rewards.editscore.parsing import Reply
-from edit_rl_jax.rewards.editscore.reward import Judgement, judge
 from scripts import eval_rm
 
 SOURCE = encode_png(np.zeros((20, 30, 3), np.uint8))

@@ -7,9 +7,9 @@ import pytest
 
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.evals import pairs as P
+from edit_rl_jax.evals.judges import pairs as P
+from edit_rl_jax.rewards.editscore.judge import Judgement, judge
 from edit_rl_jax.rewards.editscore.parsing import Reply
-from edit_rl_jax.rewards.editscore.reward import Judgement, judge
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from edit_rl_jax.nn import checkpoint_files, model_files
-from edit_rl_jax.nn.checkpoint_files import WeightsError
+from edit_rl_jax.nn import model_files, safetensors_io
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.nn.weights import is_finite, same
 from tests.system import folders
 
@@ -30,10 +30,10 @@ def test_every_malformed_header_is_one_line_that_names_the_file(file):
         do(file)
         tried += 1
         if what in harmless:
-            checkpoint_files.read_header(file)
+            safetensors_io.read_header(file)
             continue
         with pytest.raises(WeightsError) as error:
-            pytest.fail(f"{what}: {checkpoint_files.read_header(file)}")
+            pytest.fail(f"{what}: {safetensors_io.read_header(file)}")
         assert str(file) in str(error.value) and "\n" not in str(error.value), what
         assert len(str(error.value)) < 600, what
     assert tried > 60
@@ -42,7 +42,7 @@ def test_every_malformed_header_is_one_line_that_names_the_file(file):
 def test_an_empty_tensor_and_a_scalar_are_read(tmp_path):
     arrays = {"none": np.zeros((0, 4), np.float32), "scalar": np.float32(3)[None].reshape(()), "x": np.arange(3.0)}
     safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors")
-    found = checkpoint_files.read_header(tmp_path / "x.safetensors")
+    found = safetensors_io.read_header(tmp_path / "x.safetensors")
     assert found["none"].read().shape == (0, 4) and found["scalar"].read() == 3 and found["x"].read()[2] == 2
 
 
@@ -67,21 +67,21 @@ def test_an_empty_tensor_and_a_scalar_are_read(tmp_path):
 def test_an_index_that_is_malformed(tmp_path, index, said):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(WeightsError, match=said) as error:
-        checkpoint_files.open_folder(tmp_path)
+        safetensors_io.open_folder(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_the_single_file_is_taken_beside_an_index(file):
     (file.parent / "model.safetensors.index.json").write_text('{"weight_map": {"z": "gone.safetensors"}}')
-    assert {t.name for t in checkpoint_files.open_folder(file.parent)} == set("abcde")
-    assert checkpoint_files.weight_files(file.parent) == [file]
+    assert {t.name for t in safetensors_io.open_folder(file.parent)} == set("abcde")
+    assert safetensors_io.weight_files(file.parent) == [file]
 
 
 def test_numbers_are_the_same_whatever_they_are_stored_in(tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(ml_dtypes.bfloat16)
     arrays = {"a": x, "b": x.astype(np.float32), "c": x.astype(np.float64), "d": x.astype(np.float32) * (1 + 2**-20)}
     safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors")
-    t = checkpoint_files.read_header(tmp_path / "x.safetensors")
+    t = safetensors_io.read_header(tmp_path / "x.safetensors")
     assert same(t["a"], t["b"], rows=2) and same(t["b"], t["c"]) and not same(t["a"], t["d"])
 
 
@@ -171,4 +171,4 @@ def test_a_header_of_the_right_length_and_no_json(tmp_path):
     raw = b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}'
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 4)
     with pytest.raises(WeightsError, match="x.safetensors: damaged header: malformed JSON: NaN"):
-        checkpoint_files.read_header(tmp_path / "x.safetensors")
+        safetensors_io.read_header(tmp_path / "x.safetensors")

@@ -9,7 +9,7 @@ from flax import nnx
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.params import Init
 from edit_rl_jax.nn.stack import checkpointed, period, runs, scan_pattern, stack
-from tests.qwen2_5_vl.tiny import jit
+from tests.vlm.qwen2_5_vl.tiny import jit
 
 FULL = {"period 4": (3, 7), "irregular": (0, 3, 4), "none": ()}
 DEPTH = 8

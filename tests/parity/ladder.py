@@ -19,16 +19,16 @@ from flax import nnx
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 from transformers.vision_utils import get_vision_window_index
 
-from edit_rl_jax.generation.engine import Engine
-from edit_rl_jax.generation.sampler import greedy
 from edit_rl_jax.nn import attention as attention_lib
 from edit_rl_jax.nn import rotary
 from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.qwen2_5_vl import peft, positions, weights
-from edit_rl_jax.qwen2_5_vl.model import Config, LoRAConfig, Qwen25VL
 from edit_rl_jax.rewards.editscore.objective import loss
-from tests.generation import prompts
+from edit_rl_jax.vlm.engine.engine import Engine
+from edit_rl_jax.vlm.engine.sampler import greedy
+from edit_rl_jax.vlm.qwen2_5_vl import peft, positions, weights
+from edit_rl_jax.vlm.qwen2_5_vl.model import Config, LoRAConfig, Qwen25VL
 from tests.parity import tiny
+from tests.vlm.engine import prompts
 
 LAYER, NETWORK = 1e-5, 1e-4
 # at alpha/rank above 1 the random adapters sharpen the softmaxes until fp32 noise alone is 1e-4 in the gradients

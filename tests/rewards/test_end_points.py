@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.rewards import cache, judges
+from edit_rl_jax.rewards import cache
 from edit_rl_jax.rewards.serving import service
 from edit_rl_jax.rewards.serving.client import NoAnswer, RewardClient, Service, ServiceError, VLMJudge
-from edit_rl_jax.rl.prompts import Prompt
+from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.rl.rewards import Samples, ServerReward
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -391,7 +392,7 @@ def test_reported_end_points(shared, tmp_path, case):
 @pytest.mark.parametrize("failure", [(500, b""), (429, b""), (200, b'{"choi')])
 def test_nothing_is_final_that_got_no_answer(tmp_path, monkeypatch, failure):
     """A server that fails after two edits: they are kept, and the same command asks for the others only."""
-    monkeypatch.setattr(judges, "VLMJudge", lambda *a, **k: VLMJudge(*a, **k, **QUICK, tries=2))
+    monkeypatch.setattr(judge_flags, "VLMJudge", lambda *a, **k: VLMJudge(*a, **k, **QUICK, tries=2))
     lines = [{"source": "a.png", "edited": "a.png", "instruction": f"edit {i}"} for i in range(4)]
     (tmp_path / "a.png").write_bytes(IMAGE)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.images import ImageSettings, patchify
-from edit_rl_jax.data.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.data.tokenizer import Encoded, load_tokenizer
-from edit_rl_jax.generation.sampler import Sampling
-from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from edit_rl_jax.qwen2_5_vl.positions import rope_index
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge_expected
+from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import TINY, answer
-from edit_rl_jax.rewards.editscore.reward import EditScore
 from edit_rl_jax.rewards.wire import from_wire, to_wire
-from tests.qwen2_5_vl.tiny import tiny
+from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index
+from tests.vlm.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -15,10 +15,10 @@ import pyarrow.parquet
 import pytest
 
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.data.results import ResumeError
-from edit_rl_jax.rewards import files
+from edit_rl_jax.data.resumable import ResumeError
+from edit_rl_jax.rewards import score_file
+from edit_rl_jax.rewards.editscore.judge import Judgement, judge
 from edit_rl_jax.rewards.editscore.parsing import parse
-from edit_rl_jax.rewards.editscore.reward import Judgement, judge
 from edit_rl_jax.rewards.wire import from_wire, to_wire
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def write_input(folder, n=23):
 
 
 def run(source, output, reader=None, **options):
-    return files.score_file(reader or Reader(), source, output, {"seed": 0}, chunk=4, progress=False, **options)
+    return score_file.score_file(reader or Reader(), source, output, {"seed": 0}, chunk=4, progress=False, **options)
 
 
 def test_interrupted_runs_write_what_one_run_writes(tmp_path):
@@ -84,7 +84,7 @@ def test_another_run_is_refused(tmp_path):
     run(source, output)
     before = output.read_text()
     with pytest.raises(ResumeError, match="seed: 0 -> 1"):
-        files.score_file(Reader(), source, output, {"seed": 1}, progress=False)
+        score_file.score_file(Reader(), source, output, {"seed": 1}, progress=False)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(source.read_text().replace("take 3", "take 4"))
     with pytest.raises(ResumeError, match="out.jsonl:4 is not the result of entry 4"):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from edit_rl_jax.rewards.judges import fingerprint, mesh_shape
+from edit_rl_jax.cli.judge_flags import fingerprint, mesh_shape
 
 
 def folder(path, **files):

@@ -12,21 +12,21 @@ from flax import nnx
 from transformers import PreTrainedTokenizerFast
 
 from edit_rl_jax.data.images import ImageSettings, encode_png
-from edit_rl_jax.data.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.data.tokenizer import encode_example
-from edit_rl_jax.evals import pairs as pairs_lib
-from edit_rl_jax.generation.prompt import Shape
-from edit_rl_jax.generation.sampler import Sampling, greedy
+from edit_rl_jax.evals.judges import pairs as pairs_lib
 from edit_rl_jax.nn.params import Trainable
-from edit_rl_jax.qwen2_5_vl import peft, weights
-from edit_rl_jax.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from edit_rl_jax.qwen2_5_vl.model import LoRAConfig, Qwen25VL
-from edit_rl_jax.qwen2_5_vl.positions import vision_slots
+from edit_rl_jax.rewards.editscore.judge import EditScore, judge
 from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
-from edit_rl_jax.rewards.editscore.reward import EditScore, judge
+from edit_rl_jax.vlm.engine.prompt import Shape
+from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
+from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
+from edit_rl_jax.vlm.qwen2_5_vl.positions import vision_slots
 from scripts import score
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]

@@ -24,15 +24,15 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.data.images import decode_image, encode_png
-from edit_rl_jax.generation.prompt import Shape
-from edit_rl_jax.generation.sampler import Sampling
-from edit_rl_jax.rewards import judges
+from edit_rl_jax.rewards.editscore.judge import EditScore, Judgement, judge
 from edit_rl_jax.rewards.editscore.parsing import parse
 from edit_rl_jax.rewards.editscore.prompts import STANDARD
-from edit_rl_jax.rewards.editscore.reward import EditScore, Judgement, judge
 from edit_rl_jax.rewards.serving import server as S
 from edit_rl_jax.rewards.serving.client import RewardClient, Service, ServiceError, VLMJudge
+from edit_rl_jax.vlm.engine.prompt import Shape
+from edit_rl_jax.vlm.engine.sampler import Sampling
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,18 +344,18 @@ def test_flags_name_one_judge(url, monkeypatch):
     import argparse
 
     parser = argparse.ArgumentParser()
-    judges.add_arguments(parser)
+    judge_flags.add_arguments(parser)
     with pytest.raises(ValueError, match="one judge"):
-        judges.from_arguments(parser.parse_args(["--server", url, "--endpoint", "http://x/v1"]))
-    monkeypatch.setenv(judges.TOKEN, TOKEN)
-    found, settings = judges.from_arguments(parser.parse_args(["--server", url]))
+        judge_flags.from_arguments(parser.parse_args(["--server", url, "--endpoint", "http://x/v1"]))
+    monkeypatch.setenv(judge_flags.TOKEN, TOKEN)
+    found, settings = judge_flags.from_arguments(parser.parse_args(["--server", url]))
     assert settings == {"server": {"judge": "levels"}} and found.score([OK], progress=False)[0].valid
     for flag in (["--expected", "empty"], ["--constrained"]):
         with pytest.raises(ValueError, match="want --model"):
-            judges.from_arguments(parser.parse_args(["--server", url, *flag]))
+            judge_flags.from_arguments(parser.parse_args(["--server", url, *flag]))
     flags = ["--endpoint", "http://x/v1", "--endpoint-model", "m", "--passes", "4", "--prompts", "tiny"]
     flags += ["--reduction", "average_first", "--retries", "0"]
-    found, settings = judges.from_arguments(parser.parse_args(flags))
+    found, settings = judge_flags.from_arguments(parser.parse_args(flags))
     assert settings["temperature"] == 0.7 and settings["passes"] == 4 and settings["prompts"] == "tiny"
     assert settings["reduction"] == found.reduction == "average_first" and settings["attempts"] == 1
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = encode_png(np.full((8, 8, 3), 100, np.uint8))
 SERVER = """
 import sys, time
-from edit_rl_jax.rewards.editscore.judgement import Judgement
+from edit_rl_jax.rewards.judgement import Judgement
 from edit_rl_jax.rewards.serving import server as S
 
 class Slow:

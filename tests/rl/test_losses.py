@@ -8,8 +8,8 @@ import pytest
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Sampler
-from edit_rl_jax.rl import losses
-from edit_rl_jax.rl.nft import DiffusionNFT
+from edit_rl_jax.rl.editors import losses
+from edit_rl_jax.rl.editors.nft import DiffusionNFT
 
 SAMPLER = Sampler(4, noise=steps.Noise("flow_sde", 0.7), window=2)
 TIMES = jnp.broadcast_to(jnp.float32([0, 0.2, 0.45, 0.7, 1]), (3, 5))

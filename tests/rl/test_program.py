@@ -7,9 +7,9 @@ import pytest
 
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.omnigen2 import weights
-from edit_rl_jax.rl import evaluation, program, prompts
+from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.training import registry
+from edit_rl_jax.training import interfaces
 from edit_rl_jax.training.config import ConfigError
 from tests.rl import tiny_editor
 
@@ -27,7 +27,7 @@ def built(folder, mesh, **changes):
     tokenizer = load_tokenizer(folder / "processor")
     p = program.build_program(c, mesh, tiny_editor.configs(), tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = registry.model(c).initial_weights(p, folder)
+        trainable, frozen = interfaces.model(c).initial_weights(p, folder)
         source = prompts.source(c, "train")
         asked = [source[i] for i in range(c.rl.prompts)]
         return p, p.init_state(trainable), frozen, asked, p.batch(asked, range(len(asked)), c.rl.group)
@@ -107,7 +107,7 @@ def test_a_trained_lora_leaves_and_comes_back(folder, tmp_path):
     p, state, frozen, _, batch = built(folder, mesh)
     rng = np.random.default_rng(0)
     trained = {k: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for k, v in state["trainable"].items()}
-    registry.model(p.config).export(p, trained, tmp_path, tokenizer=p.tokenizer, prompts=None, facts={})
+    interfaces.model(p.config).export(p, trained, tmp_path, tokenizer=p.tokenizer, prompts=None, facts={})
     _, again, frozen_again, _, _ = built(folder, mesh, model__init_adapter=str(tmp_path))
     for name, value in trained.items():
         np.testing.assert_array_equal(again["trainable"][name], value, err_msg=str(name))

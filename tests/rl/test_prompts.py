@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edit_rl_jax.data.edit_rows import Bucket as EditBucket
-from edit_rl_jax.data.edit_rows import EditRows
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
+from edit_rl_jax.editors.rows import Bucket as EditBucket
+from edit_rl_jax.editors.rows import EditRows
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import candidate
 from edit_rl_jax.editworld.scene import rng
-from edit_rl_jax.rl import prompts
+from edit_rl_jax.rl.editors import prompts
 from edit_rl_jax.training.config import ConfigError
 from tests.rl import tiny_editor
 

@@ -13,10 +13,10 @@ from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.guidance import Guidance, predict
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
-from edit_rl_jax.rl.losses import PolicyGradient
-from edit_rl_jax.rl.nft import DiffusionNFT
-from edit_rl_jax.rl.rollout import make_rollout
-from edit_rl_jax.rl.update import make_update
+from edit_rl_jax.rl.editors.losses import PolicyGradient
+from edit_rl_jax.rl.editors.nft import DiffusionNFT
+from edit_rl_jax.rl.editors.rollout import make_rollout
+from edit_rl_jax.rl.editors.update import make_update
 from tests.rl import toy
 
 pytestmark = pytest.mark.standard_promotion  # optax

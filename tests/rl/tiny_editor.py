@@ -11,9 +11,9 @@ from flax import nnx
 from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
-from edit_rl_jax.editors.vae.autoencoder import VAEConfig
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.rl.config import default
+from edit_rl_jax.editors.vae.flux_vae import VAEConfig
+from edit_rl_jax.rl.editors.config import default
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from tests.training import toy
 from tests.training.micro import ARCHITECTURE
 

@@ -26,14 +26,14 @@ import numpy as np
 from flax import nnx
 
 from edit_rl_jax.data.tokenizer import load_tokenizer
-from edit_rl_jax.editors import tiny as tiny_editor
+from edit_rl_jax.editors.omnigen2 import tiny as tiny_editor
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.nn import model_files
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.prompts import TINY
-from edit_rl_jax.rewards.editscore.reward import EditScore
-from edit_rl_jax.training import build, registry
+from edit_rl_jax.training import build, interfaces
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 from tests.training import micro, toy
 
 NAMED, HARMLESS = "found and named", "harmless"
@@ -54,7 +54,7 @@ def exports(home: Path) -> dict[str, Path]:
         config = micro.config(model__trainable=trainable, model__lora__rank=2, objective="editscore", **lora)
         program = build.build(config, build.make_mesh(config, jax.devices()[:1]))
         flat = {k: jnp.asarray(rng.normal(0, 0.1, v.shape), v.dtype) for k, v in program.trainable.items()}
-        export = registry.model(config).export
+        export = interfaces.model(config).export
         out[kind] = export(program, flat, home / kind, tokenizer=tokenizer, prompts=TINY, facts={})
     out["editor"] = tiny_editor.save_random(home / "editor")
     (out["editor"] / "scheduler").mkdir(exist_ok=True)

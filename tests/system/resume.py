@@ -69,7 +69,7 @@ def finish(folder: Path, workdir: Path, log: Path, flags: str = "", **changes: o
 
 def prepare(folder: Path) -> Path:
     """What a run starts from and the uninterrupted run, once; returns the run's folder."""
-    from edit_rl_jax.editors import tiny
+    from edit_rl_jax.editors.omnigen2 import tiny
     from tests.training import micro_editor, toy
 
     if not (folder / "straight" / "report.html").exists():

@@ -18,7 +18,7 @@ import numpy as np
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.rewards.editscore import prompts
-from edit_rl_jax.training import build, data, loop
+from edit_rl_jax.training import build, feed, sources
 from edit_rl_jax.training import config as config_lib
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -97,8 +97,8 @@ def packed_rows(index: int, count: int) -> dict[str, np.ndarray]:
     """This process's part of the first batch."""
     words = tokenizer()
     c = config(words)
-    make = data.to_examples(c, prompts.get("tiny"))
-    batches = data.batches(c, Source(20), make, words, build.model_config(c), (index, count))
+    make = sources.to_examples(c, prompts.get("tiny"))
+    batches = sources.batches(c, Source(20), make, words, build.model_config(c), (index, count))
     batch, meta = next(batches)
     batches.close()
     assert any(len(keys) > 1 for rows in meta.keys for keys in rows), "no packed row"
@@ -112,7 +112,7 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
     mesh = build.make_mesh(c, jax.devices()[: fsdp * tensor])
     program = build.build(c, mesh)
 
-    index, count = loop.data_shard(mesh, c.rows)
+    index, count = feed.data_shard(mesh, c.rows)
     batch = packed_rows(index, count)
 
     def weights(name, like):  # random biases, norms and LoRA B too: zeros would hide gradients
@@ -126,7 +126,7 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
     args = [{name: weights(name, like) for name, like in flat.items()} for flat in (program.trainable, program.frozen)]
     opt_state = jax.tree.map(lambda like: placed(np.zeros(like.shape, like.dtype), like), program.opt_state)
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step count
-        args = (args[0], opt_state, args[1], loop.put(batch, mesh, count), np.int32(0))
+        args = (args[0], opt_state, args[1], feed.put(batch, mesh, count), np.int32(0))
         step = program.step.lower(*args).compile(compiler_options=FAST)
         _, opt_state, metrics = step(*args)
     out = {name: metrics[name] for name in ("loss", "grad_norm", "token_accuracy")}

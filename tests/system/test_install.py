@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edit_rl_jax import cli
+from edit_rl_jax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,11 +77,11 @@ def test_wheel_holds_scripts_configs_and_assets(installed):
     assert {installed / p for p in assets if "__pycache__" not in p.parts} <= set(package.rglob("*"))
     assert (package / "py.typed").exists() and (package / "training/report.html.j2").exists()
     (info,) = installed.glob("*.dist-info")
-    assert "edit-rl = edit_rl_jax.cli:main" in (info / "entry_points.txt").read_text()
+    assert "edit-rl = edit_rl_jax.cli.main:main" in (info / "entry_points.txt").read_text()
     assert (info / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
-CLI = "from edit_rl_jax.cli import main; sys.argv[0] = 'edit-rl'; sys.exit(main())"
+CLI = "from edit_rl_jax.cli.main import main; sys.argv[0] = 'edit-rl'; sys.exit(main())"
 
 
 def test_entry_point_lists_jobs(installed):
@@ -101,7 +101,7 @@ def test_entry_point_lists_jobs(installed):
 )
 def test_a_job_that_is_none_is_told_the_nearest(capsys, monkeypatch, wrong, near):
     monkeypatch.setattr(sys, "argv", ["edit-rl", wrong])
-    assert cli.main() == 2
+    assert main.main() == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"edit-rl: there is no job {wrong!r}" + (f"; the nearest is {near}" if near else "")
     assert second.startswith("jobs: ") and "train_grpo, train_rm" in second
@@ -126,7 +126,7 @@ def test_every_job_has_help_and_needs_no_torch(installed):
 
 
 def test_config_by_name(installed):
-    code = "from edit_rl_jax.cli import arguments; print(arguments(sys.argv[1:]))"
+    code = "from edit_rl_jax.cli.main import arguments; print(arguments(sys.argv[1:]))"
     done = python(code, "--config", "rm_tiny", "--config=rm_7b", "--config.seed=1", "x", PYTHONPATH=str(installed))
     paths = [str(installed / "edit_rl_jax/configs" / f"{n}.py") for n in ("rm_tiny", "rm_7b")]
     assert eval(done.stdout) == ["--config", paths[0], f"--config={paths[1]}", "--config.seed=1", "x"]

@@ -14,11 +14,11 @@ import pytest
 
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.nn import model_files
-from edit_rl_jax.nn.checkpoint_files import WeightsError
-from edit_rl_jax.qwen2_5_vl import weights
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.rewards.editscore.reward import EditScore
-from edit_rl_jax.training import build, registry
+from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.rewards.editscore.judge import EditScore
+from edit_rl_jax.training import build, interfaces
+from edit_rl_jax.vlm.qwen2_5_vl import weights
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from tests.system import folders
 from tests.training import micro
 
@@ -132,7 +132,7 @@ def test_weights_that_are_not_finite_are_not_exported(exports, tmp_path, trainab
     name = sorted(k for k in flat if "mlp" in k)[0]
     out, before = tmp_path / "model", dict(flat)
     about = dict(tokenizer=folders.load_tokenizer(exports["full"]), prompts=folders.TINY, facts={})
-    export = registry.model(config).export
+    export = interfaces.model(config).export
     export(program, before, out, **about)
     stood = folders._digest([p.read_bytes() for p in sorted(out.iterdir())])
     flat[name] = flat[name].at[(-1,) * flat[name].ndim].set(value)
@@ -149,7 +149,7 @@ def test_what_overflows_in_the_dtype_of_the_files_is_not_exported(exports, tmp_p
     program = build.build(config, build.make_mesh(config, jax.devices()[:1]))
     flat = {k: jnp.full(v.shape, jnp.finfo(v.dtype).max, v.dtype) for k, v in program.trainable.items()}
     with pytest.raises(WeightsError, match="not exported"):
-        registry.model(config).export(
+        interfaces.model(config).export(
             program, flat, tmp_path / "x", tokenizer=folders.load_tokenizer(exports["full"]), prompts=None, facts={}
         )
 

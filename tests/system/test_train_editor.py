@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edit_rl_jax.editors.omnigen2 import weights
-from edit_rl_jax.editors.vae import autoencoder
+from edit_rl_jax.editors.omnigen2 import trainable, weights
+from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.nn.weights import flatten
-from edit_rl_jax.training import omnigen2
 from tests import golden
 from tests.system import resume
 from tests.training import micro_editor
@@ -53,7 +52,7 @@ def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
     """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored. The kind is one
     from outside of the package."""
     size, vae = 24, folder / "base" / "vae"
-    changes = {"model.init_from": "", "model.config": omnigen2.to_json(micro_editor.configs()), "model.vae": vae}
+    changes = {"model.init_from": "", "model.config": trainable.to_json(micro_editor.configs()), "model.vae": vae}
     changes |= {"model.tokenizer": "editworld", "data.resolution": size, "data.buckets": f"((32, 1, {size}, {size}),)"}
     changes |= {"model.kind": "tests.training.outside_editor"}
     changes |= {"flow.times": "uniform", "flow.shift": "6"}  # of the training alone
@@ -62,7 +61,7 @@ def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
     figures = json.loads((run / "eval.json").read_text())
     assert figures["n"] == 8 and figures["success_rate"] == 0.0 and (run / "samples.png").exists()
     assert weights.schedule(run / "model", 4).kind == "linear"
-    exported, given = (autoencoder.from_folder(x) for x in (run / "model" / "vae", vae))
+    exported, given = (flux_vae.from_folder(x) for x in (run / "model" / "vae", vae))
     for a, b in zip(*(flatten(nnx.state(m))[1] for m in (exported, given))):
         np.testing.assert_array_equal(a.get_value(), b.get_value())
 

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from edit_rl_jax.training import build, metrics
-from edit_rl_jax.training import run as run_lib
+from edit_rl_jax.training import supervised as run_lib
 from tests.system.sharded_step import FAST
 from tests.training import toy
 

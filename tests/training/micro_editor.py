@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from edit_rl_jax.editors import tiny
+from edit_rl_jax.editors.omnigen2 import tiny, trainable
 from edit_rl_jax.editors.omnigen2.editor import Configs
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import omnigen2
 
 RESOLUTION = 16
 
@@ -30,7 +29,7 @@ def config(**changes):
         rows=4,
         accum=2,
         model__kind="omnigen2",
-        model__config=omnigen2.to_json(configs()),
+        model__config=trainable.to_json(configs()),
         model__tokenizer="editworld",
         model__trainable="full",
         model__train_text=True,

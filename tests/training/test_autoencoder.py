@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.editors.vae import autoencoder as vae
+from edit_rl_jax.editors.flow_matching import pixels
+from edit_rl_jax.editors.vae import flux_vae as vae
+from edit_rl_jax.editors.vae import trainable as autoencoder
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.training import autoencoder, build, registry
+from edit_rl_jax.training import build, interfaces
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import data as data_lib
-from edit_rl_jax.training.flow_matching import pixels
+from edit_rl_jax.training import sources as data_lib
 from tests import golden
 from tests.training import micro_editor
 
@@ -39,7 +40,7 @@ def test_patches_are_fitted_to_the_training_images(made):
     program, _, folder = made
     model, source = vae.from_folder(folder), data_lib.source(program.config, "train")
     np.testing.assert_allclose(model.cfg.scaling_factor, (0.5 - 0.25**2) ** -0.5)
-    objective = registry.objective(program.config)
+    objective = interfaces.objective(program.config)
     images = jnp.asarray(np.stack([objective.to_examples(source[i], i)[0].target for i in range(64)]))
     latents = np.asarray(jax.jit(lambda x: model.encode(pixels(x)))(images)).reshape(-1, model.cfg.patch_channels)
     np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)

@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from edit_rl_jax.rl import config as rl_config
+from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import run
+from edit_rl_jax.training import supervised
 from edit_rl_jax.training.config import ConfigError
 from tests.training import toy
 
@@ -35,7 +35,7 @@ TRILLION = "optim.clip log.peak_flops".split()  # no gradient is clipped; a devi
 BASE, RL = (
     "from edit_rl_jax.training.config import default\ndef get_config():\n    c = default()\n"
     "    c.steps, c.epochs, c.model.init_from, c.mesh.fsdp = 5, 1.0, 'somewhere', 1\n    return c\n",
-    "from edit_rl_jax.rl.config import default\ndef get_config():\n    c = default()\n"
+    "from edit_rl_jax.rl.editors.config import default\ndef get_config():\n    c = default()\n"
     "    c.steps, c.model.init_from = 5, 'somewhere'\n    return c\n",
 )
 
@@ -296,7 +296,7 @@ def test_a_run_ends_with_one_line_and_nothing_is_written(tmp_path, caplog, capsy
     config = ROOT / "configs" / ("grpo_tiny.py" if name.startswith("rl") else "rm_tiny.py")
     argv = ["--config", str(config), "--workdir", str(tmp_path / "run"), *(f"--config.{o}" for o in overrides)]
     began = time.monotonic()
-    status = train_grpo(argv) if "rl" in name else run.main(argv, "", pytest.fail)
+    status = train_grpo(argv) if "rl" in name else supervised.main(argv, "", pytest.fail)
     assert status == 1 and time.monotonic() - began < 60
     lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert len(lines) == 1 and said in lines[0] and "\n" not in lines[0]
@@ -320,14 +320,14 @@ EDGES = {  # values at the ends of their ranges, together
 @pytest.mark.parametrize("name", EDGES)
 def test_what_is_accepted_trains_or_says_why_not(tmp_path, caplog, monkeypatch, name):
     """Never a traceback: a run of two steps goes through, or ends with one line."""
-    one_device = lambda config, real=run.build.make_mesh: real(config, jax.devices()[:1])
-    monkeypatch.setattr(run.build, "make_mesh", one_device)
+    one_device = lambda config, real=supervised.build.make_mesh: real(config, jax.devices()[:1])
+    monkeypatch.setattr(supervised.build, "make_mesh", one_device)
     tokenizer = toy.save_tokenizer(tmp_path / "tokenizer")
     common = f"steps=2 rows=2 model.tokenizer={tokenizer} data.buckets=((64,1,64,16),) data.workers=0"
     overrides = dict(o.split("=") for o in f"{common} {EDGES[name]}".split())
     words = [f"--config.{k}={v}" for k, v in overrides.items()]
     argv = ["--config", str(ROOT / "tests/training/toy_config.py"), "--workdir", str(tmp_path / "run"), *words]
-    status = run.main(argv, "", lambda _: None)
+    status = supervised.main(argv, "", lambda _: None)
     lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert (status, len(lines)) in ((0, 0), (1, 1)), lines
     assert status == 0 or name == "most", lines  # a learning rate of 1000 may end in numbers that are not finite

@@ -7,7 +7,7 @@ from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tfds_builder import write_dataset
 from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editworld.dataset import EditRecords
-from edit_rl_jax.training import build, data
+from edit_rl_jax.training import build, sources
 from edit_rl_jax.training.config import ConfigError
 from tests.training import micro, toy
 
@@ -25,9 +25,9 @@ def steps(source, folder, **changes):
     """(predicted, real) optimizer steps of two epochs."""
     config = micro.config(steps=0, epochs=2.0, rows=2, accum=1, data__buckets=((64, 1, 64, 16),), **changes)
     tokenizer, cfg = load_tokenizer(toy.save_tokenizer(folder)), build.model_config(config)
-    make = data.to_examples(config, None)
-    predicted = data.steps_of_epochs(config, source, make, tokenizer, cfg)
-    batches, real = data.batches(config, source, make, tokenizer, cfg), 0
+    make = sources.to_examples(config, None)
+    predicted = sources.steps_of_epochs(config, source, make, tokenizer, cfg)
+    batches, real = sources.batches(config, source, make, tokenizer, cfg), 0
     while next(batches)[1].epoch < 2:
         real += 1
     return predicted, real
@@ -46,16 +46,16 @@ def test_a_missing_validation_split_says_what_to_do(tmp_path):
     world = EditRecords("train", size=3, seed=0, resolution=84)
     write_dataset(tmp_path, {"train": [world[i] for i in range(3)]})
     config = micro.config(objective="editscore", data__train=str(tmp_path))
-    assert len(data.source(config, "train")) == 3
+    assert len(sources.source(config, "train")) == 3
     with pytest.raises(
         ConfigError, match=r"no split 'validation'.*--validation 0\.02.*data\.validation.*eval\.batches=0"
     ):
-        data.source(config, "validation")
+        sources.source(config, "validation")
 
 
 def test_image_settings_are_the_configs_on_the_models_geometry():
     config = micro.config(data__min_pixels=28 * 28, data__max_pixels=84 * 84)
-    found = data.image_settings(config, build.model_config(config))
+    found = sources.image_settings(config, build.model_config(config))
     assert (found.patch_size, found.max_pixels) == (14, 84 * 84) and np.prod((28, 28)) == found.min_pixels
 
 

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.edit_rows import Bucket, EditRows, cover
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import EditRecord, RecordError
 from edit_rl_jax.editors.base import Bucket as Lengths
+from edit_rl_jax.editors.flow_matching import FlowMatching
+from edit_rl_jax.editors.rows import Bucket, EditRows, cover
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
-from edit_rl_jax.training import build, data
-from edit_rl_jax.training.flow_matching import FlowMatching
+from edit_rl_jax.training import build
+from edit_rl_jax.training import sources as data
 from tests.editors import toy
 from tests.training import micro_editor
 

@@ -13,22 +13,22 @@ from etils import epath
 
 from edit_rl_jax import chips, sharding
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import loop, metrics, workdir
+from edit_rl_jax.training import feed, metrics, workdir
 from tests.training import micro
 
 
 def test_rows_that_do_not_lie_together_are_named_rightly():
     """Four hosts of a 4x4 slice hold squares of chips: their rows are not a contiguous part of the batch."""
     mesh = sharding.make_mesh({"fsdp": 16}, chips.describe("v5e:4x4")[1])
-    held = [loop.local_rows(mesh, 32, process) for process in range(4)]
+    held = [feed.local_rows(mesh, 32, process) for process in range(4)]
     assert sorted(sum(held, [])) == list(range(32)) and all(len(rows) == 8 for rows in held)
     assert any(rows != list(range(rows[0], rows[0] + 8)) for rows in held)
     for process, rows in enumerate(held):
         sums, keys = np.zeros((1, 32)), [[[f"p{process}-{i}"] for i in range(8)]]
         sums[0, rows[5]] = np.nan
-        line = loop.Guard(limit=9).check(1, False, sums, keys, rows)
+        line = feed.Guard(limit=9).check(1, False, sums, keys, rows)
         assert f"row {rows[5]} (p{process}-5)" in line
-        others = loop.Guard(limit=9).check(1, False, sums, keys, held[process - 1])
+        others = feed.Guard(limit=9).check(1, False, sums, keys, held[process - 1])
         assert "of another process" in others
 
 
@@ -36,7 +36,7 @@ def test_the_signal_is_given_back():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("outside"))
     try:
-        interruption = loop.Interruption()
+        interruption = feed.Interruption()
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.now(1) and not heard
         interruption.restore()
@@ -49,7 +49,7 @@ def test_the_signal_is_given_back():
 
 def test_a_trace_stops_only_what_it_started(tmp_path):
     """Resumed behind its steps it does nothing; in the midst of them it takes the rest; an early end writes it."""
-    late, rest = loop.Trace("2:3", tmp_path / "late"), loop.Trace("2:9", tmp_path / "rest")
+    late, rest = feed.Trace("2:3", tmp_path / "late"), feed.Trace("2:9", tmp_path / "rest")
     for trace, steps in ((late, (4, 5)), (rest, (7, 8))):
         for step in steps:
             trace.before(step)

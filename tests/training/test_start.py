@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from edit_rl_jax.qwen2_5_vl import peft, weights
 from edit_rl_jax.rewards.editscore import prompts as editscore
-from edit_rl_jax.training import build, export, start
-from edit_rl_jax.training import state as st
+from edit_rl_jax.training import build, card, start
+from edit_rl_jax.training import flat as st
 from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 from tests.training import micro
 
 LORA = dict(model__trainable="lora", model__lora__rank=4, model__lora__alpha=8.0)
@@ -112,7 +112,7 @@ def test_the_base_is_named_without_a_revision_in_the_config(folders, tmp_path):
     commit = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
     commit.mkdir(parents=True)
     assert start.revision(commit) == "0123abcd" and start.revision(None) == ""
-    assert "@ 0123abcd" in export.card(micro.config(model__config="", model__init_from="a/b"), None, {}, "0123abcd")
+    assert "@ 0123abcd" in card.card(micro.config(model__config="", model__init_from="a/b"), None, {}, "0123abcd")
 
 
 class Wordless:
@@ -147,7 +147,7 @@ def test_an_objective_chooses_its_own_prompts(tmp_path):
     with pytest.raises(ConfigError, match="model.prompts.*tiny"):
         start.prompts(micro.config(objective="editscore", model__prompts="tyni"), None)
     # those stored with a base are for the objective that it was trained for
-    stored = export.metadata(micro.config(objective="editscore"), editscore.TINY)
+    stored = card.metadata(micro.config(objective="editscore"), editscore.TINY)
     (tmp_path / weights.METADATA).write_text(json.dumps(stored))
     assert start.prompts(micro.config(objective="editscore"), tmp_path) == editscore.TINY
     assert start.prompts(micro.config(objective=here + "Worded"), tmp_path).name == "worded, default, False"

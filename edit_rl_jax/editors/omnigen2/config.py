@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from edit_rl_jax.nn.checkpoint_files import WeightsError
 from edit_rl_jax.nn.model_files import fields, read_config
+from edit_rl_jax.nn.safetensors_io import WeightsError
 
 REFERENCES = 5
 """Reference images at most: rows of the image-index embedding."""

@@ -14,10 +14,10 @@ from edit_rl_jax.editors.omnigen2 import prompts
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
-from edit_rl_jax.editors.vae.autoencoder import Autoencoder, VAEConfig
+from edit_rl_jax.editors.vae.flux_vae import Autoencoder, VAEConfig
 from edit_rl_jax.nn.params import LoRAConfig
-from edit_rl_jax.qwen2_5_vl.config import Config
-from edit_rl_jax.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
 
 @dataclasses.dataclass(frozen=True)

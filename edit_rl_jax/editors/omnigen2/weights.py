@@ -18,15 +18,15 @@ from edit_rl_jax import json_files, sharding
 from edit_rl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
-from edit_rl_jax.editors.vae import autoencoder
+from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.nn import peft, peft_config, weights
-from edit_rl_jax.nn.checkpoint_files import WeightsError, read_file
 from edit_rl_jax.nn.model_files import checked, read_json, verify
 from edit_rl_jax.nn.params import LoRAConfig
+from edit_rl_jax.nn.safetensors_io import WeightsError, read_file
 from edit_rl_jax.nn.weights import Naming
-from edit_rl_jax.qwen2_5_vl import weights as qwen
-from edit_rl_jax.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl import weights as qwen
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 
 STACKED = ("noise_refiner", "ref_image_refiner", "context_refiner", "layers")
 LORA_FILE, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # diffusers' names
@@ -66,7 +66,7 @@ def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Pat
 
 def configs(folder: Path) -> Configs:
     """The configurations of a released folder."""
-    read = {"mllm": Config, "transformer": OmniGen2Config, "vae": autoencoder.VAEConfig}
+    read = {"mllm": Config, "transformer": OmniGen2Config, "vae": flux_vae.VAEConfig}
     found = {part: cls.from_hf(folder / part) for part, cls in read.items()}
     try:
         return Configs(**found)
@@ -91,7 +91,7 @@ def schedule(folder: Path, steps: int) -> Schedule:
 def _naming(part: str, state) -> Naming:
     if part == "mllm":
         return qwen.NAMING if "visual" in state else qwen.TEXT_NAMING
-    return TRANSFORMER if part == "transformer" else autoencoder.NAMING
+    return TRANSFORMER if part == "transformer" else flux_vae.NAMING
 
 
 def _has_base(state) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax.data.records import SCORE_RANGE
-from edit_rl_jax.generation.automaton import Automaton
 from edit_rl_jax.rewards.editscore.expected import ScoreTree
 from edit_rl_jax.rewards.editscore.prompts import END
+from edit_rl_jax.vlm.engine.automaton import Automaton
 
 
 def reply_automaton(tokenizer: Any, vocabulary: int) -> Automaton:

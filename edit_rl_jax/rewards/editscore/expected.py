@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax.data.records import SCORE_RANGE
-from edit_rl_jax.generation.branch import Tree
 from edit_rl_jax.rewards.editscore.aggregate import Figures
-from edit_rl_jax.rewards.editscore.judgement import Judgement
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import answer
+from edit_rl_jax.rewards.judgement import Judgement
+from edit_rl_jax.vlm.engine.branch import Tree
 
 N = SCORE_RANGE + 1
 _OPEN = re.compile(r'"score"\s*:\s*\[\s*$')

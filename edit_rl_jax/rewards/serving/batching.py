@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from edit_rl_jax.rewards.cache import Judge
+from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
 from edit_rl_jax.rewards.editscore.prompts import Question
-from edit_rl_jax.rewards.editscore.reward import Judgement, Triple
 
 log = logging.getLogger(__name__)
 

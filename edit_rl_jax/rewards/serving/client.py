@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from edit_rl_jax.data.images import encode_png, image_size
+from edit_rl_jax.rewards.editscore.judge import Judgement, Triple, judge
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import Image, Prompts, Question, get
-from edit_rl_jax.rewards.editscore.reward import Judgement, Triple, judge
 from edit_rl_jax.rewards.serving.answers import read_reply
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, Service, ServiceError, kind
 from edit_rl_jax.rewards.wire import from_wire

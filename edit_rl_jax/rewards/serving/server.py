@@ -35,7 +35,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edit_rl_jax.data.images import ImageError, image_size
 from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore.reward import Triple
+from edit_rl_jax.rewards.editscore.judge import Triple
 from edit_rl_jax.rewards.serving.batching import Batcher, JudgeError, QueueFull
 from edit_rl_jax.rewards.wire import to_wire
 

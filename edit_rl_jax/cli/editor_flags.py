@@ -1,0 +1,96 @@
+"""An editor from the command line: the flags that all scripts share, and the settings that name its edits."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from edit_rl_jax.cli.judge_flags import fingerprint, mesh_shape
+from edit_rl_jax.editors.sampling import EditorSampler, Settings
+from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.sharding import make_mesh
+from edit_rl_jax.training.config import resolve
+from edit_rl_jax.training.interfaces import EDITORS
+
+
+def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -> None:
+    """The flags of an editor: which, how it samples, on what. beside_judge: --model, --rows, --seed and --mesh are a
+    judge's (`judges.add_arguments`), and the editor's are --editor, --edit-rows, --edit-seed and --edit-mesh."""
+    model, edit = ("--editor", "--edit-") if beside_judge else ("--model", "--")
+    parser.add_argument(model, metavar="DIR", dest="editor", help="editor folder in its released layout, or hub id")
+    parser.add_argument("--editor-kind", default="omnigen2", metavar="NAME", help="a known one, or my_pkg.module")
+    parser.add_argument("--lora", metavar="DIR", help="LoRA of its transformer: a PEFT folder or diffusers' file")
+    parser.add_argument("--lora-alpha", type=float, help="where the LoRA's file does not say it")
+    how = parser.add_argument_group("sampling")
+    how.add_argument("--steps", type=int, default=50)
+    how.add_argument("--solver", choices=("euler", "dpm2"), default="euler", help="dpm2: DPM-Solver++ of order 2")
+    how.add_argument("--base-res", type=int, help="side at which times are not shifted; default: the folder's (320)")
+    how.add_argument("--text-guidance", type=float, default=5.0, help="1: none at all")
+    how.add_argument("--image-guidance", type=float, default=2.0, help="1: by text alone")
+    how.add_argument("--guided-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"))
+    how.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
+    how.add_argument("--negative-system", metavar="TEXT", help="system text before it; default: the editor's own")
+    how.add_argument("--max-pixels", type=int, default=1024 * 1024, help="larger images are shrunk")
+    how.add_argument("--max-side", type=int, default=1024, help="likewise, the longer side of an input")
+    how.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="decode larger images in tiles of that side")
+    how.add_argument("--text-length", type=int, default=1024, help="tokens of text at most")
+    how.add_argument(
+        edit + "rows",
+        dest="edit_rows",
+        type=int,
+        default=1,
+        help="edits sampled side by side; a multiple of the devices they lie on",
+    )
+    how.add_argument(edit + "seed", dest="edit_seed", type=int, default=0)
+    how.add_argument(
+        edit + "mesh",
+        dest="edit_mesh",
+        type=mesh_shape,
+        metavar="fsdp=N,tensor=M",
+        help="shard the editor over devices",
+    )
+
+
+def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, Any]]:
+    """The editor, and the settings that decide its edits, as JSON.
+
+    How many edits are sampled side by side, and on which devices, is not among them: it changes rounding only. Raises
+    ConfigError for an unknown kind and what its `from_folder` raises.
+    """
+    kind = resolve(args.editor_kind, EDITORS)
+    folder = kind.local_folder(args.editor)
+    mesh = make_mesh(args.edit_mesh) if args.edit_mesh else None
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    editor = kind.from_folder(folder, lora=args.lora, alpha=args.lora_alpha, mesh=mesh, dtype=dtype)
+    schedule = kind.schedule(folder, args.steps)
+    if args.base_res:
+        schedule = dataclasses.replace(schedule, base_res=args.base_res)
+    guidance = Guidance(args.text_guidance, args.image_guidance, *args.guided_range)
+    names = ("negative", "negative_system", "max_pixels", "max_side", "text_length", "tile")
+    given = {k: getattr(args, k) for k in names}
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
+    rows = -(-args.edit_rows // shards) * shards
+    sampling = Settings(Sampler(args.steps, args.solver, guidance), schedule, rows=rows, **given)
+    settings = dataclasses.asdict(sampling) | {"seed": args.edit_seed, "kind": args.editor_kind}
+    del settings["rows"], settings["buckets"]
+    weights = {p.name: fingerprint(p) for p in sorted(folder.iterdir()) if p.is_dir()}
+    settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
+    settings["lora_alpha"] = args.lora_alpha
+    return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a LoRA's file, or of the files of its folder."""
+    digest = hashlib.sha256()
+    for file in (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
+    ):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,159 @@
+"""OmniGen2 as a kind of model (see `training.registry`): fine-tuned from its folder, or small and from scratch."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from edit_rl_jax.data.tokenizer import load_tokenizer
+from edit_rl_jax.editors.base import Bucket as Lengths
+from edit_rl_jax.editors.omnigen2 import prompts, tiny, weights
+from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
+from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
+from edit_rl_jax.editors.omnigen2.layout import layout
+from edit_rl_jax.editors.omnigen2.weights import local_folder
+from edit_rl_jax.editors.rows import Bucket, EditRows
+from edit_rl_jax.editors.vae import flux_vae
+from edit_rl_jax.editors.vae.flux_vae import VAEConfig
+from edit_rl_jax.nn.model_files import read_config, section, verify
+from edit_rl_jax.nn.params import LoRAConfig
+from edit_rl_jax.nn.weights import check_finite, load
+from edit_rl_jax.training import card as cards
+from edit_rl_jax.training import flat as st
+from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.vlm.qwen2_5_vl import sizes
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+
+__all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
+
+RELEASED = "OmniGen2/OmniGen2"
+
+
+def model_config(config: Any) -> Configs:
+    """Of `model.init_from` (the released model needs no download), or the JSON {"mllm", "transformer", "vae"} of
+    `model.config`; with `model.vae`, that folder's autoencoder."""
+    m = config.model
+    if m.init_from == RELEASED and not Path(RELEASED).exists():
+        return Configs(Config.from_hf(sizes.config("3B")), OmniGen2Config(), VAEConfig())
+    if m.init_from:
+        return weights.configs(local_folder(m.init_from, m.revision or None))
+    parts, where = read_config(m.config)
+    mllm, transformer = (section(parts, part, where) for part in ("mllm", "transformer"))
+    vae = VAEConfig.from_hf(m.vae or section(parts, "vae", where))
+    return Configs(Config.from_hf(mllm), OmniGen2Config.from_hf(transformer), vae)
+
+
+def to_json(cfg: Configs) -> str:
+    """What `model_config` reads."""
+    return json.dumps({part: getattr(cfg, part).to_hf() for part in weights.PARTS})
+
+
+def make(config: Any, cfg: Configs, mesh: Mesh, dtype: Any) -> partial:
+    m = config.model
+    return partial(
+        OmniGen2,
+        cfg,
+        lora=LoRAConfig(m.lora.rank, m.lora.alpha) if m.trainable == "lora" else None,
+        trainable=m.trainable,
+        dtype=dtype,
+        remat=m.remat,
+        attention=m.attention or None,
+        train_mllm=m.train_text,
+        tensor_parallel=mesh.shape.get("tensor", 1),
+        hidden_multiple=mesh.shape.get("fsdp", 1),
+    )
+
+
+def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Any:
+    """That of the base's processor, or the one that `model.tokenizer` names; "editworld": the tiny editor's own."""
+    if config.model.tokenizer == "editworld":
+        found = tiny.transformers_tokenizer()
+    else:
+        found = load_tokenizer(config.model.tokenizer or base / "processor")
+    if len(found) > cfg.mllm.text.vocab_size:
+        raise ConfigError(f"tokenizer of {len(found)} entries, the language model has {cfg.mllm.text.vocab_size}")
+    return found
+
+
+def chat(instruction: str | None) -> str:
+    """The released model's chat; of a dropped instruction, that of its training."""
+    return prompts.chat("", prompts.DROPPED) if instruction is None else prompts.chat(instruction)
+
+
+def index_arrays(multiple: int, lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
+    """`layout`'s arrays of rows; those that are not `real` are padding."""
+    size = (bucket.height // multiple, bucket.width // multiple)
+    n = size[0] * size[1]
+    made = [size if r else (0, 0) for r in real]
+    return dict(layout(lengths, [[size] * k for k in references], made, Lengths(bucket.text, bucket.references * n, n)))
+
+
+def batch_format(config: Any, cfg: Configs, tokenizer: Any) -> EditRows:
+    buckets = [Bucket(*b) for b in config.data.buckets]
+    try:
+        return EditRows(tokenizer, buckets, partial(index_arrays, cfg.multiple), chat, cfg.multiple)
+    except ValueError as e:
+        raise ConfigError(f"config key 'data.buckets': {e}") from e
+
+
+def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
+    """Everything from the base, with a fresh or a given LoRA; without one, random but for `model.vae`."""
+    m, key = program.config.model, jax.random.key(program.config.seed)
+    if base is None:
+        trainable, frozen = program.init(key)
+        if m.vae:
+            verify(m.vae)
+            vae = load(Path(m.vae), program.with_shardings("frozen")["vae"], flux_vae.NAMING)
+            frozen |= st.flatten(nnx.State({"vae": vae}))
+        return trainable, frozen
+    abstract = program.with_shardings("trainable")
+    frozen = st.flatten(weights.load(base, program.with_shardings("frozen")))
+    if m.trainable == "full":
+        trainable = st.flatten(weights.load(base, abstract))
+    elif m.init_adapter:
+        verify(m.init_adapter)
+        found = weights.read_lora(m.init_adapter, m.lora.alpha)  # the reference's files do not say their alpha
+        if found.rank != m.lora.rank:
+            raise ConfigError(f"config key 'model.init_adapter': rank {found.rank}; model.lora.rank is {m.lora.rank}")
+        trainable = st.flatten(
+            nnx.State({"transformer": weights.load_lora(m.init_adapter, abstract["transformer"], found)})
+        )
+    else:
+        trainable = program.init_trainable(key)
+    return trainable, frozen
+
+
+def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
+    """Writes the released folder layout, or the LoRA files; with card and metadata. Every process must call. Raises
+    WeightsError naming weights that are not finite."""
+    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+        _write(program, trainable, part, tokenizer, prompts, facts, revision, frozen)
+    return folder
+
+
+def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision: str, frozen) -> None:
+    config, m = program.config, program.config.model
+    base = local_folder(m.init_from, m.revision or None) if m.init_from else None
+    state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(m.save_dtype)
+    if m.trainable == "lora":
+        check_finite(state["transformer"])
+        weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from or None)
+    elif base:
+        parts = ("transformer", "mllm") if m.train_text else ("transformer",)
+        weights.save(state, program.model_config, folder, files_from=base, parts=parts, dtype=dtype)
+    else:
+        both = (state, st.unflatten(program.frozen_state, frozen))
+        whole = [pair for part in both for pair in nnx.to_flat_state(part)]
+        # A fixed shift is the training's alone: the folder cannot say one, and "dynamic" is another.
+        shift = {"dynamic_time_shift": config.flow.shift in ("linear", "sqrt")}
+        weights.save(nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift)
+    if jax.process_index() == 0:
+        if m.trainable == "full":
+            tokenizer.save_pretrained(str(folder / "processor"))
+        (folder / "README.md").write_text(cards.card(config, prompts, facts, revision, "An image editor"))

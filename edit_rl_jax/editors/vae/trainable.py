@@ -1,0 +1,151 @@
+"""The autoencoder of an editor: a kind of model and its objective (see `training.registry`), from scratch.
+
+The exported folder is an AutoencoderKL of diffusers. Its latents have mean 0 and variance 1 over the validation images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from edit_rl_jax.data.example import EditExample
+from edit_rl_jax.data.images import decode_image
+from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.editors.flow_matching import edit_example, pixels
+from edit_rl_jax.editors.rows import Bucket, EditRows, cover
+from edit_rl_jax.editors.vae.flux_vae import NAMING, Autoencoder, Patches, VAEConfig
+from edit_rl_jax.flow.keys import Purpose, item_keys, normal
+from edit_rl_jax.nn import weights
+from edit_rl_jax.nn.weights import local_folder
+from edit_rl_jax.training import card as cards
+from edit_rl_jax.training import flat as st
+from edit_rl_jax.training import sources as data_lib
+from edit_rl_jax.training.config import ConfigError
+
+__all__ = ["Bucket", "Reconstruction", "batch_format", "export", "initial_weights", "local_folder", "make"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Mean squared error of images in [-1, 1] from a sample of the posterior, and `kl` times its KL divergence from the
+    standard normal distribution, mean over the latents. (The absolute error smooths small textures away.)"""
+
+    kl: float
+    seed: int
+
+    @classmethod
+    def configured(cls, config: Any) -> Reconstruction:
+        return cls(config.autoencoder.kl, config.seed)
+
+    def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
+        """One image of the record, drawn by the seed: its images are much alike, a batch of them teaches little."""
+        example = edit_example(record)
+        images = (*example.references, example.target)
+        return [EditExample(None, (), images[seed % len(images)], example.key, seed % 2**31)]
+
+    def loss(self, model: Autoencoder, batch: dict[str, Array]):
+        """Sum over images; weight: their number. The moments of the latents are among the metrics."""
+        real = jnp.any(batch["noise_segments"] > 0, axis=1)
+        images = pixels(batch["target"])
+        keys = item_keys(self.seed, Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
+        mean, log_variance = model.moments(images)
+        z = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
+        decoded = model.decode_plain(z)
+        each = lambda x: jnp.where(real, jnp.mean(x, axis=(1, 2, 3)), 0.0)
+        error = each((decoded - images) ** 2)
+        kl = each(0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance))
+        count = jnp.sum(real, dtype=jnp.float32)
+        values = {"error": error, "kl": kl, "latent_mean": each(mean), "latent_square": each(mean**2)}
+        metrics: dict[str, Any] = {k: (jnp.sum(v), count) for k, v in values.items()}
+        rows = error + self.kl * kl
+        return jnp.sum(rows), count, metrics | {"rows": (rows, real.astype(jnp.float32))}
+
+
+def model_config(config: Any) -> VAEConfig:
+    m = config.model
+    if m.init_from:
+        return VAEConfig.from_hf(local_folder(m.init_from, m.revision or None))
+    return VAEConfig.from_hf(m.config)
+
+
+def make(config: Any, cfg: VAEConfig, mesh: Mesh, dtype: Any) -> partial:
+    if config.model.trainable != "full":
+        raise ConfigError("config key 'model.trainable': an autoencoder is trained whole, say 'full'")
+    return partial(Autoencoder, cfg, trainable="full", dtype=dtype)
+
+
+def tokenizer(config: Any, base: Path | None, cfg: VAEConfig) -> None:
+    """It reads no text."""
+    return None
+
+
+def _no_text(instruction: str | None) -> str:
+    return ""
+
+
+def index_arrays(lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
+    """Which images are no padding."""
+    return {"noise_segments": np.array(real, np.int32)[:, None]}
+
+
+def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
+    buckets = [Bucket(*b) for b in config.data.buckets]
+    try:
+        return EditRows(None, buckets, index_arrays, _no_text, cfg.downscale)
+    except ValueError as e:
+        raise ConfigError(f"config key 'data.buckets': {e}") from e
+
+
+def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
+    if base is None:
+        return program.init(jax.random.key(program.config.seed))
+    both = (program.with_shardings("trainable"), program.with_shardings("frozen"))
+    found = st.flatten(weights.load(base, nnx.merge_state(*both), NAMING))
+    trainable, frozen = ({name: found[name] for name in part} for part in (program.trainable, program.frozen))
+    return trainable, frozen
+
+
+def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32) -> None:
+    """Sets `model.patches` by the latents of that many training images (all, where there are fewer), in whole batches
+    of `rows`. They are brought to the size of the first bucket."""
+    config, found = program.config, []
+    source, objective = data_lib.source(config, "train"), Reconstruction.configured(config)
+    size, rows = config.data.buckets[0][2:], min(rows, len(source))
+    picture = lambda i: cover(decode_image(objective.to_examples(source[i], i)[0].target), *size)
+    graphdef, state = nnx.split(model)
+    cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(pixels(x))[0])))
+    for i in range(0, min(examples, len(source)) // rows * rows, rows):
+        found.append(np.asarray(cut(state, np.stack([picture(k) for k in range(i, i + rows)]))))
+    patches = np.concatenate(found).astype(np.float64)
+    values = Patches.fit(patches.reshape(-1, patches.shape[-1]), model.cfg.patch_channels)
+    for path, variable in nnx.to_flat_state(nnx.state(model.patches)):
+        variable.set_value(jnp.asarray(values[".".join(path)], variable.dtype))
+
+
+def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
+    """Writes diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was
+    one; then patches are fitted, if the config has them. Raises WeightsError naming weights that are not finite."""
+    cfg = program.model_config
+    if "validation_latent_mean" in facts:
+        mean, square = facts["validation_latent_mean"], facts["validation_latent_square"]
+        cfg = dataclasses.replace(cfg, shift_factor=mean, scaling_factor=1 / math.sqrt(square - mean**2))
+    model, dtype = Autoencoder(cfg, rngs=nnx.Rngs(0)), jnp.dtype(program.config.model.save_dtype)
+    nnx.update(model, st.unflatten(program.trainable_state, trainable))
+    if cfg.patch_channels:
+        fit_patches(program, model)
+    state = nnx.state(model)
+    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+        weights.save(state, cfg.to_hf(), part, NAMING, dtype=dtype)
+        if jax.process_index() == 0:
+            (part / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
+    return folder

@@ -1,0 +1,1 @@
+"""Evaluates editors: the built-in world with its oracle."""

@@ -1,0 +1,218 @@
+"""EditScore as a reward: (source, edited, instruction) in, written scores out, by generation.
+
+Equal prompts are asked once, an image is encoded once, the K passes and the edits of one source share their prefill
+(`generation.engine`). An item's random numbers come from its content, so neither its place nor its company changes
+them. Facts: arXiv 2509.23909, section 3.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from edit_rl_jax.data.images import ImageSettings
+from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.nn.model_files import METADATA
+from edit_rl_jax.rewards.editscore.constrained import reply_automaton
+from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_expected
+from edit_rl_jax.rewards.editscore.parsing import Reply, parse
+from edit_rl_jax.rewards.editscore.prompts import END, Image, Prompts, Question, get
+from edit_rl_jax.rewards.editscore.questions import Questions, digest
+from edit_rl_jax.rewards.judgement import Judgement, judge, overall
+from edit_rl_jax.vlm.engine.engine import Answer, Engine
+from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
+from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.loading import base_folder, load_model
+from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
+from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
+
+__all__ = ["METADATA", "EditScore", "Judgement", "Triple", "base_folder", "judge", "load_model", "overall"]
+Triple = tuple[Image, Image, str]
+
+
+def stored_settings(folder: Path) -> tuple[Prompts, dict[str, int]]:
+    """(prompts, pixel budget) in a folder's `edit_rl.json`, else "standard" and 512 x 512. Raises WeightsError naming
+    the file."""
+    stored, where = model_files.stored_metadata(folder), str(folder / METADATA)
+    budget = dict(model_files.section(stored, "images", where)) or {"max_pixels": 512 * 512}
+    for key, value in budget.items():
+        if key not in ("min_pixels", "max_pixels"):
+            raise weights.WeightsError(f"{where}: images has no key {key[:40]!r}")
+        model_files.checked(value, "int", f"{where}: images.{key}", 1, 2**40)
+    try:
+        texts = get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
+    except ValueError as e:
+        raise weights.WeightsError(f"{where}: {e}") from None
+    return texts, budget
+
+
+class EditScore:
+    """The reward model, loaded and ready.
+
+    Args:
+      model: Qwen25VL with loaded weights.
+      tokenizer: its tokenizer.
+      prompts: the texts that it was trained with.
+      images: how images become patches.
+      sampling: default greedy. `passes` (K) answers a question share one prefill.
+      rows: answers written side by side (fewer in a small call: 2, 8, 32, ...; on a mesh always all of them).
+      retries: how often a sampled answer that cannot be read is written anew, with other random numbers.
+      expected: "" scores as they are written; "reasoned": their expectation after the reasoning that was written;
+        "empty": their expectation without one, from a single pass and no decoding (see `expected`).
+      constrained: only a valid reply can be written (see `constrained`).
+      reduction: of the passes, "average_last" or "average_first" (see `aggregate`).
+      shape: fixes the compiled shape for all calls (`engine.Shape`); default: what suits the call.
+      mesh: where the weights are sharded; `rows` must then divide over its data axes.
+      engine: further settings of `generation.engine.Engine`.
+    """
+
+    def __init__(
+        self,
+        model: Qwen25VL,
+        tokenizer: Any,
+        *,
+        prompts: Prompts,
+        images: ImageSettings,
+        sampling: Sampling | None = None,
+        passes: int = 1,
+        rows: int = 128,
+        retries: int = 2,
+        expected: str = "",
+        constrained: bool = False,
+        reduction: str = "average_last",
+        seed: int = 0,
+        shape: Shape | None = None,
+        mesh: Any = None,
+        **engine: Any,
+    ):
+        stops = {tokenizer.convert_tokens_to_ids(t) for t in (END, "<|endoftext|>")} - {None}
+        sampling = dataclasses.replace(sampling or greedy(512), stop_tokens=tuple(sorted(stops)))
+        if expected not in ("", "reasoned", "empty"):
+            raise ValueError(f"expected is '', 'reasoned' or 'empty', not {expected!r}")
+        if passes > 1 and (sampling.temperature == 0 or expected == "empty"):
+            raise ValueError(f"{passes} greedy passes are all the same: give a temperature")
+        self.cfg, self.tokenizer, self.prompts, self.images = model.cfg, tokenizer, prompts, images
+        self.passes, self.rows, self.mesh, self.reduction, self.shape = passes, rows, mesh, reduction, shape
+        self.retries = retries if sampling.temperature > 0 else 0  # a greedy answer stays what it is
+        self.expected, self.scores = expected, ScoreTree(tokenizer) if expected else None
+        engine["tree"] = self.scores and self.scores.tree
+        engine["automaton"] = reply_automaton(tokenizer, model.cfg.text.vocab_size) if constrained else None
+        self.engine = Engine(model, sampling, slots=rows, seed=seed, mesh=mesh, **engine)
+        opening = self.scores.opening if expected == "empty" else ()
+        self.questions = Questions(model.cfg, tokenizer, prompts, images, opening)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        revision: str | None = None,
+        prompts: str | Prompts | None = None,
+        dtype: Any = None,
+        merge: bool = True,
+        mesh: Any = None,
+        verify: bool = True,
+        **settings: Any,
+    ) -> "EditScore":
+        """From a model folder, or an adapter folder (its base read from `base`, else from where the adapter says).
+
+        The prompts and the pixel budget are those stored in `edit_rl.json`, else "standard" and 512 x 512. `dtype`:
+        default fp32 on CPU, bf16 elsewhere. `merge` folds the adapter into the weights; `verify`: compare an export's
+        files with their SHA-256 first (see `nn.model_files`); `settings`: the constructor's.
+        Raises WeightsError, one line that names the file, or FileNotFoundError.
+        """
+        folder = weights.local_folder(folder, revision)
+        model_files.verify(folder, verify)
+        adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
+        home = base_folder(folder, base) if adapter else folder
+        if home != folder:
+            model_files.verify(home, verify)
+        cfg = weights.read_config(home)
+        has = lambda name: folder if (folder / name).exists() else home
+        texts, budget = stored_settings(has(METADATA))
+        texts = texts if prompts is None else get(prompts)
+        file = has("preprocessor_config.json") / "preprocessor_config.json"
+        images = ImageSettings.from_hf(file if file.exists() else {}, **budget)
+        sizes = (cfg.vision.patch_size, cfg.vision.temporal_patch_size, cfg.vision.spatial_merge_size)
+        if (images.patch_size, images.temporal_patch_size, images.merge_size) != sizes:
+            raise weights.WeightsError(f"{file}: patch and merge sizes are not the model's, {sizes}")
+        home_of_tokenizer = has("tokenizer.json")
+        tokenizer = load_tokenizer(home_of_tokenizer)
+        try:
+            check_tokenizer(tokenizer, cfg)
+        except weights.WeightsError as e:
+            raise weights.WeightsError(f"{home_of_tokenizer}: {e}") from None
+        model = load_model(cfg, home, adapter and (folder, adapter), dtype=dtype, merge=merge, mesh=mesh)
+        return cls(model, tokenizer, prompts=texts, images=images, mesh=mesh, **settings)
+
+    def score(
+        self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
+    ) -> list[Judgement]:
+        """Judges (source, edited, instruction) triples, in order.
+
+        Images are encoded bytes, uint8 [H, W, 3], or arrays on the device with values in [0, 1] (float [H, W, 3]),
+        which stay there. `questions`: ask only for some of the scores. Never raises for an item: what cannot be read is
+        not valid.
+        """
+        asked: dict[bytes, tuple[Any, Prompt]] = {}  # prompts in the order in which they share most
+        wanted: list[dict[Question, bytes] | str] = []
+        groups: dict[bytes, int] = {}
+        for i, (source, edited, instruction) in enumerate(items):
+            try:
+                digests = {}
+                group = groups.setdefault(digest(source, instruction), i)
+                for q in questions:
+                    parts = self.questions.parts(q, source, edited, instruction)
+                    name = digests[q] = digest(q, *parts)
+                    if name not in asked:
+                        number = int.from_bytes(name[:4], "big") >> 1
+                        asked[name] = ((group, i), self.questions.prompt(q, parts, f"item {i}", number))
+                wanted.append(digests)
+            except ValueError as error:  # RecordError and ImageError are ValueErrors
+                wanted.append(str(error))
+        replies = self._replies(dict(sorted(asked.items(), key=lambda a: a[1][0])), progress)
+        out = []
+        for digests in wanted:
+            found = digests if isinstance(digests, str) else {q: replies[d] for q, d in digests.items()}
+            faults = [found] if isinstance(found, str) else [f for f in found.values() if isinstance(f, str)]
+            out.append(Judgement(problem=faults[0]) if faults else self._judgement(found))
+        return out
+
+    def _judgement(self, found: dict[Question, tuple[Any, ...]]) -> Judgement:
+        sc, pq = found.get("sc", ()), found.get("pq", ())
+        return judge_expected(sc, pq) if self.expected else self.judge(sc, pq)
+
+    def judge(self, sc: Sequence[Reply], pq: Sequence[Reply]) -> Judgement:
+        """The judgement of replies, one a pass, by this model's reduction and profile."""
+        return judge(sc, pq, self.reduction, self.prompts.profile)
+
+    def _replies(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Any, ...] | str]:
+        """Replies (`Expected` in that mode) by prompt; a text instead of replies says why there are none."""
+        names, replies = list(asked), {}
+        accept = lambda _, tokens, stopped: self._reply(tokens, stopped).valid
+        options = dict(answers=self.passes, accept=accept, retries=self.retries, shape=self.shape)
+        if self.expected:
+            options["branch_at"] = self.scores.opens_at if self.expected == "reasoned" else lambda tokens: -1
+        if self.expected == "empty":
+            options |= {"limits": lambda index, number: 1}
+        answered = self.engine.generate([prompt for _, prompt in asked.values()], **options)
+        with tqdm(total=len(asked), desc="scoring", unit="prompt", disable=None if progress else True) as bar:
+            for one in answered:
+                found = tuple(self._read(a) for a in one.answers)
+                replies[names[one.index]] = found if one.problem is None else str(one.problem)
+                bar.update()
+        return replies
+
+    def _read(self, one: Answer) -> Reply | Expected:
+        if self.expected == "empty":
+            return self.scores.expected(Reply(None, "", self.tokenizer.decode(self.scores.opening)), one.branch)
+        reply = self._reply(one.tokens, one.stopped)
+        return self.scores.expected(reply, one.branch) if self.expected else reply
+
+    def _reply(self, tokens: np.ndarray, stopped: bool) -> Reply:
+        return parse(self.tokenizer.decode(tokens[:-1] if stopped else tokens))

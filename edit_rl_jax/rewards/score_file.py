@@ -1,0 +1,94 @@
+"""A file of edits scored into a file of results, resumably: what is written is final, in the input's order, once."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edit_rl_jax import json_files
+from edit_rl_jax.data import readers
+from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.data.resumable import complete
+from edit_rl_jax.rewards.cache import Judge
+from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
+
+WANTED = ("source", "edited", "instruction")
+
+
+def entries(path: Path) -> Iterator[tuple[dict[str, Any], Triple | str]]:
+    """For each edit of a file its output line without scores, and the triple or the reason why there is none.
+
+    JSONL: objects with `source` and `edited` (paths, from the file's folder) and `instruction`. Parquet: as
+    `readers.read`, images as bytes or paths. A line that is no such object raises ValueError, named; a missing image is
+    a reason.
+    """
+    if path.suffix == ".parquet":
+        for where, record in readers.read(path):
+            if isinstance(record, RecordError):
+                yield {"key": where}, str(record)
+            else:
+                line = {"key": record.key, "instruction": record.instruction, "task": record.task}
+                yield line, (record.source, record.edited, record.instruction)
+        return
+    for line in json_files.rows(path, _line):
+        yield line, read_triple(line, path.parent)
+
+
+def read_triple(line: Mapping[str, str], folder: Path) -> Triple | str:
+    """The triple that a line names, or why an image cannot be read."""
+    try:
+        images = [(folder / line[k]).read_bytes() for k in ("source", "edited")]
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except ValueError as error:  # a path that no file can have
+        return f"{line['source']!r}, {line['edited']!r}: {error}"
+    return (*images, line["instruction"])
+
+
+def _line(where: str, line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict):
+        raise ValueError(f"{where}: not a JSON object: {type(line).__name__}")
+    if missing := [k for k in WANTED if not isinstance(line.get(k), str)]:
+        raise ValueError(f"{where}: no text under {', '.join(missing)}")
+    return line
+
+
+def count(path: Path) -> int:
+    """How many edits a file holds. Raises ValueError, naming the line, where a JSONL line is malformed."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.ParquetFile(path).metadata.num_rows
+    return sum(1 for _ in json_files.rows(path, _line))
+
+
+def judge_entries(judge: Judge, found: list[tuple[dict[str, Any], Triple | str]]) -> list[Judgement]:
+    """Judges entries in order; one without images is a judgement that is not valid."""
+    judged = iter(judge.score([t for _, t in found if not isinstance(t, str)], progress=False))
+    return [Judgement(problem=t) if isinstance(t, str) else next(judged) for _, t in found]
+
+
+def score_file(
+    judge: Judge,
+    source: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    *,
+    chunk: int = 128,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> tuple[int, int, float | None]:
+    """Scores what `output` does not hold yet; returns (edits, those without a score, mean overall of the others).
+
+    A line of the output is the input's line with `scores`; resumes, and raises, as `data.results.complete`.
+    """
+    total = count(source)
+    work = lambda part: [{"scores": j.to_json()} for j in judge_entries(judge, part)]
+    how = dict(adds=("scores",), good=_is_scored, source=source, chunk=chunk, overwrite=overwrite, progress=progress)
+    lines = complete(output, entries(source), total, work, settings, **how)
+    valid = [x["scores"]["overall"] for x in lines if x["scores"]["overall"] is not None]
+    return total, total - len(valid), sum(valid) / len(valid) if valid else None
+
+
+def _is_scored(line: Mapping[str, Any]) -> bool:
+    scores = line["scores"]
+    return isinstance(scores, dict) and isinstance(scores.get("overall", ""), int | float | None)

@@ -1,0 +1,279 @@
+"""From a config and a mesh to the compiled programs of RL: rollout, update, evaluation. Allocates nothing.
+
+`train_grpo.py` runs them; `plan.py` lowers the same ones for a topology that is not there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from edit_rl_jax import sharding
+from edit_rl_jax.editors.base import Bucket, Editor
+from edit_rl_jax.editors.omnigen2.prompts import tokenize
+from edit_rl_jax.editors.sampling import levels
+from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.schedules import Schedule
+from edit_rl_jax.flow.steps import Noise
+from edit_rl_jax.nn.params import Frozen, Trainable
+from edit_rl_jax.rl.editors import config as config_lib
+from edit_rl_jax.rl.editors.losses import Algorithm, PolicyGradient
+from edit_rl_jax.rl.editors.nft import DiffusionNFT
+from edit_rl_jax.rl.editors.prompts import Prompt
+from edit_rl_jax.rl.editors.rollout import Prompts, Rollout, make_rollout
+from edit_rl_jax.rl.editors.update import make_update
+from edit_rl_jax.training import build, interfaces, optim
+from edit_rl_jax.training import flat as st
+from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.training.step import averaged
+
+Batch = dict[str, Any]
+"""What the host gives a rollout: `tokens`, `segments` i32 [P, 1 or 2, T] (instruction; with guidance the negative),
+`pixels` u8 [P, H, W, 3], `layout` {name: [P, branches, ...]}; times, item, prompt, member of `rl.rollout.Prompts`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """RL of an editor, compiled on demand. Weights are flat dicts (see `training.state`); abstract values carry
+    shardings.
+
+    rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
+    [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
+    [M, B, ...].
+    update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
+    donated: {"trainable", "opt_state"}, with "ema" and "old" where the config wants them.
+    """
+
+    config: Any
+    mesh: Mesh
+    model_config: Any  # the editor's architecture
+    editor: Editor  # abstract
+    tokenizer: Any
+    graphdef: nnx.GraphDef
+    trainable_state: nnx.State
+    frozen_state: nnx.State
+    state: dict[str, Any]  # abstract
+    frozen: st.Flat  # abstract
+    algorithm: Algorithm
+    rollout: Callable
+    evaluate: Callable
+    update: Callable
+    init_trainable: Callable  # jitted: (key) -> trainable
+    init_state: Callable  # jitted: (trainable) -> state
+
+    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Editor:
+        """The editor with these weights."""
+        t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
+        return nnx.merge(self.graphdef, t, f)
+
+    def with_shardings(self, part: str) -> nnx.State:
+        """The abstract state "trainable" or "frozen" whose values carry shardings, for the loaders."""
+        if part == "trainable":
+            return st.unflatten(self.trainable_state, self.state["trainable"])
+        return st.unflatten(self.frozen_state, self.frozen)
+
+    @property
+    def microbatches(self) -> int:
+        """M of a rollout."""
+        return self.config.rl.prompts * self.config.rl.group // self.config.rows
+
+    def put(self, batch: Any) -> Any:
+        """A host batch on the mesh, whole on every device; the same on every process."""
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec()))
+
+    def rows(self, array: np.ndarray) -> Array:
+        """[M, B, ...] with its rows over the mesh."""
+        spec = PartitionSpec(None, *sharding.batch_shardings({"x": array[0]}, self.mesh)["x"].spec)
+        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), lambda at: array[at])
+
+    def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
+        """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
+        return host_batch(self.config, self.editor, self.tokenizer, prompts, items, members, steps)
+
+
+def host_batch(
+    config: Any,
+    editor: Editor,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    items: Sequence[int],
+    members: int,
+    steps: int = 0,
+) -> Batch:
+    """See `Program.batch`. Text longer than `rl.text` is cut, as in the released pipeline."""
+    r, (height, width), count = config.rl, config.rl.size, len(prompts)
+    n = guidance(config).branches
+    negative = [editor.chat(r.negative, r.negative_system)] * (n > 1)
+    chats = [c for p in prompts for c in (editor.chat(p.instruction), *negative)]
+    tokens, segments, wanted = tokenize(tokenizer, chats, r.text)
+    wanted = [min(w, r.text) for w in wanted]
+    size = (height // editor.multiple, width // editor.multiple)
+    patches = size[0] * size[1]
+    bucket = Bucket(r.text, patches, patches)
+    # Branches: the instruction; with guidance the negative, with the source (of three) and without.
+    each = 1 + len(negative)
+    texts = [wanted[::each], *([wanted[1::each]] * (n - 1))]
+    references = [[size], *([[size]] if n == 3 else []), *([()] if n > 1 else [])]
+    index = [editor.layout(t, [ref] * count, [size] * count, bucket) for t, ref in zip(texts, references)]
+    times = schedule(config, steps or r.steps).times(height * width // editor.downscale**2)
+    numbers = np.repeat(np.arange(count, dtype=np.int32), members)
+    return {
+        "tokens": tokens.reshape(count, each, -1),
+        "segments": segments.reshape(count, each, -1),
+        "pixels": np.stack([p.source for p in prompts]),
+        "layout": jax.tree.map(lambda *a: np.stack(a, 1), *map(dict, index)),
+        "times": np.broadcast_to(times, (count, len(times))).copy(),
+        "item": np.asarray(items, np.int32),
+        "prompt": numbers.reshape(-1, config.rows),
+        "member": np.tile(np.arange(members, dtype=np.int32), count).reshape(-1, config.rows),
+    }
+
+
+def guidance(config) -> Guidance:
+    """`rl.guidance`."""
+    return Guidance(**config.rl.guidance.to_dict())
+
+
+def schedule(config, steps: int) -> Schedule:
+    """`rl.schedule` in so many steps."""
+    return Schedule(steps, **config.rl.schedule.to_dict())
+
+
+def algorithm(config) -> Algorithm:
+    """The pair (sampler, loss) of `rl.algorithm`. Raises ConfigError."""
+    r = config.rl
+    options = {**r.loss.to_dict(), "clip": tuple(r.loss.clip)}
+    beta = options.pop("beta")
+    try:
+        if r.algorithm == "nft":
+            sampler, clip = Sampler(r.steps, r.solver, guidance(config)), r.advantage.clip
+            return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps)
+        low_high = tuple(r.window_range) if any(r.window_range) else None
+        noise = Noise(r.noise.kind, r.noise.level)
+        return PolicyGradient(Sampler(r.steps, r.solver, guidance(config), noise, r.window, low_high), **options)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"config key 'rl': {e}") from e
+
+
+def encode(model: Editor, batch: Batch) -> Prompts:
+    """Text and source of each prompt once, as the condition of its samples; the source by its posterior's mean."""
+    pixels, tokens = batch["pixels"], batch["tokens"]
+    rows = lambda a: a.reshape(-1, *a.shape[2:])
+    text = _over_mesh(model.encode_text, rows(tokens), rows(batch["segments"])).reshape(*tokens.shape, -1)
+    references = _over_mesh(model.encode_images, pixels.astype(jnp.float32) / 127.5 - 1)
+    n = batch["layout"]["text_segments"].shape[1]
+    condition = batch["layout"] | {
+        "text": text[:, jnp.asarray([0, 1, 1][:n])],
+        "references": jnp.repeat(references[:, None], n, 1),
+    }
+    return Prompts(condition=condition, mask=None, **{k: batch[k] for k in ("times", "item", "prompt", "member")})
+
+
+def _over_mesh(encode: Callable[..., Array], *arrays: Array) -> Array:
+    """Encodes rows over the mesh; where they do not divide, empty rows are added and cut off again."""
+    count = arrays[0].shape[0]
+    more = -count % sharding.row_shards()
+    filled = [jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))) for a in arrays]
+    return encode(*(sharding.shard(a, "batch", *(None,) * (a.ndim - 1)) for a in filled))[:count]
+
+
+def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -> Program:
+    """The programs of a config on a mesh of real or described devices; editor: its architecture.
+
+    Raises ConfigError or ShardingError, naming the key or the tensor.
+    """
+    config_lib.check(config)
+    r, (height, width), full = config.rl, config.rl.size, config.model.trainable == "full"
+    make = interfaces.model(config).make(config, editor, mesh, build._dtype(config, mesh))
+    with jax.set_mesh(mesh):
+        abstract_editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+        graphdef, trainable, frozen = nnx.split(abstract_editor, Trainable, Frozen)
+        bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
+    unit = abstract_editor.multiple
+    if height % unit or width % unit:
+        raise ConfigError(f"config key 'rl.size': sides are multiples of {unit}, got {height} x {width}")
+    merge = lambda t, f: nnx.merge(graphdef, st.unflatten(trainable, t), st.unflatten(frozen, f))
+    velocity = lambda t, f, x, time, c: merge(t, f).velocity(x, time, c)
+    reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(frozen, f)).velocity(x, time, c)
+    method = algorithm(config)
+    latent = (height // unit * (width // unit), abstract_editor.channels)
+    cpu = mesh.devices.flat[0].platform == "cpu"
+
+    def drawing(sampler: Sampler):
+        def draw(t, f, batch, seed, step, start):
+            finish = lambda f, final, _: levels(merge(t, f).decode(final, height, width))
+            prompts = encode(merge(t, f), batch)
+            rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=None if cpu else finish)
+            drawn = rollout(t, f, prompts, seed, step, start)
+            if cpu:  # where XLA runs convolutions inside a loop several times slower
+                drawn = drawn._replace(finished=jax.vmap(lambda final: finish(f, final, None))(drawn.final))
+            return prompts, drawn
+
+        return draw
+
+    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guidance(config))
+    tx, updates = optim.make(config.optim), config.steps * r.updates
+    change = make_update(
+        method, velocity, tx, optim.schedule(config.optim, updates), clip=config.optim.clip,
+        microbatches=r.prompts * r.group // config.rows // r.updates, reference=None if full else reference,
+    )  # fmt: skip
+
+    def update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, number):
+        new, opt_state, metrics = change(
+            state["trainable"], state["opt_state"], frozen, prompts, rollout, advantage, keep, chunk, seed, number,
+            state.get("old"),
+        )  # fmt: skip
+        out = state | {"trainable": new, "opt_state": opt_state}
+        if config.optim.ema:
+            out["ema"] = averaged(config.optim.ema, number, metrics["finite"], state["ema"], new)
+        if method.needs_old:  # moves at the end of a rollout's updates
+            share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
+            out["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new)
+        return out, metrics
+
+    def init_state(weights):
+        copies = ["ema"] * bool(config.optim.ema) + ["old"] * bool(method.needs_old)
+        state = {"trainable": weights, "opt_state": tx.init(weights)}
+        return state | {name: jax.tree.map(jnp.copy, weights) for name in copies}
+
+    t_flat, f_flat = st.flatten(trainable), st.flatten(frozen)
+    t_place, f_place = (st.flatten(sharding.shardings(s, mesh)) for s in (trainable, frozen))
+    abstract = jax.eval_shape(init_state, t_flat)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    places = {k: t_place for k in abstract} | {
+        "opt_state": build._opt_shardings(abstract["opt_state"], t_place, t_flat, everywhere)
+    }
+    by_rows = lambda n: NamedSharding(mesh, PartitionSpec(*(None,) * n, sharding.DEFAULT_RULES.spec(
+        "rows", (config.rows,), ("batch",), mesh)[0]))  # fmt: skip
+    drawn = Rollout(final=by_rows(1), x=by_rows(2), mean=by_rows(2), start=everywhere, finished=by_rows(1))
+    return Program(
+        config=config,
+        mesh=mesh,
+        model_config=editor,
+        editor=abstract_editor,
+        tokenizer=tokenizer,
+        graphdef=graphdef,
+        trainable_state=trainable,
+        frozen_state=frozen,
+        state=st.abstract(abstract, places),
+        frozen=st.abstract(f_flat, f_place),
+        algorithm=method,
+        rollout=jax.jit(drawing(method.sampler), out_shardings=(everywhere, drawn)),
+        evaluate=jax.jit(
+            lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, jnp.int32(0), jnp.int32(0))[1].finished,
+            out_shardings=by_rows(1),
+        ),
+        update=jax.jit(update, out_shardings=(places, everywhere), donate_argnums=0),
+        init_trainable=jax.jit(
+            lambda key: st.flatten(nnx.split(make(rngs=nnx.Rngs(params=key)), Trainable, Frozen)[1]),
+            out_shardings=t_place,
+        ),
+        init_state=jax.jit(init_state, out_shardings=places),
+    )

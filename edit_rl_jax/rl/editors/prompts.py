@@ -1,0 +1,154 @@
+"""What an editor is asked in RL: sources of (source image, instruction), in an order that is a function of the step."""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from edit_rl_jax import json_files
+from edit_rl_jax.data.images import ImageError, decode_image
+from edit_rl_jax.editors.rows import cover
+from edit_rl_jax.editworld.dataset import EditRecords
+from edit_rl_jax.editworld.edits import Edit
+from edit_rl_jax.editworld.render import render
+from edit_rl_jax.training.config import ConfigError, nearest, resolve
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One thing to edit. `edit`: of the built-in world, for its oracle."""
+
+    key: str
+    source: UInt8[np.ndarray, "H W 3"]
+    instruction: str
+    task: str = ""
+    edit: Edit | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to prompts. `data_hash` names the content."""
+
+    data_hash: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Prompt: ...
+
+
+class World:
+    """Edits of the built-in world; each a function of (split, seed, index) alone."""
+
+    def __init__(self, split: str, size: int, seed: int, height: int, width: int, **options: Any):
+        if height != width:
+            raise ConfigError(f"config key 'rl.size': the built-in world is square, not {height} x {width}")
+        self._records = EditRecords(split, size, seed, height, group=1, **options)
+        self.data_hash = hashlib.sha256(repr((split, size, seed, height, sorted(options.items()))).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Prompt:
+        edit, r = self._records.edit(index), self._records
+        picture = render(edit.source, r.resolution)
+        return Prompt(f"{r.split}/{r.seed}/{index}", picture, edit.instruction, edit.task, edit)
+
+
+class Lines:
+    """JSON lines with `source` (a path, from the file's folder) or `input_images` (a list of one), `instruction`, and
+    if known `task` or `task_type`. Sources are cropped to the aspect of height x width and resized."""
+
+    def __init__(self, file: Path, height: int, width: int):
+        self.file, self.size, self.data_hash = file, (height, width), hashlib.sha256(file.read_bytes()).hexdigest()
+        try:
+            self._rows = list(json_files.rows(file, _row))
+        except json_files.JSONError as e:
+            raise ConfigError(str(e)) from None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Prompt:
+        row, key = self._rows[index], f"{self.file.name}/{index}"
+        source = cover(decode_image(self.file.parent / _image(row), where=key), *self.size)
+        return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "")
+
+
+def _row(where: str, row: Any) -> dict[str, Any]:
+    texts = [row.get(k) or "" for k in ("instruction", "task", "task_type")] if isinstance(row, dict) else [""]
+    if not all(isinstance(t, str) for t in texts) or not texts[0].strip() or not _image(row):
+        raise ConfigError(f"{where}: row {where.rsplit(':', 1)[1]} wants an instruction and one source image")
+    return row
+
+
+def _image(row: dict[str, Any]) -> str:
+    several = row.get("input_images")
+    image = row.get("source") or (several[0] if isinstance(several, list) and len(several) == 1 else "")
+    return image if isinstance(image, str) else ""
+
+
+def source(config: Any, split: str) -> Source:
+    """The prompts of a split, "train" or "test": `config.data.train` or `.validation` ("" = the same world's, or those
+    that the function gives).
+
+    "editworld", a JSON lines file, or "my_pkg.mod:function", called with (config, split). Raises ConfigError.
+    """
+    d, (height, width) = config.data, config.rl.size
+    name = (d.validation or d.train) if split == "test" else d.train
+    if name == "editworld":
+        size = d.size if split == "train" else config.rl.eval_prompts
+        seed, options = config.seed if split == "train" else 0, d.options.to_dict()
+        try:
+            return World(split, size, seed, height, width, **options)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"config key 'data.options' is {options}: {e}") from e
+    if Path(name).is_file():
+        if split == "test" and not d.validation:
+            raise ConfigError("config key 'data.validation' must name held-out prompts, or 'rl.eval_prompts' be 0")
+        return Lines(Path(name), height, width)
+    if ":" in name:
+        return resolve(name, {})(config, split)
+    hint = nearest(name, ["editworld"])
+    raise ConfigError(f"no prompts '{name}'{hint}: editworld, a .jsonl file or my_pkg.mod:function")
+
+
+def take(source: Source, index: int, on_bad_record: str) -> Prompt:
+    """A prompt. "skip": instead of one whose image cannot be read the next that can, with a warning; "error" raises."""
+    for i in range(index, index + len(source)):
+        try:
+            return source[i % len(source)]
+        except ImageError as e:
+            if on_bad_record == "error" or i == index + len(source) - 1:
+                raise
+            log.warning("skipped: %s", e)
+
+
+def numbers(config: Any, size: int, step: int) -> list[int]:
+    """Which prompts rollout number `step` (from 0) takes: passes over the data, shuffled if `data.shuffle`."""
+    count = config.rl.prompts
+    if count > size:
+        raise ConfigError(f"config key 'rl.prompts' is {count}, there are {size}")
+    epoch, part = divmod(step, size // count)  # what is left over of a pass waits for the next: no prompt comes twice
+    order = _order(size, config.seed, epoch, config.data.shuffle)
+    return [int(i) for i in order[part * count : (part + 1) * count]]
+
+
+def groups(prompts: Sequence[Prompt]) -> list[int]:
+    """For each prompt the first one with the same source and instruction: their samples are compared."""
+    first: dict[tuple[bytes, str], int] = {}
+    return [first.setdefault((p.source.tobytes(), p.instruction), i) for i, p in enumerate(prompts)]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int, shuffle: bool) -> Any:
+    return np.random.default_rng([seed, epoch]).permutation(size) if shuffle else range(size)

@@ -1,0 +1,1 @@
+"""Holds vision-language models: families of networks, packing of samples, and the engine that generates."""

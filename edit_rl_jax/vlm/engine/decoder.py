@@ -1,0 +1,241 @@
+"""The device side of generation, for any model with the small `Decoder` interface: encode, extend, decode.
+
+All functions are pure and of fixed shapes; `engine.py` jits them and says what goes where.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Bool, Float, Int
+
+from edit_rl_jax.nn.attention import attention
+from edit_rl_jax.sharding import shard
+from edit_rl_jax.vlm.engine.automaton import Automaton
+from edit_rl_jax.vlm.engine.cache import AXES, KV, attend_part, merge_parts, route, routed_part, to_heads, write
+from edit_rl_jax.vlm.engine.sampler import Sampling, answer_keys, sample
+
+VISION = ("patches", "patch_segments", "window_segments", "patch_hw")
+
+
+class Decoder(Protocol):
+    """What generation needs of a model; `qwen2_5_vl.model.Qwen25VL` is one.
+
+    `language_model(x [B,T,D], positions [B,3,T], attend, states)` runs the stacked layers, each calling
+    `attend(q, k, v, layer_state) -> (out, new_layer_state)`, and returns (hidden, states stacked on a leading L).
+    """
+
+    attention: str | None
+
+    def visual(self, *arrays: Array) -> Array: ...
+    def embed(self, tokens: Array, image_index: Array, image_features: Array | None = None) -> Array: ...
+    def language_model(self, x: Array, positions: Array, attend: Any, states: Any = None) -> tuple[Array, Any]: ...
+    def logits(self, h: Array) -> Array: ...
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """The B answers being written, and the rows of the stores that they use. Arrays of the host or of the device.
+
+    Attributes:
+      token: the token to feed next; at first the last one of the prompt.
+      fed: tokens fed so far, which is where the next one goes in the store `answers`.
+      position: M-RoPE position of the token fed first.
+      limit: tokens to write at most.
+      active: False where nothing is being written.
+      state: of the automaton that constrains the answer (0 without one).
+      item, purpose, number: what an answer's random numbers come from (see `sampler.answer_keys`).
+      tile_at, own_at: row * places + place in the tiles and in `own`; rows * places where there is none.
+      tile_length [G], own_length [P]: tokens in each row.
+    """
+
+    token: Int[Any, " B"]
+    fed: Int[Any, " B"]
+    position: Int[Any, " B"]
+    limit: Int[Any, " B"]
+    active: Bool[Any, " B"]
+    state: Int[Any, " B"]
+    item: Int[Any, " B"]
+    purpose: Int[Any, " B"]
+    number: Int[Any, " B"]
+    tile_at: Int[Any, " B"]
+    own_at: Int[Any, " B"]
+    tile_length: Int[Any, " G"]
+    own_length: Int[Any, " P"]
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """What a run of `decode_chunk` leaves: the slots' changed fields, the tokens written [B, N], and counts."""
+
+    token: Int[Any, " B"]
+    fed: Int[Any, " B"]
+    active: Bool[Any, " B"]
+    state: Int[Any, " B"]
+    written: Int[Any, "B N"]
+    steps: Int[Any, ""]
+    busy: Int[Any, ""]  # slot-steps that wrote a token
+
+
+def encode(
+    model: Any, features: Float[Array, "S D"], arrays: Mapping[str, Array], places: Int[Array, "n M"]
+) -> Float[Array, "S D"]:
+    """The feature store with n more images: merged token j of image i goes to row places[i, j] (S or more: nowhere).
+
+    `arrays`: VISION, one image a row ([n, 1, P, ...], see `qwen2_5_vl.inputs`).
+    """
+    seen = model.visual(*(arrays[k] for k in VISION))
+    return features.at[places.reshape(-1)].set(seen.reshape(-1, seen.shape[-1]).astype(features.dtype), mode="drop")
+
+
+def extend(
+    model: Any,
+    features: Float[Array, "S D"],
+    tokens: Int[Array, "n T"],
+    positions: Int[Array, "n 3 T"],
+    feature_at: Int[Array, "n T"],
+    lengths: Int[Array, " n"],
+    context: tuple[KV, Int[Array, " n"], Int[Array, " n"]] | None = None,
+) -> KV:
+    """Keys and values [L, n, Hkv, T, d] of n pieces of prompts, padded on the right, each after its context.
+
+    feature_at: row of `features` that stands for the token, -1 = text. context: (store, row of each piece, tokens of
+    that row); None where all pieces are beginnings.
+    """
+    mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+    x = model.embed(tokens, jnp.full_like(tokens, -1))
+    seen = features[jnp.maximum(feature_at, 0)].astype(x.dtype)
+    x = shard(jnp.where((feature_at >= 0)[..., None], seen, x), "batch", None, None)
+
+    def begin(q, k, v, _):
+        ids = mask.astype(jnp.int32)
+        out = attention(q, k, v, q_segments=ids, kv_segments=ids, causal=True, impl=model.attention)
+        return out, (to_heads(k), to_heads(v))
+
+    def follow(q, k, v, layer):
+        _, rows, known = context  # pyright: ignore[reportGeneralTypeIssues] (None goes the other way)
+        n, T, H, d = q.shape
+        k, v = to_heads(k), to_heads(v)
+        grouped = to_heads(q).reshape(n, k.shape[1], -1, d)
+        before = tuple(x[rows] for x in layer)
+        seen_before = (jnp.arange(before[0].shape[2])[None] < known[:, None])[:, None]
+        causal = jnp.tril(jnp.ones((T, T), bool))[None] & mask[:, None]
+        out = merge_parts([attend_part(grouped, before, seen_before), attend_part(grouped, (k, v), causal)])
+        return to_heads(out.reshape(n, H, T, d)).astype(q.dtype), (k, v)
+
+    states = None if context is None else context[0]
+    _, (k, v) = model.language_model(x, positions, begin if context is None else follow, states)
+    return shard(k, *AXES), shard(v, *AXES)
+
+
+def put_contexts(contexts: KV, new: KV, rows: Array, parents: Array, known: Array) -> KV:
+    """`contexts` with n rows replaced by their parents' rows (of `known` tokens) followed by `new` [L, n, Hkv, T, d].
+
+    Rows beyond the store are dropped.
+    """
+    T = contexts[0].shape[3]
+    since = jnp.arange(T)[None] - known[:, None]  # [n, T]
+    at = jnp.clip(since, 0, new[0].shape[3] - 1)
+
+    def one(store, piece):
+        shifted = jnp.take_along_axis(piece, at[None, :, None, :, None], axis=3)
+        whole = jnp.where((since < 0)[None, :, None, :, None], store[:, parents], shifted)
+        return shard(store.at[:, rows].set(whole, mode="drop"), *AXES)
+
+    return one(contexts[0], new[0]), one(contexts[1], new[1])
+
+
+def put_own(own: KV, new: KV, rows: Array) -> KV:
+    """`own` with n rows replaced. Rows beyond the store are dropped."""
+    T = new[0].shape[3]
+    return tuple(shard(s.at[:, rows, :, :T].set(x, mode="drop"), *AXES) for s, x in zip(own, new))
+
+
+def copy_rows(tiles: KV, contexts: KV, rows: Array, sources: Array) -> KV:
+    """`tiles` with some rows copied from `contexts`: once for each group of answers, not in the loop."""
+    return tuple(shard(t.at[:, rows].set(c[:, sources], mode="drop"), *AXES) for t, c in zip(tiles, contexts))
+
+
+def decode_chunk(
+    model: Any,
+    tiles: KV,
+    own: KV,
+    answers: KV,
+    slots: Slots,
+    seed: Array,
+    steps: Array,
+    until: Array,
+    *,
+    sampling: Sampling,
+    places: tuple[int, int],
+    automaton: Automaton | None = None,
+) -> tuple[KV, Chunk]:
+    """Writes answers side by side: at most `steps` tokens each, or until `until` of them have ended.
+
+    Each step feeds one token a slot and samples the next. `places`: answers a tile row and an own row take (static).
+    Returns the store `answers` and what changed.
+    """
+    stops = jnp.asarray(sampling.stop_tokens or (-1,), jnp.int32)
+    N, B = sampling.max_new_tokens, slots.token.shape[0]
+    keys = answer_keys(seed, slots.purpose, slots.item, slots.number)
+    tables = [route(slots.tile_at, tiles[0].shape[1], places[0])]
+    tables += [route(slots.own_at, own[0].shape[1], places[1])]
+    started = jnp.sum(slots.active)
+
+    def forward(token, fed, answers):
+        """Logits [B, V] after the fed tokens, and the store with their keys and values."""
+        at = jnp.minimum(fed, N - 1)
+
+        def attend(q, k, v, layer):
+            shared, alone, mine = layer
+            k, v = k[:, 0], v[:, 0]
+            q = q[:, 0].reshape(B, k.shape[1], -1, k.shape[2])
+            written = (jnp.arange(N)[None] < fed[:, None])[:, None]
+            itself = jnp.einsum("bhgd,bhd->bhg", q, k, preferred_element_type=jnp.float32) * k.shape[2] ** -0.5
+            value = jnp.broadcast_to(v[:, :, None].astype(jnp.float32), q.shape)
+            parts = [
+                routed_part(q, shared, slots.tile_length, slots.tile_at, tables[0]),
+                routed_part(q, alone, slots.own_length, slots.own_at, tables[1]),
+                attend_part(q, mine, written),
+                (itself, jnp.ones_like(itself), value),
+            ]
+            out = merge_parts(parts).astype(v.dtype)
+            return out.reshape(B, 1, -1, v.shape[2]), (k, v)
+
+        x = model.embed(token[:, None], jnp.full((B, 1), -1, jnp.int32))
+        positions = jnp.broadcast_to((slots.position + fed)[:, None, None], (B, 3, 1))
+        hidden, new = model.language_model(x, positions, attend, (tiles, own, answers))
+        put = lambda store, x: shard(write(store, x, at), *AXES)
+        return model.logits(hidden[:, 0]), (put(answers[0], new[0]), put(answers[1], new[1]))
+
+    def running(carry):
+        chunk, _ = carry
+        going = jnp.sum(chunk.active)
+        return (chunk.steps < steps) & (going > 0) & (started - going < until)
+
+    def body(carry):
+        c, answers = carry
+        logits, answers = forward(c.token, c.fed, answers)
+        if automaton is not None:
+            left = slots.limit - c.fed
+            logits = jnp.where(automaton.allowed(c.state, left), logits, -jnp.inf)
+        token = sample(logits, keys, c.fed, sampling)
+        row, column = jnp.arange(B), jnp.where(c.active, jnp.minimum(c.fed, N - 1), N)
+        written = c.written.at[row, column].set(token, mode="drop")
+        fed = c.fed + c.active.astype(jnp.int32)
+        ended = jnp.any(token[:, None] == stops[None], axis=1) | (fed >= slots.limit)
+        state = c.state if automaton is None else jnp.where(c.active, automaton.next(c.state, token), c.state)
+        token = jnp.where(c.active, token, c.token)
+        chunk = Chunk(token, fed, c.active & ~ended, state, written, c.steps + 1, c.busy + jnp.sum(c.active))
+        return chunk, answers
+
+    nothing = jnp.full((B, N), -1, jnp.int32)
+    zero = jnp.int32(0)
+    start = Chunk(slots.token, slots.fed, slots.active, slots.state, nothing, zero, zero)
+    chunk, answers = jax.lax.while_loop(running, body, (start, answers))
+    return answers, chunk

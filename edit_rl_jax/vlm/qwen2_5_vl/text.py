@@ -1,0 +1,91 @@
+"""Text decoder: grouped-query attention with M-RoPE, SwiGLU, stacked layers; attention comes from the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from edit_rl_jax.nn.linear import Embedding, Linear
+from edit_rl_jax.nn.norms import RMSNorm
+from edit_rl_jax.nn.params import Init
+from edit_rl_jax.nn.rotary import mrope_table, rotate
+from edit_rl_jax.nn.stack import scan_layers, stack
+from edit_rl_jax.sharding import shard
+from edit_rl_jax.vlm.qwen2_5_vl.config import TextConfig
+
+# attend(q [B,T,H,d], k [B,T,Hkv,d], v [B,T,Hkv,d], layer_state) -> (out [B,T,H,d], new_layer_state)
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+class SelfAttention(nnx.Module):
+    """Projections and rotary; the attention itself (and its cache) is `attend`."""
+
+    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs, init: Init):
+        D, H, Hkv, d = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        heads, kv_heads = ("heads", H), ("kv_heads", Hkv)
+        self.q_proj = Linear(D, H * d, ("embed", heads), rngs=rngs, init=init, bias=True)
+        self.k_proj = Linear(D, Hkv * d, ("embed", kv_heads), rngs=rngs, init=init, bias=True)
+        self.v_proj = Linear(D, Hkv * d, ("embed", kv_heads), rngs=rngs, init=init, bias=True)
+        self.o_proj = Linear(H * d, D, (heads, "embed"), rngs=rngs, init=init)
+        self.head_dim = d
+
+    def __call__(self, x: Float[Array, "B T D"], cos, sin, attend: Attend, state):
+        split = lambda y, axis: shard(y.reshape(*y.shape[:2], -1, self.head_dim), "batch", None, axis, None)
+        q = rotate(split(self.q_proj(x), "heads"), cos, sin)
+        k = rotate(split(self.k_proj(x), "kv_heads"), cos, sin)
+        out, state = attend(q, k, split(self.v_proj(x), "kv_heads"), state)
+        return self.o_proj(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1)), state
+
+
+class MLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs, init: Init):
+        D, F = cfg.hidden_size, cfg.intermediate_size
+        self.gate_proj = Linear(D, F, ("embed", "mlp"), rngs=rngs, init=init)
+        self.up_proj = Linear(D, F, ("embed", "mlp"), rngs=rngs, init=init)
+        self.down_proj = Linear(F, D, ("mlp", "embed"), rngs=rngs, init=init)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        h = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(shard(h, "batch", None, "mlp"))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs, init: Init):
+        norm = lambda: RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps, rngs=rngs, init=init)
+        self.input_layernorm, self.post_attention_layernorm = norm(), norm()
+        self.self_attn = SelfAttention(cfg, rngs=rngs, init=init)
+        self.mlp = MLP(cfg, rngs=rngs, init=init)
+
+    def __call__(self, x: Float[Array, "B T D"], cos, sin, attend: Attend, state):
+        x = shard(x, "batch", None, None)
+        attended, state = self.self_attn(self.input_layernorm(x), cos, sin, attend, state)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), state
+
+
+class TextModel(nnx.Module):
+    """Embedding table, stacked decoder layers, final norm."""
+
+    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs, init: Init, remat: str):
+        self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs, init=init)
+        self.layers = stack(lambda r: DecoderLayer(cfg, rngs=r, init=init), cfg.num_hidden_layers, rngs)
+        self.norm = RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps, rngs=rngs, init=init)
+        self.cfg, self.remat = cfg, remat
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B 3 T"], attend: Attend, states: Any = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Hidden states after the final norm, new states. `states`: pytree with a leading layers axis, or None."""
+        cfg = self.cfg
+        cos, sin = mrope_table(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        body = lambda x, xs: xs[0](x, cos, sin, attend, xs[1])
+        x, states = scan_layers(body, x, (self.layers, states), remat=self.remat)
+        return self.norm(x), states

@@ -1,0 +1,121 @@
+"""Qwen2.5-VL as a kind of model (see `training.registry`): every reward model, and the tiny base."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.nn.peft import adaptable, modules
+from edit_rl_jax.nn.safetensors_io import listing
+from edit_rl_jax.training import flat as st
+from edit_rl_jax.training.build import base_folder, hub_folder
+from edit_rl_jax.training.card import export
+from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.training.sources import image_settings
+from edit_rl_jax.vlm.packing import Bucket, Packed
+from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
+from edit_rl_jax.vlm.qwen2_5_vl.weights import local_folder
+
+__all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
+
+
+def model_config(config: Any) -> Config:
+    """The architecture that `config.model` names. The four published sizes need no download."""
+    if config.model.config:
+        return Config.from_hf(config.model.config)
+    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
+    if config.model.init_from in by_id and not Path(config.model.init_from).exists():
+        return Config.from_hf(sizes.config(by_id[config.model.init_from]))
+    return weights.read_config(base_folder(config))
+
+
+def make(config: Any, cfg: Config, mesh: Mesh, dtype: Any) -> partial:
+    m = config.model
+    return partial(
+        Qwen25VL,
+        cfg,
+        lora=LoRAConfig(**m.lora.to_dict()) if m.trainable == "lora" else None,
+        trainable=m.trainable,
+        dtype=dtype,
+        remat=m.remat,
+        attention=m.attention or None,
+    )
+
+
+def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
+    """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError if the model is another's."""
+    if config.model.tokenizer == "editworld":
+        from edit_rl_jax.editworld import tokenizer as world
+
+        with tempfile.TemporaryDirectory() as folder:
+            world.save(folder)
+            found = load_tokenizer(folder)
+    else:
+        try:
+            found = load_tokenizer(config.model.tokenizer or base)
+        except (OSError, ValueError) as e:
+            name = config.model.tokenizer or base
+            raise ConfigError(f"no tokenizer in '{name}': {str(e).splitlines()[0]}") from e
+    try:
+        check_tokenizer(found, cfg)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return found
+
+
+def batch_format(config: Any, cfg: Config, tokenizer: Any) -> Packed:
+    try:
+        return Packed(tokenizer, cfg, [Bucket(*b) for b in config.data.buckets], image_settings(config, cfg))
+    except ValueError as e:
+        raise ConfigError(f"config key 'data.buckets': {e}") from e
+
+
+def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
+    """(trainable, frozen) on the mesh: random by `config.seed`, then the base's and the adapter's weights over them.
+
+    Raises WeightsError for files that do not fit, ConfigError for an adapter that is not what `model.lora` describes.
+    """
+    m, key = program.config.model, jax.random.key(program.config.seed)
+    if base is None:
+        return program.init(key)
+    if m.trainable == "full":
+        return st.flatten(weights.load(base, program.with_shardings("trainable"))), {}
+    if m.init_adapter:
+        folder = hub_folder(program.config, "init_adapter")
+        model_files.verify(folder)
+        check_adapter(program, peft.read_adapter(folder))
+        trainable = st.flatten(peft.load(folder, program.with_shardings("trainable")))
+    else:
+        trainable = program.init_trainable(key)
+    return trainable, st.flatten(weights.load(base, program.with_shardings("frozen")))
+
+
+def check_adapter(program: Any, adapter: peft.Adapter) -> None:
+    """Raises ConfigError naming each key of `model.lora` in which the adapter differs: another alpha would change what
+    it computes, and a layer that it does not cover would start at zero and stay there. An rsLoRA's alpha is that of
+    plain LoRA, alpha * sqrt(rank)."""
+    lora = program.config.model.lora
+    if not adapter.uniform:
+        raise ConfigError(
+            "config key 'model.init_adapter': its layers differ in rank or alpha; model.lora has one each"
+        )
+    wrong = [
+        f"model.lora.{key} is {lora[key]}, the adapter's {getattr(adapter, key)}"
+        for key in ("rank", "alpha", "vision", "merger")
+        if lora[key] != getattr(adapter, key)
+    ]
+    left = [m for m in modules(program.trainable_state, weights.NAMING) if not adapter.targets(m)]
+    if not wrong and left:
+        wrong = [f"the adapter does not cover {', '.join(left[:5])}{' and more' if len(left) > 5 else ''}"]
+    everything = adaptable(program.trainable_state, weights.NAMING) | adaptable(program.frozen_state, weights.NAMING)
+    if missing := adapter.missing(sorted(everything)):
+        wrong.append(f"it targets layers of which it has no tensors: {listing(missing)}")
+    if wrong:
+        raise ConfigError("config key 'model.init_adapter': " + "; ".join(wrong))
