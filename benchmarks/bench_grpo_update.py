@@ -29,11 +29,11 @@ from edit_rl_jax.flow.guidance import stack
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.rl.editors.losses import PolicyGradient
 from edit_rl_jax.rl.editors.rollout import make_rollout
 from edit_rl_jax.rl.editors.update import gradient, make_update, microbatch
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training.step import apply_gradients
 
 STEPS, SIDE, TEXT = 8, 4, 12  # denoising steps; patches a side; text tokens

@@ -37,13 +37,13 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from edit_rl_jax.data.images import ImageSettings, load_patches  # noqa: E402
-from edit_rl_jax.data.tokenizer import load_tokenizer  # noqa: E402
 from edit_rl_jax.rewards.editscore.prompts import STANDARD  # noqa: E402
 from edit_rl_jax.rewards.editscore.questions import Questions  # noqa: E402
 from edit_rl_jax.vlm.engine.engine import Engine  # noqa: E402
 from edit_rl_jax.vlm.engine.sampler import Sampling  # noqa: E402
 from edit_rl_jax.vlm.loading import load_model  # noqa: E402
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config  # noqa: E402
+from edit_rl_jax.vlm.tokenizer import load_tokenizer  # noqa: E402
 
 NEW = 64
 TEXT = dict(hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, intermediate_size=1408)

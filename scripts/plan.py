@@ -28,6 +28,7 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 
 from edit_rl_jax import chips  # noqa: E402
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
 from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
@@ -150,7 +151,7 @@ def main(argv=None) -> int:
         print(f"DOES NOT FIT{over}: {args.config} on {args.topology}\n  {e}\n", file=sys.stderr)
         print("  less: config.rows, a bucket's tokens, model.remat=nothing_saveable; or more devices", file=sys.stderr)
         return 2
-    except (config_lib.ConfigError, ShardingError, ValueError, RuntimeError) as e:
+    except (ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
     show(result)

@@ -17,9 +17,9 @@ from edit_rl_jax.editors.sampling import EditorSampler, Settings
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.evals.editors import editworld
 from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.names import resolve
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import card, supervised
-from edit_rl_jax.training.config import resolve
 from edit_rl_jax.training.interfaces import EDITORS
 from edit_rl_jax.training.report import write_report
 

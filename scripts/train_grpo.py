@@ -20,13 +20,13 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.rl import rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import flat as st
 
 log = session.log
 

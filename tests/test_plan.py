@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax import chips, flops, sharding
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import compiled, editing, hlo
 from edit_rl_jax.plan import rl as rl_plan
 from edit_rl_jax.training import build
@@ -245,7 +246,7 @@ def test_rl_is_planned_with_the_reward_model_that_the_config_names(tmp_path):
     assert size(load(**{"judge.base": "", "judge.model": str(tmp_path)})) == 2048
     assert rl_plan.judge_architecture(load(rewards="(('server', 1.0),)")) is None
     for changes in ({"judge.model": ""}, {"judge.base": str(tmp_path / "gone")}):
-        with pytest.raises(config_lib.ConfigError, match=r"rl\.judge"):
+        with pytest.raises(ConfigError, match=r"rl\.judge"):
             rl_plan.judge_architecture(load(**changes))
 
 

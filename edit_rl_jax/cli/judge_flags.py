@@ -13,13 +13,12 @@ from edit_rl_jax.nn.safetensors_io import weight_files
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore import judge as reward
 from edit_rl_jax.rewards.editscore.aggregate import REDUCTIONS
-from edit_rl_jax.rewards.serving.client import RewardClient, VLMJudge
+from edit_rl_jax.rewards.serving.client import KEY, TOKEN, RewardClient, VLMJudge
 from edit_rl_jax.sharding import MESH_AXES, make_mesh
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
 from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 
 FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", reward.METADATA)
-TOKEN, KEY = "EDIT_RL_TOKEN", "OPENAI_API_KEY"  # environment variables: secrets are no flags, which all users can list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

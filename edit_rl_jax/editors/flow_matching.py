@@ -17,7 +17,7 @@ from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
-from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.names import ConfigError
 
 OWN = ("target", "references", "tokens", "seed")  # the rest of a batch is the editor's condition
 

@@ -17,7 +17,7 @@ from PIL import Image
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image, image_size
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.data.tokenizer import TextEncoder, Tokenizer
+from edit_rl_jax.vlm.tokenizer import TextEncoder, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

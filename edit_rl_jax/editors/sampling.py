@@ -21,13 +21,13 @@ from PIL import Image
 
 from edit_rl_jax import sharding
 from edit_rl_jax.data.images import floor_resize, resize
-from edit_rl_jax.data.tokenizer import Tokenizer
 from edit_rl_jax.editors.base import Bucket, Editor, Size
 from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.flow import guidance
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Sampler, sample
 from edit_rl_jax.flow.schedules import Schedule
+from edit_rl_jax.vlm.tokenizer import Tokenizer
 
 LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
 K = TypeVar("K")

@@ -16,6 +16,7 @@ from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import peft_config
 from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
@@ -85,7 +86,7 @@ def judge_architecture(config: Any) -> Config | None:
     if not any(name == "editscore" and weight for name, weight in config.rl.rewards):
         return None
     if not j.model:
-        raise config_lib.ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
+        raise ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
     by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
     try:
         home = j.base or j.model
@@ -98,7 +99,7 @@ def judge_architecture(config: Any) -> Config | None:
             return Config.from_hf(sizes.config(by_id[home]))
         return weights.read_config(home)
     except (OSError, ValueError) as e:
-        raise config_lib.ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
+        raise ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
 
 
 def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
@@ -110,7 +111,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     """
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
     if len(local) % r.judge.tensor:
-        raise config_lib.ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
+        raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
     program = build_program(config, build.make_mesh(config, devices), editor_configs(config))
     engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}

@@ -18,15 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
-from edit_rl_jax.cli.judge_flags import TOKEN
 from edit_rl_jax.editworld.oracle import is_success
+from edit_rl_jax.names import ConfigError, resolve
 from edit_rl_jax.rewards import oracle
 from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.judgement import Judgement
-from edit_rl_jax.rewards.serving.client import RewardClient
+from edit_rl_jax.rewards.serving.client import TOKEN, RewardClient
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.training.config import ConfigError, resolve
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
 
 SCALE = 25.0  # of judgements

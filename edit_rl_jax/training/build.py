@@ -14,10 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax import flops, sharding
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training import interfaces, optim, step
-from edit_rl_jax.training.config import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.weights import check_finite
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training.build import Program
 from edit_rl_jax.training.config import portable
 from edit_rl_jax.training.sources import image_settings

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from edit_rl_jax.training.flat import checksums, digest
+from edit_rl_jax.nn.flat import checksums, digest
 
 log = logging.getLogger(__name__)
 HOST = ("step", "data", "extra", "checksums")  # the host's part; beside it stands its "sha256"

@@ -30,16 +30,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from edit_rl_jax import json_files
+from edit_rl_jax.names import ConfigError, nearest
 from edit_rl_jax.ranges import INT32, INT32_OR_0, problem
-from edit_rl_jax.training.config_check import (
-    AXIS,
-    ConfigError,
-    check_buckets,
-    check_mesh,
-    check_values,
-    flatten,
-    nearest,
-)
+from edit_rl_jax.training.config_check import AXIS, check_buckets, check_mesh, check_values, flatten
 
 
 def default() -> ConfigDict:
@@ -383,19 +376,3 @@ def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
         for k in sorted(a.keys() | b.keys())
         if norm(a.get(k)) != norm(b.get(k)) and not any(k == p or k.startswith(p + ".") for p in may)
     }
-
-
-def resolve(name: str, registry: Mapping[str, str]) -> Any:
-    """The object a name stands for: a registered name, "pkg.mod:Attr", or "pkg.mod" (a module).
-
-    Raises `ConfigError` naming the nearest registered name.
-    """
-    target = registry.get(name, name)
-    if target == name and ":" not in name and "." not in name:
-        raise ConfigError(f"unknown name '{name}'{nearest(name, list(registry))}; known: {', '.join(registry)}")
-    module, _, attribute = target.partition(":")
-    try:
-        found = importlib.import_module(module)
-        return getattr(found, attribute) if attribute else found
-    except (ImportError, AttributeError, TypeError, ValueError) as e:
-        raise ConfigError(f"cannot load '{name}': {e}") from e

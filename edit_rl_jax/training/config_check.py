@@ -1,35 +1,12 @@
 """Parts of the check of a config: keys and their hints, types, choices, ranges, the forms of buckets and meshes."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from edit_rl_jax.names import ConfigError, nearest
 from edit_rl_jax.ranges import problem
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key and, where one is near, the right one."""
-
-
-# Other projects' words for our keys, for the hints of errors.
-ALIASES = {
-    "learning_rate": "optim.lr",
-    "batch_size": "rows",
-    "gradient_accumulation_steps": "accum",
-    "grad_accum": "accum",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "wd": "optim.weight_decay",
-    "max_grad_norm": "optim.clip",
-    "rank": "model.lora.rank",
-    "alpha": "model.lora.alpha",
-    "save_steps": "checkpoint.every",
-    "eval_steps": "eval.every",
-}
-
 
 # The numbers of a bucket of `data.buckets` by kind of model; those of other kinds only must not be negative.
 LARGEST = 2**24
@@ -48,17 +25,6 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def nearest(key: str, keys: list[str]) -> str:
-    """A hint, " (did you mean 'x'?)", for the key nearest to `key` by full path or last part; "" when none is near."""
-    alias = ALIASES.get(key.rsplit(".", 1)[-1])
-    near = [alias] if alias in keys else difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if near:
-        return f" (did you mean '{near[0]}'?)"
-    last = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
-    return f" (did you mean '{last[near[0]]}'?)" if near else ""
 
 
 def check_values(

@@ -30,7 +30,7 @@ A kind of model is a module that has
 
 from typing import Any
 
-from edit_rl_jax.training.config import resolve
+from edit_rl_jax.names import resolve
 
 OBJECTIVES = {
     "editscore": "edit_rl_jax.rewards.editscore.objective",

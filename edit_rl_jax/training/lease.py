@@ -25,7 +25,7 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax import json_files
-from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.names import ConfigError
 
 FILE = "lease.json"
 BEAT, EXPIRY = 15.0, 60.0  # seconds

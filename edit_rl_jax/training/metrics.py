@@ -15,7 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from edit_rl_jax import json_files
-from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.names import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import jax
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.json_files import JSONError
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import ShardingError
 from edit_rl_jax.training import config as config_lib
@@ -25,7 +26,7 @@ from edit_rl_jax.training.checkpoint import CheckpointError, Checkpoints, SaveEr
 from edit_rl_jax.training.feed import NonFiniteError
 
 log = logging.getLogger("train")
-ERRORS = (config_lib.ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError)
+ERRORS = (ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError)
 PAUSE = 1.0  # seconds between the tries of a save that nothing comes after
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from edit_rl_jax.data import pipeline
 from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.names import ConfigError, nearest, resolve
 from edit_rl_jax.training import interfaces
-from edit_rl_jax.training.config import ConfigError, nearest, resolve
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 
 # name -> callable(split, size=, seed=, resolution=) that gives a random-access source

@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training import interfaces
 from edit_rl_jax.training.build import Program
-from edit_rl_jax.training.config import ConfigError
 
 
 def revision(folder: Path | None) -> str:

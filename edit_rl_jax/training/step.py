@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-from edit_rl_jax.training import flat as st
+from edit_rl_jax.nn import flat as st
 
 Batch = dict[str, Array]
 Loss = Callable[[st.Flat, st.Flat, Batch], tuple[Array, tuple[Array, dict[str, tuple[Array, Array]]]]]

@@ -14,9 +14,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from edit_rl_jax import chips
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training import sources as data_lib
 
 log = session.log

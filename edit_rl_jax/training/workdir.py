@@ -14,7 +14,8 @@ import jax
 from etils import epath
 
 from edit_rl_jax import json_files
-from edit_rl_jax.training.config import ConfigError, difference, portable
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.training.config import difference, portable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "edit-rl-jax")
 

@@ -16,10 +16,10 @@ import numpy as np
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageSettings, image_size
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.data.tokenizer import Encoded, Measured, TextEncoder, Tokenizer, encode_measured, measure_example
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.inputs import batch_spec
 from edit_rl_jax.vlm.qwen2_5_vl.positions import Grid, pack_vision
+from edit_rl_jax.vlm.tokenizer import Encoded, Measured, TextEncoder, Tokenizer, encode_measured, measure_example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,20 +8,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.peft import adaptable, modules
 from edit_rl_jax.nn.safetensors_io import listing
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training.build import base_folder, hub_folder
 from edit_rl_jax.training.card import export
-from edit_rl_jax.training.config import ConfigError
 from edit_rl_jax.training.sources import image_settings
 from edit_rl_jax.vlm.packing import Bucket, Packed
 from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.vlm.qwen2_5_vl.weights import local_folder
+from edit_rl_jax.vlm.tokenizer import check_tokenizer, load_tokenizer
 
 __all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
 

@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from edit_rl_jax.data import images
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageError, ImageSettings, decode_image, image_size, patchify, smart_resize
-from edit_rl_jax.data.tokenizer import TextEncoder, load_tokenizer, measure_example
+from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer, measure_example
 from tests.data.toy import encoded, image
 
 SETTINGS = ImageSettings()

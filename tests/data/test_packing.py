@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.tokenizer import TextEncoder, encode_example
 from edit_rl_jax.vlm.packing import Bucket, Demand, VisionRows, empty_batch, plan_batches, write_row
 from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.positions import VisionDoesNotFitError, pack_vision, rope_index
+from edit_rl_jax.vlm.tokenizer import TextEncoder, encode_example
 from tests.data.toy import CFG, IMAGES, Bytes, record, to_examples
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 from flax import nnx
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.base import Editor
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
@@ -22,6 +21,7 @@ from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import make_mesh
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.editors import tiny
 from tests.editors.released import MLLM, NAME, abstract, editor, released
 from tests.parity import tiny as qwen

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.images import ImageSettings, patchify
-from edit_rl_jax.data.tokenizer import Encoded, load_tokenizer
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge_expected
 from edit_rl_jax.rewards.editscore.judge import EditScore
@@ -17,6 +16,7 @@ from edit_rl_jax.vlm.engine.sampler import Sampling
 from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index
+from edit_rl_jax.vlm.tokenizer import Encoded, load_tokenizer
 from tests.vlm.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"

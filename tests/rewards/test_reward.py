@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 from edit_rl_jax.data.images import ImageSettings, encode_png
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.data.tokenizer import encode_example
 from edit_rl_jax.evals.judges import pairs as pairs_lib
 from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.rewards.editscore.judge import EditScore, judge
@@ -27,6 +26,7 @@ from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.vlm.qwen2_5_vl.positions import vision_slots
+from edit_rl_jax.vlm.tokenizer import encode_example
 from scripts import score
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]

@@ -9,9 +9,9 @@ import pytest
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.data.tokenizer import TextEncoder, load_tokenizer, measure_example
 from edit_rl_jax.rewards.editscore import upstream
 from edit_rl_jax.rewards.editscore.prompts import Prompts, get
+from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer, measure_example
 
 INSTRUCTION = "Adjust the background to a glass wall."
 PAD = 151655

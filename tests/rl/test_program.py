@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.omnigen2 import weights
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import interfaces
-from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.rl import tiny_editor
 
 pytestmark = pytest.mark.standard_promotion  # optax

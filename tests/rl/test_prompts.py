@@ -13,8 +13,8 @@ from edit_rl_jax.editors.rows import EditRows
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import candidate
 from edit_rl_jax.editworld.scene import rng
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import prompts
-from edit_rl_jax.training.config import ConfigError
 from tests.rl import tiny_editor
 
 

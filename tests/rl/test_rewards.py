@@ -9,10 +9,10 @@ import pytest
 
 from edit_rl_jax.editworld.edits import candidate
 from edit_rl_jax.editworld.scene import rng
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rewards.editscore.judge import Judgement
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import prompts
-from edit_rl_jax.training.config import ConfigError
 from tests.rl import tiny_editor
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from etils import epath
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rewards.judgement import Judgement
 from edit_rl_jax.rl import rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training.config import ConfigError
 from edit_rl_jax.training.feed import Guard, NonFiniteError
 from tests.rl import tiny_editor
 

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.omnigen2 import tiny as tiny_editor
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.nn import model_files
@@ -34,6 +33,7 @@ from edit_rl_jax.rewards.editscore.prompts import TINY
 from edit_rl_jax.training import build, interfaces
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.training import micro, toy
 
 NAMED, HARMLESS = "found and named", "harmless"

@@ -15,11 +15,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.rewards.editscore import prompts
 from edit_rl_jax.training import build, feed, sources
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import toy

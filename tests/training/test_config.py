@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.attention import IMPLEMENTATIONS
 from edit_rl_jax.nn.stack import REMAT_POLICIES
 from edit_rl_jax.training import config as config_lib
@@ -23,7 +24,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     ],
 )
 def test_wrong_override_names_the_nearest_key(key, hint):
-    with pytest.raises(config_lib.ConfigError, match=f"no config key '{key}' .did you mean '{hint}'"):
+    with pytest.raises(ConfigError, match=f"no config key '{key}' .did you mean '{hint}'"):
         config_lib.load(CONFIGS / "rm_7b.py", {key: "1"})
 
 
@@ -34,7 +35,7 @@ def test_wrong_key_in_a_file_names_the_nearest_key(tmp_path, line, hint):
     file = tmp_path / "mine.py"
     lines = ["from edit_rl_jax.training.config import default", "def get_config():", "    c = default()"]
     file.write_text("\n".join([*lines, f"    {line}", "    return c"]))
-    with pytest.raises(config_lib.ConfigError, match=f"mine.py: no config key .*did you mean '{hint}'"):
+    with pytest.raises(ConfigError, match=f"mine.py: no config key .*did you mean '{hint}'"):
         config_lib.load(file)
 
 
@@ -56,14 +57,14 @@ def test_wrong_key_in_a_file_names_the_nearest_key(tmp_path, line, hint):
     ],
 )
 def test_wrong_values(key, value, message):
-    with pytest.raises(config_lib.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         config_lib.load(CONFIGS / "rm_7b.py", {key: value})
 
 
 def test_choices_are_those_of_the_code():
     """They are written out in `check`, so that a config needs no JAX."""
     for key, names in {"model.remat": [*REMAT_POLICIES, "none"], "model.attention": ["", *IMPLEMENTATIONS]}.items():
-        with pytest.raises(config_lib.ConfigError, match=f"is one of {', '.join(names)}; got"):
+        with pytest.raises(ConfigError, match=f"is one of {', '.join(names)}; got"):
             config_lib.load(CONFIGS / "rm_7b.py", {key: "?"})
 
 
@@ -85,7 +86,7 @@ def test_shipped_configs_load_and_say_how_to_run(path):
 
 
 def test_missing_file_names_the_nearest():
-    with pytest.raises(config_lib.ConfigError, match="did you mean '.*rm_7b.py'"):
+    with pytest.raises(ConfigError, match="did you mean '.*rm_7b.py'"):
         config_lib.load(CONFIGS / "rm_7.py")
 
 
@@ -109,9 +110,9 @@ def test_worker_processes_are_fixed_for_a_run():
 
 
 def test_an_adapter_needs_a_base_and_lora():
-    with pytest.raises(config_lib.ConfigError, match="model.train_text.*trainable=full"):
+    with pytest.raises(ConfigError, match="model.train_text.*trainable=full"):
         config_lib.load(CONFIGS / "editor_omnigen2.py", {"model.train_text": "True", "model.trainable": "lora"})
-    with pytest.raises(config_lib.ConfigError, match="model.init_adapter.*trainable=lora"):
+    with pytest.raises(ConfigError, match="model.init_adapter.*trainable=lora"):
         config_lib.load(CONFIGS / "rm_7b.py", {"model.init_adapter": "a", "model.trainable": "full"})
 
 

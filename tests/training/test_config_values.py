@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import supervised
-from edit_rl_jax.training.config import ConfigError
 from tests.training import toy
 
 ROOT = Path(__file__).parents[2]

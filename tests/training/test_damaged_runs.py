@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from edit_rl_jax import sharding
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import evaluation
 from edit_rl_jax.training import checkpoint, metrics, report, session, workdir
-from edit_rl_jax.training.config import ConfigError
 from tests.training import damaged_checkpoints as damaged
 from tests.training import micro
 

@@ -5,10 +5,10 @@ import pytest
 
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tfds_builder import write_dataset
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editworld.dataset import EditRecords
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.training import build, sources
-from edit_rl_jax.training.config import ConfigError
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.training import micro, toy
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.training import lease
-from edit_rl_jax.training.config import ConfigError
 from tests.training import object_store
 
 ROOT = Path(__file__).parents[2]

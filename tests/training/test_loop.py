@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from edit_rl_jax import chips, sharding
-from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.training import feed, metrics, workdir
 from tests.training import micro
 
@@ -88,7 +88,7 @@ def test_runs_have_ids_of_their_own(tmp_path, monkeypatch):
 def test_wandb_goes_on_under_its_id_or_says_what_is_missing(tmp_path, monkeypatch):
     config = micro.config(log__tensorboard=False, log__wandb=True, name="rm")
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    with pytest.raises(config_lib.ConfigError, match=r"log.wandb.*\[wandb\]"):
+    with pytest.raises(ConfigError, match=r"log.wandb.*\[wandb\]"):
         metrics.Writer(tmp_path, 0, config=config)
     asked = []
     run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
@@ -115,7 +115,7 @@ def test_a_moved_checkout_and_a_fresh_machine_continue_a_run(tmp_path):
     (folder / "checkpoints/4").mkdir(parents=True)
     workdir.enter(folder, None, about("/moved/edit_rl_jax/assets/tiny_vl", name="another"))
     assert json.loads((folder / "config.json").read_text()) == first
-    with pytest.raises(config_lib.ConfigError, match="init_from: 'edit_rl_jax/assets/tiny_vl' -> '/my/tiny_vl'"):
+    with pytest.raises(ConfigError, match="init_from: 'edit_rl_jax/assets/tiny_vl' -> '/my/tiny_vl'"):
         workdir.enter(folder, None, about("/my/tiny_vl"))
     absolute = json.loads(json.dumps(first))  # as it was recorded in an earlier version
     absolute["config"]["model"]["init_from"] = "/first/checkout/edit_rl_jax/assets/tiny_vl"
@@ -133,8 +133,8 @@ def test_a_folder_without_a_checkpoint_takes_the_corrected_command(tmp_path):
     workdir.enter(tmp_path, None, about(optim__lr=0.25))
     assert json.loads((tmp_path / "config.json").read_text())["config"]["optim"]["lr"] == 0.25
     (tmp_path / "checkpoints/8").mkdir()
-    with pytest.raises(config_lib.ConfigError, match="optim.lr: 0.25 -> 0.125"):
+    with pytest.raises(ConfigError, match="optim.lr: 0.25 -> 0.125"):
         workdir.enter(tmp_path, None, about(optim__lr=0.125))
     (tmp_path / "file").touch()
-    with pytest.raises(config_lib.ConfigError, match="--workdir.*file"):
+    with pytest.raises(ConfigError, match="--workdir.*file"):
         workdir.enter(tmp_path / "file", None, about())

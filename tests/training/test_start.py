@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.rewards.editscore import prompts as editscore
 from edit_rl_jax.training import build, card, start
-from edit_rl_jax.training import flat as st
-from edit_rl_jax.training.config import ConfigError
 from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 from tests.training import micro
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.training import build, feed, optim
-from edit_rl_jax.training import flat as st
 from tests.system.sharded_step import FAST
 from tests.training import micro
 

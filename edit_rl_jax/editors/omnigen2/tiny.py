@@ -15,7 +15,6 @@ import numpy as np
 import tokenizers
 from flax import nnx
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.omnigen2 import prompts, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
@@ -25,6 +24,7 @@ from edit_rl_jax.editworld.edits import random_edit
 from edit_rl_jax.editworld.scene import SPLITS
 from edit_rl_jax.editworld.scene import rng as world_rng
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 VAE = VAEConfig(
     latent_channels=3,

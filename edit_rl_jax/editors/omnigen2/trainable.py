@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from edit_rl_jax.data.tokenizer import load_tokenizer
 from edit_rl_jax.editors.base import Bucket as Lengths
 from edit_rl_jax.editors.omnigen2 import prompts, tiny, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
@@ -21,14 +20,15 @@ from edit_rl_jax.editors.omnigen2.weights import local_folder
 from edit_rl_jax.editors.rows import Bucket, EditRows
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
 from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.weights import check_finite, load
 from edit_rl_jax.training import card as cards
-from edit_rl_jax.training import flat as st
-from edit_rl_jax.training.config import ConfigError
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 __all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
 

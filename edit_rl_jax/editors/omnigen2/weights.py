@@ -15,7 +15,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from edit_rl_jax import json_files, sharding
-from edit_rl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.vae import flux_vae
@@ -27,6 +26,7 @@ from edit_rl_jax.nn.safetensors_io import WeightsError, read_file
 from edit_rl_jax.nn.weights import Naming
 from edit_rl_jax.vlm.qwen2_5_vl import weights as qwen
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm.tokenizer import Tokenizer, load_tokenizer
 
 STACKED = ("noise_refiner", "ref_image_refiner", "context_refiner", "layers")
 LORA_FILE, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # diffusers' names

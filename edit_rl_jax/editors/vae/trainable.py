@@ -25,12 +25,12 @@ from edit_rl_jax.editors.flow_matching import edit_example, pixels
 from edit_rl_jax.editors.rows import Bucket, EditRows, cover
 from edit_rl_jax.editors.vae.flux_vae import NAMING, Autoencoder, Patches, VAEConfig
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.weights import local_folder
 from edit_rl_jax.training import card as cards
-from edit_rl_jax.training import flat as st
 from edit_rl_jax.training import sources as data_lib
-from edit_rl_jax.training.config import ConfigError
 
 __all__ = ["Bucket", "Reconstruction", "batch_format", "export", "initial_weights", "local_folder", "make"]
 

@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.data.tokenizer import check_tokenizer, load_tokenizer
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
@@ -29,6 +28,7 @@ from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
 from edit_rl_jax.vlm.loading import base_folder, load_model
 from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.vlm.tokenizer import check_tokenizer, load_tokenizer
 
 __all__ = ["METADATA", "EditScore", "Judgement", "Triple", "base_folder", "judge", "load_model", "overall"]
 Triple = tuple[Image, Image, str]

@@ -15,13 +15,13 @@ import numpy as np
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.images import ImageSettings, load_patches
-from edit_rl_jax.data.tokenizer import TextEncoder, measure_example
 from edit_rl_jax.rewards.editscore.prompts import Image, Parts, Prompts, Question
 from edit_rl_jax.vlm.device_patches import device_patches, device_picture_key
 from edit_rl_jax.vlm.engine.decoder import VISION
 from edit_rl_jax.vlm.engine.prompt import Picture, Prompt, rung
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.positions import Grid, pack_vision, rope_index, vision_slots
+from edit_rl_jax.vlm.tokenizer import TextEncoder, measure_example
 
 PURPOSE = {"sc": 0, "pq": 1}
 _INSTRUCTIONS = ("make it red", "Zoom", "7 more", "(none)", "“Wow”", "一 added", ".", "\tx")

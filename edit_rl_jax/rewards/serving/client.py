@@ -27,6 +27,8 @@ from edit_rl_jax.rewards.serving.answers import read_reply
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, Service, ServiceError, kind
 from edit_rl_jax.rewards.wire import from_wire
 
+TOKEN, KEY = "EDIT_RL_TOKEN", "OPENAI_API_KEY"  # environment variables: secrets are no flags, which all users can list
+
 __all__ = ["ItemError", "NoAnswer", "RewardClient", "Service", "ServiceError", "VLMJudge"]
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.ranges import INT32_OR_0, problem
 from edit_rl_jax.training import config as base
-from edit_rl_jax.training.config import ConfigError
 from edit_rl_jax.training.config_check import check_values
 
 # As `training.config.RANGES`, of the numbers of `rl`.

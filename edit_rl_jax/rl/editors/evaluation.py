@@ -20,10 +20,10 @@ from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.editworld.oracle import is_success
 from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.nn.flat import digest
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training.flat import digest
 from edit_rl_jax.training.report import write_report
 
 log = logging.getLogger(__name__)

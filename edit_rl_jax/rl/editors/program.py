@@ -22,6 +22,8 @@ from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
+from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.params import Frozen, Trainable
 from edit_rl_jax.rl.editors import config as config_lib
 from edit_rl_jax.rl.editors.losses import Algorithm, PolicyGradient
@@ -30,8 +32,6 @@ from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.rl.editors.rollout import Prompts, Rollout, make_rollout
 from edit_rl_jax.rl.editors.update import make_update
 from edit_rl_jax.training import build, interfaces, optim
-from edit_rl_jax.training import flat as st
-from edit_rl_jax.training.config import ConfigError
 from edit_rl_jax.training.step import averaged
 
 Batch = dict[str, Any]

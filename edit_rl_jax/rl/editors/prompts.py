@@ -17,7 +17,7 @@ from edit_rl_jax.editors.rows import cover
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
 from edit_rl_jax.editworld.render import render
-from edit_rl_jax.training.config import ConfigError, nearest, resolve
+from edit_rl_jax.names import ConfigError, nearest, resolve
 
 log = logging.getLogger(__name__)
 

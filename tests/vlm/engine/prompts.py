@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from edit_rl_jax.data.tokenizer import Encoded
 from edit_rl_jax.vlm.engine.decoder import VISION
 from edit_rl_jax.vlm.engine.prompt import Picture, Prompt
 from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index, vision_slots
+from edit_rl_jax.vlm.tokenizer import Encoded
 
 
 def picture(cfg: Config, key: bytes, grid, patches: np.ndarray, slots: int = 0) -> Picture:

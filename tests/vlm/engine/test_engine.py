@@ -9,7 +9,6 @@ import pytest
 import torch
 from flax import nnx
 
-from edit_rl_jax.data.tokenizer import Encoded
 from edit_rl_jax.sharding import make_mesh, shardings
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.engine import Counters, Engine
@@ -20,6 +19,7 @@ from edit_rl_jax.vlm.qwen2_5_vl import weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index
+from edit_rl_jax.vlm.tokenizer import Encoded
 from tests.parity import tiny
 from tests.vlm.engine import prompts as make
 
