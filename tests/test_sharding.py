@@ -21,7 +21,7 @@ from edit_rl_jax.sharding import (
 )
 from edit_rl_jax.vlm.qwen2_5_vl.text import TextModel
 
-from .qwen2_5_vl.tiny import CONFIG, batch, jit, sample, tiny
+from .vlm.qwen2_5_vl.tiny import CONFIG, batch, jit, sample, tiny
 
 # Dimensions that divide by 8 on both axes.
 CFG = dataclasses.replace(
