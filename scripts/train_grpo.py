@@ -61,12 +61,12 @@ def train(args, overrides, stack) -> int:
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
     source = prompts.source(config, "train")
     test = prompts.source(config, "test") if r.eval_prompts else ()
-    read = lambda source, i: prompts.take(source, i, config.data.on_bad_record)
-    held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
+    read = lambda source, i: prompts.take(source, i, config.data.on_bad_record, built.check)
     base, kind = build.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)
+    held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
     with jax.set_mesh(mesh):
         trainable, frozen = start.initial_weights(built, base)
     base_hash = f"{sum(int(c) for c in st.checksums({**trainable, **frozen}).values()) % 2**32:08x}"

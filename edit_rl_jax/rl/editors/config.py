@@ -85,7 +85,7 @@ def default() -> ConfigDict:
     r.overlap = False  # a server or the host scores while the next rollout runs, with weights one rollout behind
 
     r.size = (512, 512)  # pixels of sources and edits: sources are cropped and resized to it
-    r.text = 888  # tokens of an instruction with its chat; longer ones are cut
+    r.text = 888  # tokens of an instruction with its chat; longer ones are refused
     r.steps = 20
     r.solver = "euler"
     r.schedule = ConfigDict(dict(kind="dynamic", shift=3.0, base_res=320))
