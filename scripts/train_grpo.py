@@ -21,11 +21,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from edit_rl_jax.nn import flat as st
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.rl import rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, program, prompts
-from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
+from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, workdir
 from edit_rl_jax.training import config as config_lib
 
 log = session.log
@@ -68,14 +69,14 @@ def train(args, overrides, stack) -> int:
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = start.initial_weights(built, base)
+        trainable, frozen = interfaces.initial_weights(kind, built, base)
     base_hash = f"{sum(int(c) for c in st.checksums({**trainable, **frozen}).values()) % 2**32:08x}"
     say("%s parameters trained, %s frozen", *(f"{sum(x.size for x in t.values()):,}" for t in (trainable, frozen)))
     reward = rewards.make(config, mesh)
 
     # -- Resume --------------------------------------------------------------------------------------------------------
     facts = dict(steps=config.steps, data_hash=source.data_hash[:16], base_hash=base_hash)
-    revision = start.revision(base)
+    revision = model_files.revision(base)
     workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=revision, **facts))
     checkpoints = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
     session.closing(stack, checkpoints.close)

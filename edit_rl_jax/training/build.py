@@ -5,7 +5,6 @@ The training scripts run a Program; `plan.py` lowers the same one for a topology
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax import flops, sharding
-from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.params import Frozen, Trainable
 from edit_rl_jax.training import interfaces, optim, step
+from edit_rl_jax.training.interfaces import base_folder as base_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +63,6 @@ class Program:
         grad = jax.value_and_grad(self.loss, has_aux=True)
         with jax.set_mesh(self.mesh):
             return self.config.accum * flops.count(grad, self.trainable, self.frozen, part, remat=remat)
-
-
-def hub_folder(config: Any, key: str, revision: str | None = None) -> Path:
-    """The local folder of the path or hub id under a key of `config.model`. Raises ConfigError where there is none."""
-    name = config.model[key]
-    try:
-        return interfaces.model(config).local_folder(name, revision)
-    except OSError as e:  # the hub's errors are of this kind too
-        raise ConfigError(f"config key 'model.{key}', '{name}': {str(e).splitlines()[0]}") from e
-
-
-def base_folder(config: Any) -> Path | None:
-    """The local folder of `model.init_from`, or None for random weights. Raises ConfigError where there is none."""
-    return hub_folder(config, "init_from", config.model.revision or None) if config.model.init_from else None
 
 
 def model_config(config: Any) -> Any:

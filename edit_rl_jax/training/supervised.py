@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 
 from edit_rl_jax import chips
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import sources as data_lib
 
@@ -28,17 +29,21 @@ class Finished:
 
     Attributes:
       folder: the workdir (its local part). model: the exported model in it.
-      base, revision, prompts: what it started from. figures: for its card.
+      given: what its config named. revision: of the base. figures: for its card.
     """
 
     config: Any
     mesh: Any
     folder: Path
     model: Path
-    base: Path | None
+    given: data_lib.Input
     revision: str
-    prompts: Any
     figures: dict[str, Any]
+
+    def write_card(self, figures: dict[str, Any]) -> None:
+        """Writes the model card anew, with these figures besides."""
+        text = self.given.kind.card(self.config, self.given.prompts, self.figures | figures, self.revision)
+        (self.model / "README.md").write_text(text)
 
 
 def main(argv, doc: str, finish: Callable[[Finished], None]) -> int:
@@ -69,28 +74,25 @@ def train(args, overrides, finish, stack) -> int:
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Data ----------------------------------------------------------------------------------------------------------
-    cfg = build.model_config(config)
-    base = build.base_folder(config)
-    tokenizer = data_lib.tokenizer(config, base, cfg)
-    prompts = start.prompts(config, base)
-    make = data_lib.to_examples(config, prompts)
+    given = data_lib.Input.of(config)
+    base = given.base
     shard = feed.data_shard(mesh, config.rows)
     source = data_lib.source(config, "train")
     held_out = data_lib.source(config, "validation") if config.eval.batches else None
-    steps = config.steps or data_lib.steps_of_epochs(config, source, make, tokenizer, cfg)
-    batches = data_lib.batches(config, source, make, tokenizer, cfg, shard)
+    steps = config.steps or given.steps_of_epochs(source)
+    batches = given.batches(source, shard)
     stack.callback(batches.close)
 
     # -- Program and weights -------------------------------------------------------------------------------------------
     program = build.build(config, mesh, steps)
     with jax.set_mesh(mesh):
-        trainable, frozen = start.initial_weights(program, base)
+        trainable, frozen = interfaces.initial_weights(given.kind, program, base)
     base_hash = f"{sum(int(c) for c in st.checksums(frozen).values()) % 2**32:08x}"
     say("%s parameters trained, %s frozen", *(f"{sum(x.size for x in t.values()):,}" for t in (trainable, frozen)))
 
     # -- Resume --------------------------------------------------------------------------------------------------------
-    revision = start.revision(base)
-    facts = dict(steps=steps, data_hash=data_lib.fingerprint(config, source), base_hash=base_hash)
+    revision = model_files.revision(base)
+    facts = dict(steps=steps, data_hash=given.fingerprint(source), base_hash=base_hash)
     workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=revision, **facts))
     checkpoints = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
     session.closing(stack, checkpoints.close)
@@ -158,7 +160,7 @@ def train(args, overrides, finish, stack) -> int:
 
     def validate():
         table = metrics.Table()
-        for batch, meta in data_lib.validation_batches(config, held_out, make, tokenizer, cfg, shard):
+        for batch, meta in given.validation_batches(held_out, shard):
             with jax.set_mesh(mesh):
                 weights = program.averaged(trainable, opt_state)
                 sums = compiled[meta.bucket][1](weights, frozen, feed.put(batch, mesh, shard[1]))
@@ -202,16 +204,14 @@ def train(args, overrides, finish, stack) -> int:
     if held:
         held.check()
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
-    about = dict(prompts=prompts, facts=figures, revision=revision)
-    exported = interfaces.model(config).export
-    model = exported(
-        program, program.averaged(trainable, opt_state), folder / "model", frozen=frozen, tokenizer=tokenizer, **about
-    )
+    about = dict(prompts=given.prompts, facts=figures, revision=revision, source=source)
+    about |= dict(frozen=frozen, tokenizer=given.tokenizer)
+    model = given.kind.export(program, program.averaged(trainable, opt_state), folder / "model", **about)
     say("model written to %s", model)
     for x in jax.tree.leaves((trainable, opt_state, frozen)):  # evaluation needs the room
         x.delete()
     if lead:
-        finish(Finished(config, mesh, folder, model, base, revision, prompts, figures))
+        finish(Finished(config, mesh, folder, model, given, revision, figures))
     if jax.process_count() > 1:  # who leaves early would wait for the others with a time limit
         multihost_utils.sync_global_devices("finished")
     stack.close()  # all is written and mirrored: now the run counts as finished
