@@ -25,7 +25,7 @@ from edit_rl_jax.rl import rewards, trainer
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, program, prompts
-from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
+from edit_rl_jax.training import checkpoint, feed, interfaces, lease, metrics, on_mesh, session, start, workdir
 from edit_rl_jax.training import config as config_lib
 
 log = session.log
@@ -51,7 +51,7 @@ def train(args, overrides, stack) -> int:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    mesh = build.make_mesh(config)
+    mesh = on_mesh.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
     held = lease.agreed(lambda: lease.Lease(remote or folder))
     if held:
@@ -63,7 +63,7 @@ def train(args, overrides, stack) -> int:
     test = prompts.source(config, "test") if r.eval_prompts else ()
     read = lambda source, i: prompts.take(source, i, config.data.on_bad_record)
     held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
-    base, kind = build.base_folder(config), interfaces.model(config)
+    base, kind = interfaces.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)

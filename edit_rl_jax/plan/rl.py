@@ -22,8 +22,8 @@ from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import on_mesh
 from edit_rl_jax.vlm.loading import base_folder
 from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
@@ -112,7 +112,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
     if len(local) % r.judge.tensor:
         raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
-    program = build_program(config, build.make_mesh(config, devices), editor_configs(config))
+    program = build_program(config, on_mesh.make_mesh(config, devices), editor_configs(config))
     engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.weights import check_finite
-from edit_rl_jax.training.build import Program
 from edit_rl_jax.training.config import portable
+from edit_rl_jax.training.program import Program
 from edit_rl_jax.training.sources import image_settings
 from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
 

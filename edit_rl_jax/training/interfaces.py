@@ -28,9 +28,10 @@ A kind of model is a module that has
     export(program, trainable, folder, frozen=, tokenizer=, prompts=, facts=, revision=) -> Path
 """
 
+from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.names import resolve
+from edit_rl_jax.names import ConfigError, resolve
 
 OBJECTIVES = {
     "editscore": "edit_rl_jax.rewards.editscore.objective",
@@ -60,3 +61,17 @@ def objective(config: Any) -> Any:
 def model(config: Any) -> Any:
     """The kind of model `config.model.kind`, a name or "my_pkg.mod". ConfigError names the nearest right name."""
     return resolve(config.model.kind, MODELS)
+
+
+def hub_folder(config: Any, key: str, revision: str | None = None) -> Path:
+    """Finds the local folder of the path or hub id under a key of `config.model`. Raises ConfigError for none."""
+    name = config.model[key]
+    try:
+        return model(config).local_folder(name, revision)
+    except OSError as e:  # the hub's errors are of this kind too
+        raise ConfigError(f"config key 'model.{key}', '{name}': {str(e).splitlines()[0]}") from e
+
+
+def base_folder(config: Any) -> Path | None:
+    """Finds the local folder of `model.init_from`; None for random weights. Raises ConfigError where there is none."""
+    return hub_folder(config, "init_from", config.model.revision or None) if config.model.init_from else None

@@ -8,7 +8,7 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.training import interfaces
-from edit_rl_jax.training.build import Program
+from edit_rl_jax.training.program import Program
 
 
 def revision(folder: Path | None) -> str:

@@ -15,9 +15,10 @@ from jax.experimental import multihost_utils
 
 from edit_rl_jax import chips
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.training import build, checkpoint, feed, interfaces, lease, metrics, session, start, workdir
+from edit_rl_jax.training import checkpoint, feed, interfaces, lease, metrics, on_mesh, optim, session, start, workdir
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import sources as data_lib
+from edit_rl_jax.training.program import build_program
 
 log = session.log
 
@@ -61,7 +62,7 @@ def train(args, overrides, finish, stack) -> int:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    mesh = build.make_mesh(config)
+    mesh = on_mesh.make_mesh(config)
     folder, remote = workdir.local_folder(args.workdir)
     held = lease.agreed(lambda: lease.Lease(remote or folder))
     if held:
@@ -69,8 +70,8 @@ def train(args, overrides, finish, stack) -> int:
     say("%d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
 
     # -- Data ----------------------------------------------------------------------------------------------------------
-    cfg = build.model_config(config)
-    base = build.base_folder(config)
+    cfg = interfaces.model(config).model_config(config)
+    base = interfaces.base_folder(config)
     tokenizer = data_lib.tokenizer(config, base, cfg)
     prompts = start.prompts(config, base)
     make = data_lib.to_examples(config, prompts)
@@ -82,7 +83,7 @@ def train(args, overrides, finish, stack) -> int:
     stack.callback(batches.close)
 
     # -- Program and weights -------------------------------------------------------------------------------------------
-    program = build.build(config, mesh, steps)
+    program = build_program(config, mesh, steps)
     with jax.set_mesh(mesh):
         trainable, frozen = start.initial_weights(program, base)
     base_hash = f"{sum(int(c) for c in st.checksums(frozen).values()) % 2**32:08x}"
@@ -94,16 +95,16 @@ def train(args, overrides, finish, stack) -> int:
     workdir.enter(folder, remote, workdir.describe(config, mesh, base_revision=revision, **facts))
     checkpoints = checkpoint.Checkpoints((remote or folder) / "checkpoints", config.checkpoint.keep)
     session.closing(stack, checkpoints.close)
-    found = checkpoints.restore({"trainable": program.trainable, "opt_state": program.opt_state})
+    found = checkpoints.restore(program.state)
     if found:
-        done, trees, data_state, extra = found
-        trainable, opt_state = trees["trainable"], trees["opt_state"]
+        done, state, data_state, extra = found
         batches.set_state(data_state)
         say("resuming after step %d", done)
     else:
         done, extra = 0, {}
         with jax.set_mesh(mesh):
-            opt_state = program.init_optimizer(trainable)
+            state = program.init_state(trainable)
+    del trainable
     guard = feed.Guard(config.max_bad_steps, **extra.get("guard", {}))
     if lead:
         writer = metrics.Writer(folder, done, config=config, mirror=remote)
@@ -117,7 +118,7 @@ def train(args, overrides, finish, stack) -> int:
     with jax.set_mesh(mesh):
         for bucket, batch in program.batches.items():
             began = time.monotonic()
-            lowered = program.step.lower(program.trainable, program.opt_state, program.frozen, batch, number)
+            lowered = program.step.lower(program.state, program.frozen, batch, number)
             evaluate = program.evaluate.lower(program.trainable, program.frozen, batch) if held_out else None
             compiled.append((lowered.compile(), evaluate and evaluate.compile()))
             flops.append(program.model_flops(bucket))
@@ -160,8 +161,7 @@ def train(args, overrides, finish, stack) -> int:
         table = metrics.Table()
         for batch, meta in data_lib.validation_batches(config, held_out, make, tokenizer, cfg, shard):
             with jax.set_mesh(mesh):
-                weights = program.averaged(trainable, opt_state)
-                sums = compiled[meta.bucket][1](weights, frozen, feed.put(batch, mesh, shard[1]))
+                sums = compiled[meta.bucket][1](optim.averaged(state), frozen, feed.put(batch, mesh, shard[1]))
             table.add(jax.device_get(sums))
         return table.means("validation_")
 
@@ -170,9 +170,7 @@ def train(args, overrides, finish, stack) -> int:
         trace.before(step)
         item = next(fed)
         with jax.set_mesh(mesh):
-            trainable, opt_state, out = compiled[item.meta.bucket][0](
-                trainable, opt_state, frozen, item.batch, np.int32(step - 1)
-            )
+            state, out = compiled[item.meta.bucket][0](state, frozen, item.batch, np.int32(step - 1))
         if pending:
             record(*pending)
         pending = (step, item, out)
@@ -186,7 +184,6 @@ def train(args, overrides, finish, stack) -> int:
             if pending:
                 record(*pending)
                 pending = None
-            state = {"trainable": trainable, "opt_state": opt_state}
             counts = {"guard": {"total": guard.total, "in_row": guard.in_row}}
             if held:
                 held.check()
@@ -204,11 +201,9 @@ def train(args, overrides, finish, stack) -> int:
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
     about = dict(prompts=prompts, facts=figures, revision=revision)
     exported = interfaces.model(config).export
-    model = exported(
-        program, program.averaged(trainable, opt_state), folder / "model", frozen=frozen, tokenizer=tokenizer, **about
-    )
+    model = exported(program, optim.averaged(state), folder / "model", frozen=frozen, tokenizer=tokenizer, **about)
     say("model written to %s", model)
-    for x in jax.tree.leaves((trainable, opt_state, frozen)):  # evaluation needs the room
+    for x in jax.tree.leaves((state, frozen)):  # evaluation needs the room
         x.delete()
     if lead:
         finish(Finished(config, mesh, folder, model, base, revision, prompts, figures))

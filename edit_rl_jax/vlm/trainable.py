@@ -13,8 +13,8 @@ from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.peft import adaptable, modules
 from edit_rl_jax.nn.safetensors_io import listing
-from edit_rl_jax.training.build import base_folder, hub_folder
 from edit_rl_jax.training.card import export
+from edit_rl_jax.training.interfaces import base_folder, hub_folder
 from edit_rl_jax.training.sources import image_settings
 from edit_rl_jax.vlm.packing import Bucket, Packed
 from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
