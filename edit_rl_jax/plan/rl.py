@@ -65,10 +65,10 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
         prompts, drawn = jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding), shapes, places
         )
-        rows = (program.microbatches, program.config.rows)
-        values = [jax.ShapeDtypeStruct(rows, t, sharding=drawn.final.sharding) for t in (jnp.float32, jnp.bool)]
+        count = program.microbatches * program.config.rows
+        scores = [jax.ShapeDtypeStruct((count,), t) for t in (jnp.float32, jnp.bool, jnp.int32)]
         drawn = drawn._replace(finished=None)
-        update = program.update.lower(state, program.frozen, prompts, drawn, *values, number, number, number)
+        update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
 
 

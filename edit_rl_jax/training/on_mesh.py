@@ -88,6 +88,12 @@ class OnMesh:
         return st.unflatten(getattr(self, f"{part}_state"), getattr(self, part))
 
     @property
+    def sizes(self) -> str:
+        """Says how many parameters are trained and how many frozen."""
+        t, f = (f"{sum(x.size for x in part.values()):,}" for part in (self.trainable, self.frozen))
+        return f"{t} parameters trained, {f} frozen"
+
+    @property
     def everywhere(self) -> NamedSharding:
         """The sharding of what is whole on every device."""
         return NamedSharding(self.mesh, PartitionSpec())

@@ -27,7 +27,7 @@ class Program(OnMesh):
     step: Callable  # jitted: (state, frozen, batch, step_number) -> (state, metrics), state donated
     evaluate: Callable  # jitted: (trainable, frozen, batch) -> {name: (sum, weight)}
     init_state: Callable  # jitted: (trainable) -> state
-    loss: step.Loss
+    loss: Callable  # (trainable, frozen, batch) -> (sum, (weight, metrics)), see `step.make_loss`
 
     def model_flops(self, bucket: Any, remat: bool = False) -> int:
         """FLOPs that the mathematics of one step needs, over all devices: forward and backward without

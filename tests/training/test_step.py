@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.training import feed, on_mesh, optim
+from edit_rl_jax.training import on_mesh, optim, session
 from edit_rl_jax.training.program import build_program
 from tests.system.sharded_step import FAST
 from tests.training import micro
@@ -76,16 +76,16 @@ def test_a_nan_row_applies_no_update_and_is_named():
     assert not bool(out["finite"])
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(weights[0]), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    guard = feed.Guard(limit=2)
+    guard = session.Guard(limit=2)
     keys = [[[f"record-{a}-{r}"] for r in range(8)] for a in range(2)]
     line = guard.check(7, bool(out["finite"]), np.asarray(out["row_sums"]), keys, range(8))
     assert line and "step 7" in line and "record-1-5" in line and line.count("record-") == 1
-    with pytest.raises(feed.NonFiniteError, match="2 such steps in a row"):
+    with pytest.raises(session.NonFiniteError, match="2 such steps in a row"):
         guard.check(8, False, np.asarray(out["row_sums"]), keys, range(8))
 
 
 def test_good_steps_reset_the_guard():
-    guard = feed.Guard(limit=2)
+    guard = session.Guard(limit=2)
     for step in range(6):
         guard.check(step, step % 2 == 1, None, None, None)
     assert (guard.total, guard.in_row) == (3, 0)

@@ -24,6 +24,7 @@ from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
+from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
 from edit_rl_jax.rl.editors import config as config_lib
 from edit_rl_jax.rl.editors.losses import Algorithm, PolicyGradient
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
@@ -45,8 +46,8 @@ class Program(OnMesh):
     rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
     [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
     [M, B, ...].
-    update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
-    donated.
+    update: jitted (state, frozen, prompts, rollout, scores, chunk, seed, number) -> (state, metrics), `state` donated;
+    scores: (rewards, valid, groups) [M * B] of `rl.advantages`, whose metrics are "rewards" among these.
     """
 
     config: Any
@@ -68,11 +69,6 @@ class Program(OnMesh):
     def put(self, batch: Any) -> Any:
         """A host batch on the mesh, whole on every device; the same on every process."""
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec()))
-
-    def rows(self, array: np.ndarray) -> Array:
-        """[M, B, ...] with its rows over the mesh."""
-        spec = PartitionSpec(None, *sharding.batch_shardings({"x": array[0]}, self.mesh)["x"].spec)
-        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), lambda at: array[at])
 
     def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
         """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
@@ -206,12 +202,14 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         reference=None if full else reference,
     )  # fmt: skip
 
-    def update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, number):
-        new, metrics = change(state, frozen, prompts, rollout, advantage, keep, chunk, seed, number)
+    def update(state, frozen, prompts, rollout, scores, chunk, seed, number):
+        found = advantages(*scores, AdvantageConfig(**r.advantage.to_dict()))
+        values, keep = (a.reshape(prompts["prompt"].shape) for a in (found.values, found.keep))
+        new, metrics = change(state, frozen, prompts, rollout, values, keep, chunk, seed, number)
         if method.needs_old:  # moves at the end of a rollout's updates
             share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
             new["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new["trainable"])
-        return new, metrics
+        return new, metrics | {"rewards": found.metrics}
 
     def begin(weights):
         old = {"old": jax.tree.map(jnp.copy, weights)} if method.needs_old else {}
