@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from edit_rl_jax.editworld.dataset import EditRecords
-from edit_rl_jax.training import build, feed, sources
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import feed, on_mesh, sources
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -107,8 +108,8 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
     """Loss, gradient norm and gradients (Adam's first moment, which one step makes 1 - b1 of them) of one step."""
     c = config(tokenizer())
     c.mesh.fsdp, c.mesh.tensor = fsdp, tensor
-    mesh = build.make_mesh(c, jax.devices()[: fsdp * tensor])
-    program = build.build(c, mesh)
+    mesh = on_mesh.make_mesh(c, jax.devices()[: fsdp * tensor])
+    program = build_program(c, mesh)
 
     index, count = feed.data_shard(mesh, c.rows)
     batch = packed_rows(index, count)
@@ -122,13 +123,14 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
         return jax.make_array_from_callback(like.shape, like.sharding, lambda where: values[where])
 
     args = [{name: weights(name, like) for name, like in flat.items()} for flat in (program.trainable, program.frozen)]
-    opt_state = jax.tree.map(lambda like: placed(np.zeros(like.shape, like.dtype), like), program.opt_state)
+    zeros = lambda like: placed(np.zeros(like.shape, like.dtype), like)
+    state = {"trainable": args[0], "opt_state": jax.tree.map(zeros, program.state["opt_state"])}
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step count
-        args = (args[0], opt_state, args[1], feed.put(batch, mesh, count), np.int32(0))
+        args = (state, args[1], feed.put(batch, mesh, count), np.int32(0))
         step = program.step.lower(*args).compile(compiler_options=FAST)
-        _, opt_state, metrics = step(*args)
+        state, metrics = step(*args)
     out = {name: metrics[name] for name in ("loss", "grad_norm", "token_accuracy")}
-    for path, value in jax.tree_util.tree_leaves_with_path(opt_state):
+    for path, value in jax.tree_util.tree_leaves_with_path(state["opt_state"]):
         if ".mu[" in (text := jax.tree_util.keystr(path)):
             out[text] = value
     replicate = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P()))

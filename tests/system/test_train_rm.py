@@ -12,7 +12,7 @@ import jax
 import pytest
 from etils import epath
 
-from edit_rl_jax.training import build, metrics
+from edit_rl_jax.training import metrics, on_mesh
 from edit_rl_jax.training import supervised as run_lib
 from tests.system.sharded_step import FAST
 from tests.training import toy
@@ -35,7 +35,7 @@ def train_rm():
 def main(train_rm, tmp_path_factory):
     """Runs the script on the toy config, on one device; keywords and **{"dotted.key": value} are overrides."""
     tokenizer = toy.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    one_device = lambda config, real=build.make_mesh: real(config, jax.devices()[:1])
+    one_device = lambda config, real=on_mesh.make_mesh: real(config, jax.devices()[:1])
     quickly = lambda self, real=jax.stages.Lowered.compile: real(self, compiler_options=FAST)
 
     def run(workdir, **changes):
@@ -43,7 +43,7 @@ def main(train_rm, tmp_path_factory):
         words = [f"--config.{k}={v}" for k, v in changes.items()]
         config = str(ROOT / "tests/training/toy_config.py")
         with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-            patch.setattr(build, "make_mesh", one_device)
+            patch.setattr(on_mesh, "make_mesh", one_device)
             patch.setattr(jax.stages.Lowered, "compile", quickly)
             return train_rm.main(["--config", config, "--workdir", str(workdir), *words])
 

@@ -338,8 +338,8 @@ EDGES = {  # values at the ends of their ranges, together
 @pytest.mark.parametrize("name", EDGES)
 def test_what_is_accepted_trains_or_says_why_not(tmp_path, caplog, monkeypatch, name):
     """Never a traceback: a run of two steps goes through, or ends with one line."""
-    one_device = lambda config, real=supervised.build.make_mesh: real(config, jax.devices()[:1])
-    monkeypatch.setattr(supervised.build, "make_mesh", one_device)
+    one_device = lambda config, real=on_mesh.make_mesh: real(config, jax.devices()[:1])
+    monkeypatch.setattr(on_mesh, "make_mesh", one_device)
     tokenizer = toy.save_tokenizer(tmp_path / "tokenizer")
     common = f"steps=2 rows=2 model.tokenizer={tokenizer} data.buckets=((64,1,64,16),) data.workers=0"
     overrides = dict(o.split("=") for o in f"{common} {EDGES[name]}".split())

@@ -15,7 +15,8 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import exports, model_files
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.rewards.editscore import prompts as editscore
-from edit_rl_jax.training import build, interfaces, sources
+from edit_rl_jax.training import interfaces, on_mesh, sources
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 from tests.training import micro
 
@@ -25,7 +26,7 @@ LORA = dict(model__trainable="lora", model__lora__rank=4, model__lora__alpha=8.0
 @cache
 def program(**changes):
     config = micro.config(**LORA | changes)
-    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    return build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
