@@ -19,6 +19,7 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image, image_size
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.editors.base import Preparer, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.ranges import knob
 
 OWN = ("target", "references", "reference_count", "text_mask", "seed")  # arrays of a batch; the rest is the editor's
 
@@ -44,6 +45,14 @@ class EditShape:
         """How much an image of that (height, width) is distorted in aspect and area, with aspect first."""
         h, w = (math.log(a / b) for a, b in zip((self.height, self.width), size))
         return 100 * round(abs(h - w), 3) + abs(h + w)
+
+
+@dataclasses.dataclass(frozen=True)
+class Editing:
+    """The section `eval` of what is trained on these rows, for its SECTIONS (see `training.interfaces`)."""
+
+    prompts: int = knob(0, "[0, 1000000]")  # at the end, held-out prompts of EditWorld edited and scored; 0 = none
+    sample_steps: int = knob(20, "[1, 1000]")  # of those edits, Euler, without guidance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from edit_rl_jax.ranges import knob
+
 # velocity(latents fp32 [B, *latent], t fp32 [B], condition: pytree of [B, ...]) -> [B, *latent] in any float dtype.
 Velocity = Callable[[Array, Array, Any], Array]
 
@@ -28,10 +30,10 @@ class Guidance:
     A rule of an editor's own is a subclass with other `branches` and `combine`.
     """
 
-    text: float = 1.0
-    image: float = 1.0
-    start: float = 0.0
-    stop: float = 1.0
+    text: float = knob(1.0, "[0, 1000]")
+    image: float = knob(1.0, "[0, 1000]")
+    start: float = knob(0.0, "[0, 1]")
+    stop: float = knob(1.0, "[0, 1]")
 
     @property
     def branches(self) -> int:

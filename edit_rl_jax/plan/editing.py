@@ -17,7 +17,7 @@ from edit_rl_jax.editors.sampling import Batch, EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.plan.compiled import Job
-from edit_rl_jax.training import build, interfaces
+from edit_rl_jax.training import interfaces
 
 TEXT, GUIDED_TO = 256, 0.6
 
@@ -28,7 +28,7 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     As many steps as the editor takes by default, by its own guidance on 0 to 0.6. All weights lie on the devices, also
     those that a program does not read.
     """
-    cfg, rows = build.model_config(config), config.rows
+    cfg, rows = interfaces.model(config).model_config(config), config.rows
     config.model.trainable = "lora"  # weights as they are sampled from: frozen, in bf16
     make = interfaces.model(config).make(config, cfg, mesh, jnp.dtype("bfloat16"))
     with jax.set_mesh(mesh):

@@ -23,10 +23,11 @@ from flax import nnx
 
 from edit_rl_jax import sharding
 from edit_rl_jax.editors.base import EditError, tokens
-from edit_rl_jax.editors.rows import EditRows
+from edit_rl_jax.editors.rows import Editing, EditRows
 from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.schedules import Schedule
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat, weights
 from edit_rl_jax.nn.linear import Embedding, Linear
 from edit_rl_jax.nn.params import Init
@@ -149,6 +150,15 @@ class Editor(nnx.Module):
 
 
 # -- A kind of model that is trained -----------------------------------------------------------------------------------
+
+
+SECTIONS = {"eval": Editing}
+BUCKET = {"text tokens": 1, "references": 0, "height": 1, "width": 1}
+
+
+def check(config):
+    if config.model.trainable != "full":
+        raise ConfigError("config key 'model.trainable': the toy is trained whole")
 
 
 def local_folder(name, revision=None):
