@@ -70,7 +70,7 @@ def plan(args, overrides) -> dict:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = "rl" if "rl" in config else args.job
-    facts = {"overrides": overrides, "rows": config.rows, "accum": config.accum}
+    facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
     if job == "score":
         engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices)

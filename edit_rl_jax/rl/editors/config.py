@@ -111,7 +111,7 @@ def _check_rewards(rewards: Any) -> None:
 
 
 def _check_steps(r: Any) -> None:
-    """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Sampler`)."""
+    """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Denoising`)."""
     low, high = r.window_range
     if r.algorithm == "nft":
         if r.window:
