@@ -18,7 +18,7 @@ from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import on_mesh
+from edit_rl_jax.training import interfaces, on_mesh
 from edit_rl_jax.vlm.loading import base_folder
 from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
