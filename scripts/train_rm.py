@@ -29,9 +29,11 @@ def finish(done: supervised.Finished) -> None:
         return
     supervised.log.info("judging held-out pairs of the built-in world by generation")
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
-    settings = dict(pairs=config.eval.pairs, passes=config.eval.passes, resolution=config.data.resolution)
-    settings["mesh"] = done.mesh if alone else None
-    found = editworld.run(done.model, done.folder, base=done.base, untrained=done.base, **settings)
+    how = dict(base=done.base, mesh=done.mesh if alone else None)
+    judge, before = editworld.load(done.model, done.base, options={"passes": config.eval.passes}, **how)
+    drawn = dict(pairs=config.eval.pairs, resolution=config.data.resolution)
+    about = {"model": str(done.model), "passes": config.eval.passes}
+    found = editworld.run(judge, done.folder, untrained=before, about=about, **drawn)
     keys = ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")
     figures = done.figures | {k: found[k] for k in keys}
     (done.model / "README.md").write_text(card.card(config, done.prompts, figures, done.revision))

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.cli.judge_flags import fingerprint, mesh_shape
+from edit_rl_jax.cli.judge_flags import mesh_shape
 from edit_rl_jax.editors.sampling import EditorSampler, Settings
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.names import resolve
+from edit_rl_jax.nn.model_files import fingerprint
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training.interfaces import EDITORS
 
