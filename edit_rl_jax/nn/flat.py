@@ -65,3 +65,8 @@ def checksums(tree: Any) -> Any:
 def digest(plain: Any) -> str:
     """SHA-256, in hex, of a value that JSON can hold: the same after it was written and read."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(plain)), sort_keys=True).encode()).hexdigest()
+
+
+def whole_checksum(tree: Any) -> str:
+    """Adds up the `checksums` of a tree on the devices: 8 hex digits."""
+    return f"{sum(int(c) for c in checksums(tree).values()) % 2**32:08x}"

@@ -17,7 +17,7 @@ from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.plan.compiled import Job
-from edit_rl_jax.training import build, interfaces
+from edit_rl_jax.training import interfaces
 
 STEPS, GUIDANCE, TEXT = 50, Guidance(5.0, 2.0, stop=0.6), 256
 
@@ -28,7 +28,7 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     50 steps, guided by text and image on 0 to 0.6. All weights lie on the devices, also those that a program does not
     read.
     """
-    cfg, rows = build.model_config(config), config.rows
+    cfg, rows = interfaces.model(config).model_config(config), config.rows
     config.model.trainable = "lora"  # weights as they are sampled from: frozen, in bf16
     make = interfaces.model(config).make(config, cfg, mesh, jnp.dtype("bfloat16"))
     with jax.set_mesh(mesh):

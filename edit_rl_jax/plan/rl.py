@@ -22,8 +22,8 @@ from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import on_mesh
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 
@@ -64,10 +64,10 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
         prompts, drawn = jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding), shapes, places
         )
-        rows = (program.microbatches, program.config.rows)
-        values = [jax.ShapeDtypeStruct(rows, t, sharding=drawn.final.sharding) for t in (jnp.float32, jnp.bool)]
+        count = program.microbatches * program.config.rows
+        scores = [jax.ShapeDtypeStruct((count,), t) for t in (jnp.float32, jnp.bool, jnp.int32)]
         drawn = drawn._replace(finished=None)
-        update = program.update.lower(state, program.frozen, prompts, drawn, *values, number, number, number)
+        update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
 
 
@@ -102,7 +102,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
     if len(local) % r.judge.tensor:
         raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
-    program = build_program(config, build.make_mesh(config, devices), editor_configs(config))
+    program = build_program(config, on_mesh.make_mesh(config, devices), editor_configs(config))
     engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)

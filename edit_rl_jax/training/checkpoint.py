@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from edit_rl_jax.nn.flat import checksums, digest
+from edit_rl_jax.training import processes
 
 log = logging.getLogger(__name__)
 HOST = ("step", "data", "extra", "checksums")  # the host's part; beside it stands its "sha256"
@@ -148,8 +148,7 @@ class Checkpoints:
             taken = {p.name for p in self.folder.iterdir()}
             free = itertools.chain([f"damaged-{name}"], (f"damaged-{name}-{n}" for n in itertools.count(2)))
             (self.folder / name).rename(self.folder / next(n for n in free if n not in taken))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {name}")
+        processes.wait_for_all(f"set aside {name}")
         self._manager.reload()
 
     def saving(self) -> bool:

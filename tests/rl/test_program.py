@@ -82,10 +82,9 @@ def test_sharded_equals_unsharded(folder):
             moved["trainable"] = {
                 k: jax.device_put(v, p.state["trainable"][k].sharding) for k, v in moved["trainable"].items()
             }
-            values, keep = p.rows(rng.normal(size=(1, 8)).astype(np.float32)), p.rows(np.ones((1, 8), bool))
-            state, metrics = p.update(
-                moved, frozen, condition, drawn._replace(finished=None), values, keep, number, number, number
-            )
+            scores = rng.normal(size=8).astype(np.float32), np.ones(8, bool), batch["prompt"].ravel()
+            drawn = drawn._replace(finished=None)
+            state, metrics = p.update(moved, frozen, condition, drawn, scores, number, number, number)
         return found[1].finished, found[1].final, jax.device_get(state), jax.device_get(metrics), found
 
     one = run(make_mesh({"fsdp": 1}))

@@ -16,8 +16,9 @@ from edit_rl_jax.editors.flow_matching import FlowMatching
 from edit_rl_jax.editors.rows import Bucket, EditRows, cover
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
-from edit_rl_jax.training import build
+from edit_rl_jax.training import on_mesh, optim
 from edit_rl_jax.training import sources as data
+from edit_rl_jax.training.program import build_program
 from tests.editors import toy
 from tests.training import micro_editor
 
@@ -28,7 +29,7 @@ SIDE = 8
 @cache
 def program(**changes):
     config = micro_editor.config(**changes)
-    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    return build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
 
 
 def start(p):
@@ -41,15 +42,14 @@ def start(p):
 
     trainable, frozen = ({k: value(k, v) for k, v in part.items()} for part in (p.trainable, p.frozen))
     with jax.set_mesh(p.mesh):
-        return trainable, p.init_optimizer(trainable), frozen
+        return p.init_state(trainable), frozen
 
 
 @cache
 def batch():
     """A batch of real edits: [accum, rows, ...] arrays."""
-    config, cfg = program().config, program().model_config
-    words = data.tokenizer(config, None, cfg)
-    stream = data.batches(config, data.source(config, "train"), data.to_examples(config, None), words, cfg)
+    config = program().config
+    stream = data.Input.of(config).batches(data.source(config, "train"))
     found = next(stream)[0]
     stream.close()
     return found
@@ -143,8 +143,8 @@ def test_padding_reaches_no_loss():
     other["seed"] = other["seed"].at[3].set(1)
     with jax.set_mesh(p.mesh):
         grad = jax.jit(jax.value_and_grad(p.loss, has_aux=True))
-        (a, (n, _)), ga = grad(weights[0], weights[2], first)
-        (b, _), gb = grad(weights[0], weights[2], other)
+        (a, (n, _)), ga = grad(weights[0]["trainable"], weights[1], first)
+        (b, _), gb = grad(weights[0]["trainable"], weights[1], other)
     assert float(n) == 3 * 16 * micro_editor.configs().transformer.token_dim
     assert float(a) == float(b)
     jax.tree.map(np.testing.assert_array_equal, ga, gb)
@@ -152,33 +152,33 @@ def test_padding_reaches_no_loss():
 
 def test_the_average_of_the_weights_follows_its_recursion():
     p = program()
-    trainable, opt_state, frozen = start(p)
+    state, frozen = start(p)
     rows = {k: jnp.asarray(v) for k, v in batch().items()}
-    average = {k: np.asarray(v, np.float64) for k, v in trainable.items()}
+    average = {k: np.asarray(v, np.float64) for k, v in state["trainable"].items()}
     for n in range(3):
         with jax.set_mesh(p.mesh):
-            trainable, opt_state, out = p.step(trainable, opt_state, frozen, rows, np.int32(n))
+            state, out = p.step(state, frozen, rows, np.int32(n))
         decay = min(0.9, (1 + n) / (10 + n))
-        average = {k: decay * a + (1 - decay) * np.asarray(trainable[k]) for k, a in average.items()}
+        average = {k: decay * a + (1 - decay) * np.asarray(state["trainable"][k]) for k, a in average.items()}
         assert bool(out["finite"])
-    for name, value in p.averaged(trainable, opt_state).items():
+    for name, value in optim.averaged(state).items():
         np.testing.assert_allclose(value, average[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    before = jax.tree.map(np.asarray, opt_state["ema"])
+    before = jax.tree.map(np.asarray, state["ema"])
     sick = {k: v * float("nan") for k, v in frozen.items()}
     with jax.set_mesh(p.mesh):
-        _, after, out = p.step(trainable, opt_state, sick, rows, np.int32(3))
+        after, out = p.step(state, sick, rows, np.int32(3))
     assert not bool(out["finite"])
     jax.tree.map(np.testing.assert_array_equal, before, after["ema"])
 
 
 def test_it_learns_one_batch_by_heart():
     p = program(optim__lr=2e-2, optim__name="muon", optim__adam_lr=5e-3, optim__schedule="constant", optim__warmup=5)
-    trainable, opt_state, frozen = start(p)
+    state, frozen = start(p)
     rows = {k: jnp.asarray(v) for k, v in batch().items()}
     losses = []
     for n in range(150):
         with jax.set_mesh(p.mesh):
-            trainable, opt_state, out = p.step(trainable, opt_state, frozen, rows, np.int32(n))
+            state, out = p.step(state, frozen, rows, np.int32(n))
         losses.append(float(out["loss"]))
     assert losses[-1] < 0.1 * losses[0], losses[:: len(losses) // 6]
 

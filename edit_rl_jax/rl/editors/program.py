@@ -24,15 +24,15 @@ from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.nn.params import Frozen, Trainable
+from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
 from edit_rl_jax.rl.editors import config as config_lib
 from edit_rl_jax.rl.editors.losses import Algorithm, PolicyGradient
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.rl.editors.rollout import Prompts, Rollout, make_rollout
 from edit_rl_jax.rl.editors.update import make_update
-from edit_rl_jax.training import build, interfaces, optim
-from edit_rl_jax.training.step import averaged
+from edit_rl_jax.training import interfaces, optim
+from edit_rl_jax.training.on_mesh import OnMesh, State, dtype, places
 
 Batch = dict[str, Any]
 """What the host gives a rollout: `tokens`, `segments` i32 [P, 1 or 2, T] (instruction; with guidance the negative),
@@ -40,44 +40,26 @@ Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """RL of an editor, compiled on demand. Weights are flat dicts (see `training.state`); abstract values carry
-    shardings.
+class Program(OnMesh):
+    """The programs of RL of an editor, compiled on demand; all abstract values carry shardings.
 
     rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
     [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
     [M, B, ...].
-    update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
-    donated: {"trainable", "opt_state"}, with "ema" and "old" where the config wants them.
+    update: jitted (state, frozen, prompts, rollout, scores, chunk, seed, number) -> (state, metrics), `state` donated;
+    scores: (rewards, valid, groups) [M * B] of `rl.advantages`, whose metrics are "rewards" among these.
     """
 
     config: Any
-    mesh: Mesh
     model_config: Any  # the editor's architecture
     editor: Editor  # abstract
     tokenizer: Any
-    graphdef: nnx.GraphDef
-    trainable_state: nnx.State
-    frozen_state: nnx.State
-    state: dict[str, Any]  # abstract
-    frozen: st.Flat  # abstract
+    state: State  # abstract
     algorithm: Algorithm
     rollout: Callable
     evaluate: Callable
     update: Callable
-    init_trainable: Callable  # jitted: (key) -> trainable
     init_state: Callable  # jitted: (trainable) -> state
-
-    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Editor:
-        """The editor with these weights."""
-        t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
-        return nnx.merge(self.graphdef, t, f)
-
-    def with_shardings(self, part: str) -> nnx.State:
-        """The abstract state "trainable" or "frozen" whose values carry shardings, for the loaders."""
-        if part == "trainable":
-            return st.unflatten(self.trainable_state, self.state["trainable"])
-        return st.unflatten(self.frozen_state, self.frozen)
 
     @property
     def microbatches(self) -> int:
@@ -87,11 +69,6 @@ class Program:
     def put(self, batch: Any) -> Any:
         """A host batch on the mesh, whole on every device; the same on every process."""
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec()))
-
-    def rows(self, array: np.ndarray) -> Array:
-        """[M, B, ...] with its rows over the mesh."""
-        spec = PartitionSpec(None, *sharding.batch_shardings({"x": array[0]}, self.mesh)["x"].spec)
-        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), lambda at: array[at])
 
     def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
         """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
@@ -191,17 +168,17 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     """
     config_lib.check(config)
     r, (height, width), full = config.rl, config.rl.size, config.model.trainable == "full"
-    make = interfaces.model(config).make(config, editor, mesh, build._dtype(config, mesh))
+    make = interfaces.model(config).make(config, editor, mesh, dtype(config, mesh))
+    model = OnMesh.of(make, mesh)
     with jax.set_mesh(mesh):
-        abstract_editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-        graphdef, trainable, frozen = nnx.split(abstract_editor, Trainable, Frozen)
+        abstract_editor = model.merge(model.trainable, model.frozen)
         bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
     unit = abstract_editor.multiple
     if height % unit or width % unit:
         raise ConfigError(f"config key 'rl.size': sides are multiples of {unit}, got {height} x {width}")
-    merge = lambda t, f: nnx.merge(graphdef, st.unflatten(trainable, t), st.unflatten(frozen, f))
+    merge = model.merge
     velocity = lambda t, f, x, time, c: merge(t, f).velocity(x, time, c)
-    reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(frozen, f)).velocity(x, time, c)
+    reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(model.frozen_state, f)).velocity(x, time, c)
     method = algorithm(config)
     latent = (height // unit * (width // unit), abstract_editor.channels)
     cpu = mesh.devices.flat[0].platform == "cpu"
@@ -219,61 +196,43 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         return draw
 
     plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guidance(config))
-    tx, updates = optim.make(config.optim), config.steps * r.updates
+    optimizer = optim.make(config.optim, config.steps * r.updates)
     change = make_update(
-        method, velocity, tx, optim.schedule(config.optim, updates), clip=config.optim.clip,
-        microbatches=r.prompts * r.group // config.rows // r.updates, reference=None if full else reference,
+        method, velocity, optimizer, microbatches=r.prompts * r.group // config.rows // r.updates,
+        reference=None if full else reference,
     )  # fmt: skip
 
-    def update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, number):
-        new, opt_state, metrics = change(
-            state["trainable"], state["opt_state"], frozen, prompts, rollout, advantage, keep, chunk, seed, number,
-            state.get("old"),
-        )  # fmt: skip
-        out = state | {"trainable": new, "opt_state": opt_state}
-        if config.optim.ema:
-            out["ema"] = averaged(config.optim.ema, number, metrics["finite"], state["ema"], new)
+    def update(state, frozen, prompts, rollout, scores, chunk, seed, number):
+        found = advantages(*scores, AdvantageConfig(**r.advantage.to_dict()))
+        values, keep = (a.reshape(prompts["prompt"].shape) for a in (found.values, found.keep))
+        new, metrics = change(state, frozen, prompts, rollout, values, keep, chunk, seed, number)
         if method.needs_old:  # moves at the end of a rollout's updates
             share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
-            out["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new)
-        return out, metrics
+            new["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new["trainable"])
+        return new, metrics | {"rewards": found.metrics}
 
-    def init_state(weights):
-        copies = ["ema"] * bool(config.optim.ema) + ["old"] * bool(method.needs_old)
-        state = {"trainable": weights, "opt_state": tx.init(weights)}
-        return state | {name: jax.tree.map(jnp.copy, weights) for name in copies}
+    def begin(weights):
+        old = {"old": jax.tree.map(jnp.copy, weights)} if method.needs_old else {}
+        return optimizer.init(weights) | old
 
-    t_flat, f_flat = st.flatten(trainable), st.flatten(frozen)
-    t_place, f_place = (st.flatten(sharding.shardings(s, mesh)) for s in (trainable, frozen))
-    abstract = jax.eval_shape(init_state, t_flat)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    places = {k: t_place for k in abstract} | {
-        "opt_state": build._opt_shardings(abstract["opt_state"], t_place, t_flat, everywhere)
-    }
+    state, init_state = model.train_state(begin)
+    everywhere = model.everywhere
     by_rows = lambda n: NamedSharding(mesh, PartitionSpec(*(None,) * n, sharding.DEFAULT_RULES.spec(
         "rows", (config.rows,), ("batch",), mesh)[0]))  # fmt: skip
     drawn = Rollout(final=by_rows(1), x=by_rows(2), mean=by_rows(2), start=everywhere, finished=by_rows(1))
     return Program(
+        **vars(model),
         config=config,
-        mesh=mesh,
         model_config=editor,
         editor=abstract_editor,
         tokenizer=tokenizer,
-        graphdef=graphdef,
-        trainable_state=trainable,
-        frozen_state=frozen,
-        state=st.abstract(abstract, places),
-        frozen=st.abstract(f_flat, f_place),
+        state=state,
         algorithm=method,
         rollout=jax.jit(drawing(method.sampler), out_shardings=(everywhere, drawn)),
         evaluate=jax.jit(
             lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, jnp.int32(0), jnp.int32(0))[1].finished,
             out_shardings=by_rows(1),
         ),
-        update=jax.jit(update, out_shardings=(places, everywhere), donate_argnums=0),
-        init_trainable=jax.jit(
-            lambda key: st.flatten(nnx.split(make(rngs=nnx.Rngs(params=key)), Trainable, Frozen)[1]),
-            out_shardings=t_place,
-        ),
-        init_state=jax.jit(init_state, out_shardings=places),
+        update=jax.jit(update, out_shardings=(places(state), everywhere), donate_argnums=0),
+        init_state=init_state,
     )

@@ -1,38 +1,26 @@
-"""Parts of the RL loop that are not programs: advantages of a rollout, an iteration's figures."""
+"""An iteration's figures, and what is wrong with it."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Int
 
 from edit_rl_jax.rl import rewards
-from edit_rl_jax.rl.advantages import AdvantageConfig, Advantages, advantages
 from edit_rl_jax.rl.editors import evaluation
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training.feed import Guard
-
-_advantages = functools.partial(jax.jit, static_argnames="config")(advantages)
+from edit_rl_jax.training.session import Guard
 
 
-def advantages_of(scores: rewards.Scores, groups: Int[np.ndarray, " N"], config: AdvantageConfig) -> Advantages:
-    """Advantages of a rollout on the host, by `rl.advantages`."""
-    return jax.device_get(_advantages(scores.values, scores.valid, groups.astype(np.int32), config))
-
-
-def summary(updates: Sequence[dict[str, Any]], found: Advantages) -> dict[str, float]:
-    """Figures of one iteration: means over its updates, extremes over all of them, counts and shares of the rewards.
+def summary(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Sums up an iteration: means over its updates, extremes over all of them, counts and shares of the rewards.
 
     `log_ratio_first`: the greatest |log-ratio| of the first update: 0 but for the rounding of two programs, unless the
     samples are one rollout behind.
     """
-    out = {k: float(v) for k, v in found.metrics.items()}
+    out = {k: float(v) for k, v in updates[0]["rewards"].items()}
     out["zero_std_share"] = out["groups_zero_std"] / max(out["groups"], 1)
     out["invalid_share"] = out["samples_invalid"] / max(out["samples"], 1)
-    for key in sorted(updates[0].keys() - {"row_losses", "finite"}):
+    for key in sorted(updates[0].keys() - {"row_losses", "finite", "rewards"}):
         values = [float(u[key]) for u in updates]
         how = max if key.endswith("_max") else min if key.endswith("_min") else sum if key == "weight" else np.mean
         out[key] = float(how(values))
@@ -41,13 +29,11 @@ def summary(updates: Sequence[dict[str, Any]], found: Advantages) -> dict[str, f
     return out
 
 
-def check(
-    guard: Guard, step: int, updates: Sequence[dict[str, Any]], found: Advantages, names: Sequence[Any]
-) -> Iterator[str]:
-    """A line for each update that was refused, or for a rollout of which nothing trains (say, the reward's server is
-    away). names: of the rows, [M][B]. Raises NonFiniteError as `Guard`."""
+def check(guard: Guard, step: int, updates: Sequence[dict[str, Any]], names: Sequence[Any]) -> Iterator[str]:
+    """Gives a line for each update that was refused, or for a rollout of which nothing trains (say, the reward's server
+    is away). names: of the rows, [M][B]. Raises NonFiniteError as `Guard`."""
     if not any(float(u["weight"]) for u in updates):
-        n = {k: int(v) for k, v in found.metrics.items() if k.startswith(("samples", "groups"))}
+        n = {k: int(v) for k, v in updates[0]["rewards"].items() if k.startswith(("samples", "groups"))}
         yield guard.refused(
             f"step {step}: nothing trains: {n['samples_invalid']} of {n['samples']} samples without a valid reward, "
             f"{n['groups_zero_std']} of {n['groups']} groups of equal rewards"
@@ -74,25 +60,6 @@ def oracle_figures(prompts: Sequence[Prompt], images: Any, count: int) -> dict[s
     return out
 
 
-def agreed(answer: bool) -> bool:
-    """The first process's answer, on every process."""
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)) if jax.process_count() > 1 else answer)
-
-
 def text(point: dict[str, float]) -> str:
     """A point of a curve as a line."""
     return ", ".join(f"{k} {v:.4g}" for k, v in point.items() if k != "step")
-
-
-@functools.cache
-def _compiled() -> list[str]:
-    seen: list[str] = []
-    listen = lambda name, *_, **__: seen.append(name) if "backend_compile" in name else None
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return seen
-
-
-def count_compilations() -> Callable[[], int]:
-    """A function that says how many programs were compiled in this process since the first call of this one."""
-    seen = _compiled()
-    return lambda: len(seen)
