@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.editworld import dataset
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import rl as plan_rl
 from edit_rl_jax.rewards import judges
@@ -116,11 +118,15 @@ def test_served_and_asked(model, pictures, tmp_path, monkeypatch):
     assert Judgement.from_json(json.loads(here.read_text())["scores"]).dimensions["colour"].share == 200 / 255
 
 
-def test_evaluated_and_best_of_n(model, pictures, tmp_path, capsys):
-    words = flags(model, "--pairs", 36, "--output", tmp_path / "eval")
+def test_evaluated_and_best_of_n(model, pictures, tmp_path, capsys, monkeypatch):
+    image = {name: file.read_bytes() for name, file in pictures.items()}
+    record = lambda edited, sc: EditRecord(edited, image["0"], image[edited], f"as {sc}", "colour", sc, (25, 25))
+    drawn = [dataset.Pair(record("50", (25, 25)), record("100", (n, 25)), "colour", "half", 0) for n in (2, 5)]
+    monkeypatch.setattr(dataset, "pairs", lambda *args: drawn)  # the world's own take a minute
+    words = flags(model, "--output", tmp_path / "eval")
     assert eval_rm.main(["--benchmark", "editworld", *words, "--untrained", str(model)]) == 0
     found = json.loads((tmp_path / "eval/eval.json").read_text())
-    assert 0 <= found["pair_accuracy"] <= 1 and found["gain"] == 0 and found["settings"]["weight"] == 0.75
+    assert found["pair_accuracy"] == 1 and found["gain"] == 0 and found["settings"]["weight"] == 0.75
     assert "sc_pair_accuracy" not in found and "instruction shuffled (overall)" in found["controls"]
     assert found["controls"]["instruction shuffled (overall)"]["accuracy"] == found["pair_accuracy"]  # it cannot read
     assert "closeness" not in capsys.readouterr().out and (tmp_path / "eval/report.html").exists()
