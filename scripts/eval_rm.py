@@ -15,7 +15,7 @@ than the world's is measured by its overall figure.
 `editreward_bench`, EditScore's EditReward-Bench, from a folder of its arrow or parquet files or a hub id: strict
 accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
 and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
-`overall`) without a model.
+`overall`, or lines of score.py with a `key`) without a model.
 """
 
 import argparse
