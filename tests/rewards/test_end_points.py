@@ -346,6 +346,17 @@ def test_answers_that_are_no_judgement(body):
     assert 10 < len(judged.problem) < 300 and "\n" not in judged.problem and not re.match(r"'\w+'$", judged.problem)
 
 
+def test_a_connection_is_used_again(monkeypatch):
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    made = []
+    real = http.server.ThreadingHTTPServer.process_request
+    count = lambda self, *args: made.append(args) or real(self, *args)
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "process_request", count)
+    with answering(said()) as server:
+        assert all(j.valid for j in score(server.url, [ITEM] * 5, at_once=1)) and len(server.asked) == 10
+    assert len(made) == 1
+
+
 def test_settings_that_are_none():
     for body in ([], b"<html>", "x"):
         with answering(body) as server, pytest.raises(ServiceError, match=re.escape(server.url)):

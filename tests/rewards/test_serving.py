@@ -303,7 +303,7 @@ def test_a_full_queue_says_come_back_and_the_client_does():
             thread.join()
 
 
-def test_the_client_gives_up_within_bounds_and_refuses_a_refused_token(url):
+def test_the_client_gives_up_within_bounds_and_refuses_a_refused_token(url, caplog):
     with pytest.raises(PermissionError, match="401"):
         RewardClient(url, "wrong").score([OK], progress=False)
     with socket.socket() as free:
@@ -311,6 +311,8 @@ def test_the_client_gives_up_within_bounds_and_refuses_a_refused_token(url):
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, and not listened to
         got = RewardClient(nobody, TOKEN, tries=3, wait=0.01).score([OK, OK], progress=False)
     assert [j.valid for j in got] == [False, False] and "after 3 tries" in got[0].problem
+    (said,) = caplog.messages  # at once, and once
+    assert re.match(f"no connection to {nobody} yet: ConnectionRefusedError: .*; 2 tries are left$", said)
     (large,) = RewardClient(url, TOKEN).score([Edit(SOURCE, bomb(), "x")], progress=False)
     assert not large.valid and "413" in large.problem
     with pytest.raises(ServiceError, match="404"):

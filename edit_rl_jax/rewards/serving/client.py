@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.serving import VERSION
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, Service, ServiceError, kind
@@ -28,6 +27,8 @@ def encoded(image: Any) -> bytes:
     """An image as bytes that can be sent: as it is, or an array (uint8, or float on [0, 1]) as PNG."""
     if isinstance(image, bytes):
         return image
+    from edit_rl_jax.data.images import encode_png  # here: most clients hold encoded images
+
     array = np.asarray(image)
     if array.dtype != np.uint8:
         array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
