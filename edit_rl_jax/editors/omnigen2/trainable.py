@@ -24,6 +24,7 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
 from edit_rl_jax.nn.params import LoRAConfig
+from edit_rl_jax.nn.peft import check_only_lora
 from edit_rl_jax.nn.weights import check_finite, load
 from edit_rl_jax.training import card as cards
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
@@ -142,6 +143,7 @@ def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision
     base = local_folder(m.init_from, m.revision or None) if m.init_from else None
     state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(m.save_dtype)
     if m.trainable == "lora":
+        check_only_lora(state)
         check_finite(state["transformer"])
         weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from or None)
     elif base:
