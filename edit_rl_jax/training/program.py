@@ -30,7 +30,7 @@ class Program(OnMesh):
     loss: Callable  # (trainable, frozen, batch) -> (sum, (weight, metrics)), see `step.make_loss`
 
     def model_flops(self, bucket: Any, remat: bool = False) -> int:
-        """FLOPs that the mathematics of one step needs, over all devices: forward and backward without
+        """Counts the FLOPs that the mathematics of one step needs, over all devices: forward and backward without
         rematerialisation (with `remat`: as executed). That is 4N + attention a token for LoRA and 6N + attention for
         full training, less what needs no gradient."""
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches[bucket])
