@@ -68,11 +68,9 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     run.say("%s", program.sizes)
     revision = start.revision(base)
     facts = dict(data_hash=data_lib.fingerprint(config, source), base_hash=st.whole_checksum(frozen))
-    state, position = run.resume(program.state, steps=steps, base_revision=revision, **facts)
-    if state is None:
-        with jax.set_mesh(mesh):
-            state = program.init_state(trainable)
-    else:
+    begin = lambda: program.init_state(trainable)
+    state, position = run.resume(program.state, begin, steps=steps, base_revision=revision, **facts)
+    if run.done:
         batches.set_state(position)
     del trainable
 

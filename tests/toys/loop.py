@@ -46,9 +46,9 @@ def train(run: session.Session) -> None:
         return state, out | {"loss": value}
 
     step = jax.jit(step, out_shardings=(places(abstract), model.everywhere), donate_argnums=0)
-    state, _ = run.resume(abstract, steps=config.steps, data_hash="line", base_hash="")
+    begin = lambda: init_state(model.init(jax.random.key(config.seed))[0])
+    state, _ = run.resume(abstract, begin, steps=config.steps, data_hash="line", base_hash="")
     with jax.set_mesh(run.mesh):
-        state = state or init_state(model.init(jax.random.key(config.seed))[0])
         for number in run.steps():
             x = np.random.default_rng([config.seed, number]).normal(size=(config.rows, 3)).astype(np.float32)
             state, out = step(state, x, np.int32(number - 1))
