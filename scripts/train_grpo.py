@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from edit_rl_jax.nn import flat as st
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, figures, prompts
 from edit_rl_jax.rl.editors.program import build_program
-from edit_rl_jax.training import interfaces, metrics, processes, session, start
+from edit_rl_jax.training import interfaces, metrics, processes, session
 from edit_rl_jax.training.optim import averaged
 
 log = session.log
@@ -45,12 +46,12 @@ def train(run: session.Session) -> None:
     tokenizer = kind.tokenizer(config, base, architecture)
     program = build_program(config, mesh, architecture, tokenizer)
     with jax.set_mesh(mesh):
-        trainable, frozen = start.initial_weights(program, base)
+        trainable, frozen = interfaces.initial_weights(kind, program, base)
     run.say("%s", program.sizes)
     reward = rewards.make(config, mesh)
 
     # -- Resume --------------------------------------------------------------------------------------------------------
-    revision = start.revision(base)
+    revision = model_files.revision(base)
     facts = dict(data_hash=source.data_hash[:16], base_hash=st.whole_checksum({**trainable, **frozen}))
     trees = program.state | ({"behind": program.trainable} if r.overlap else {})
     begin = lambda: program.init_state(trainable)

@@ -13,7 +13,7 @@ import jax
 
 from edit_rl_jax.evals.judges import editworld
 from edit_rl_jax.evals.judges.pairs import summary
-from edit_rl_jax.training import card, supervised
+from edit_rl_jax.training import supervised
 from edit_rl_jax.training.report import write_report
 
 
@@ -31,10 +31,9 @@ def finish(done: supervised.Finished) -> None:
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
     settings = dict(pairs=config.eval.pairs, passes=config.eval.passes, resolution=config.data.resolution)
     settings["mesh"] = done.mesh if alone else None
-    found = editworld.run(done.model, done.folder, base=done.base, untrained=done.base, **settings)
+    found = editworld.run(done.model, done.folder, base=done.given.base, untrained=done.given.base, **settings)
     keys = ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")
-    figures = done.figures | {k: found[k] for k in keys}
-    (done.model / "README.md").write_text(card.card(config, done.prompts, figures, done.revision))
+    done.write_card({k: found[k] for k in keys})
     print(summary(found))
 
 

@@ -18,6 +18,7 @@ from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.ranges import knob
 
 OWN = ("target", "references", "tokens", "seed")  # the rest of a batch is the editor's condition
 
@@ -35,16 +36,23 @@ def pixels(images: UInt8[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing:
+    times: str = knob("lognormal", ("lognormal", "uniform"))
+    shift: str = knob("linear")  # none | linear | sqrt | a number: see flow.matching.Times
+    sample_latents: bool = knob(True)  # of the autoencoder's posterior; else its mean
+
+
+@dataclasses.dataclass(frozen=True)
 class FlowMatching:
     """times: how t is drawn. drop_text: probability that the instruction is left out; drop_references: given that, that
     each reference is too. sample: latents are drawn from the autoencoder's posterior. changed: added weight of a token
     that differs from the first reference's (by its mean squared difference, at most 1). seed: the run's."""
 
     times: Times = Times()
-    drop_text: float = 1e-4
-    drop_references: float = 0.5
+    drop_text: float = knob(1e-4, "[0, 1]")
+    drop_references: float = knob(0.5, "[0, 1]")
     sample: bool = True
-    changed: float = 0.0
+    changed: float = knob(0.0, "[0, 1e6]")
     seed: int = 0
 
     @classmethod
@@ -88,3 +96,6 @@ class FlowMatching:
             weight = 1 + self.changed * jnp.where(there, differs, 0.0)
         squares, counts = matching.loss(model.velocity(x, t, condition), target, mask, weight)
         return jnp.sum(squares), jnp.sum(counts), {"rows": (squares, counts)}
+
+
+FlowMatching.SECTIONS = {"flow": (Drawing, FlowMatching)}

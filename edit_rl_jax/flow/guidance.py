@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from edit_rl_jax.ranges import knob
+
 # velocity(latents fp32 [B, *latent], t fp32 [B], condition: pytree of [B, ...]) -> [B, *latent] in any float dtype.
 Velocity = Callable[[Array, Array, Any], Array]
 
@@ -21,10 +23,10 @@ class Guidance:
     text <= 1 is no guidance. Guided are the steps i of N with start <= i / N <= stop.
     """
 
-    text: float = 1.0
-    image: float = 1.0
-    start: float = 0.0
-    stop: float = 1.0
+    text: float = knob(1.0, "[0, 1000]")
+    image: float = knob(1.0, "[0, 1000]")
+    start: float = knob(0.0, "[0, 1]")
+    stop: float = knob(1.0, "[0, 1]")
 
     @property
     def branches(self) -> int:

@@ -135,6 +135,21 @@ def stored_metadata(folder: str | Path) -> dict[str, Any]:
     return {k: v for k, v in read_json(path).items() if k not in (FILES, SELF)} if path.exists() else {}
 
 
+def revision(folder: Path | None) -> str:
+    """Says what a base is, whether or not the config does: the commit of a hub snapshot, else "sha256:" and 16 hex
+    digits over configs, indices and the names and sizes of the weight files; "" for None."""
+    if folder is None or folder.parent.name == "snapshots":  # the hub cache's .../snapshots/COMMIT
+        return folder.name if folder else ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "config.json" or path.name.endswith(".safetensors.index.json"):
+            digest.update(name.encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            digest.update(f"{name} {path.stat().st_size}".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
 def verify(folder: str | Path, on: bool = True) -> None:
     """Compares a folder's files with the SHA-256 in its `edit_rl.json`, each read once, several at a time; a folder
     without hashes (of another maker, or old) passes.

@@ -12,9 +12,11 @@ import numpy as np
 
 from edit_rl_jax import chips
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.training import feed, interfaces, metrics, optim, session, start
-from edit_rl_jax.training import sources as data_lib
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.training import feed, interfaces, metrics, optim, session
 from edit_rl_jax.training.program import build_program
+from edit_rl_jax.training.sources import Input
+from edit_rl_jax.training.sources import source as source_of
 
 log = session.log
 
@@ -25,17 +27,21 @@ class Finished:
 
     Attributes:
       folder: the workdir (its local part). model: the exported model in it.
-      base, revision, prompts: what it started from. figures: for its card.
+      given: what its config named. revision: of the base. figures: for its card.
     """
 
     config: Any
     mesh: Any
     folder: Path
     model: Path
-    base: Path | None
+    given: Input
     revision: str
-    prompts: Any
     figures: dict[str, Any]
+
+    def write_card(self, figures: dict[str, Any]) -> None:
+        """Writes the model card anew, with these figures besides."""
+        text = self.given.kind.card(self.config, self.given.prompts, self.figures | figures, self.revision)
+        (self.model / "README.md").write_text(text)
 
 
 def main(argv, doc: str, finish: Callable[[Finished], None]) -> int:
@@ -49,25 +55,21 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     config, mesh, folder = run.config, run.mesh, run.folder
 
     # -- Data ----------------------------------------------------------------------------------------------------------
-    kind, base = interfaces.model(config), interfaces.base_folder(config)
-    cfg = kind.model_config(config)
-    tokenizer = data_lib.tokenizer(config, base, cfg)
-    prompts = start.prompts(config, base)
-    make = data_lib.to_examples(config, prompts)
+    given = Input.of(config)
     shard = feed.data_shard(mesh, config.rows)
-    source = data_lib.source(config, "train")
-    held_out = data_lib.source(config, "validation") if config.eval.batches else None
-    steps = config.steps or data_lib.steps_of_epochs(config, source, make, tokenizer, cfg)
-    batches = data_lib.batches(config, source, make, tokenizer, cfg, shard)
+    source = source_of(config, "train")
+    held_out = source_of(config, "validation") if config.eval.batches else None
+    steps = config.steps or given.steps_of_epochs(source)
+    batches = given.batches(source, shard)
     run.stack.callback(batches.close)
 
     # -- Program, weights, and where the run goes on -------------------------------------------------------------------
     program = build_program(config, mesh, steps)
     with jax.set_mesh(mesh):
-        trainable, frozen = start.initial_weights(program, base)
+        trainable, frozen = interfaces.initial_weights(given.kind, program, given.base)
     run.say("%s", program.sizes)
-    revision = start.revision(base)
-    facts = dict(data_hash=data_lib.fingerprint(config, source), base_hash=st.whole_checksum(frozen))
+    revision = model_files.revision(given.base)
+    facts = dict(data_hash=given.fingerprint(source), base_hash=st.whole_checksum(frozen))
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=steps, base_revision=revision, **facts)
     if run.done:
@@ -111,7 +113,7 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
 
     def validate():
         table = metrics.Table()
-        for batch, meta in data_lib.validation_batches(config, held_out, make, tokenizer, cfg, shard):
+        for batch, meta in given.validation_batches(held_out, shard):
             with jax.set_mesh(mesh):
                 sums = compiled[meta.bucket][1](optim.averaged(state), frozen, feed.put(batch, mesh, shard[1]))
             table.add(jax.device_get(sums))
@@ -140,13 +142,14 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
 
     # -- Export, evaluation, report ------------------------------------------------------------------------------------
     figures = {"steps": steps, **{k: v for k, v in last_values(folder).items() if k.startswith("validation_")}}
-    about = dict(frozen=frozen, tokenizer=tokenizer, prompts=prompts, facts=figures, revision=revision)
-    model = kind.export(program, optim.averaged(state), folder / "model", **about)
+    about = dict(frozen=frozen, tokenizer=given.tokenizer, prompts=given.prompts, facts=figures, source=source)
+    about |= dict(revision=revision)
+    model = given.kind.export(program, optim.averaged(state), folder / "model", **about)
     run.say("model written to %s", model)
     for x in jax.tree.leaves((state, frozen)):  # evaluation needs the room
         x.delete()
     if run.lead:
-        finish(Finished(config, mesh, folder, model, base, revision, prompts, figures))
+        finish(Finished(config, mesh, folder, model, given, revision, figures))
 
 
 def last_values(folder: Path) -> dict:

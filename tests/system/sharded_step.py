@@ -16,9 +16,8 @@ import jax
 import numpy as np
 
 from edit_rl_jax.editworld.dataset import EditRecords
-from edit_rl_jax.rewards.editscore import prompts
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import feed, interfaces, on_mesh, sources
+from edit_rl_jax.training import feed, on_mesh, sources
 from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
@@ -66,7 +65,7 @@ def config(tokenizer):
     c.model.config = json.dumps(architecture)
     c.model.lora.rank, c.model.lora.alpha = 4, 4.0  # large scales saturate attention: gradients of 1e-3 noise
     c.model.lora.vision = c.model.lora.merger = True
-    c.model.dtype = "float32"
+    c.model.dtype, c.model.prompts = "float32", "tiny"
     c.data.buckets = ((384, 2, 128, 192),)
     c.optim.clip = 0.0
     config_lib.check(c)
@@ -98,8 +97,7 @@ def packed_rows(index: int, count: int) -> dict[str, np.ndarray]:
     """This process's part of the first batch."""
     words = tokenizer()
     c = config(words)
-    make = sources.to_examples(c, prompts.get("tiny"))
-    batches = sources.batches(c, Source(20), make, words, interfaces.model(c).model_config(c), (index, count))
+    batches = sources.Input.of(c, words).batches(Source(20), (index, count))
     batch, meta = next(batches)
     batches.close()
     assert any(len(keys) > 1 for rows in meta.keys for keys in rows), "no packed row"

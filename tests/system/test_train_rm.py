@@ -61,7 +61,7 @@ def run(train_rm, main, tmp_path_factory):
     def count(event, duration, **_):
         seen.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-    def validation_batches(*args, real=run_lib.data_lib.validation_batches):
+    def validation_batches(*args, real=run_lib.data_lib.Input.validation_batches):
         began = seen.compiled
         yield from real(*args)
         seen.late += PAUSE
@@ -87,7 +87,7 @@ def run(train_rm, main, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
         patch.setattr(workdir, "local_folder", lambda name: (folder, remote))
-        patch.setattr(run_lib.data_lib, "validation_batches", validation_batches)
+        patch.setattr(run_lib.data_lib.Input, "validation_batches", validation_batches)
         patch.setattr(checkpoint.Checkpoints, "save", save)
         patch.setattr(train_rm.editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
@@ -146,9 +146,10 @@ def test_bad_input_is_one_line(main, tmp_path, caplog):
 def test_a_sick_run_stops_and_is_closed(train_rm, main, tmp_path, caplog):
     """Weights that are NaN: it gives up in one line, what it wrote is whole, nothing is left open."""
     closed, handler = [], signal.getsignal(signal.SIGTERM)
-    initial = lambda *args, real=run_lib.start.initial_weights: jax.tree.map(lambda x: x * float("nan"), real(*args))
+    real = run_lib.interfaces.initial_weights
+    initial = lambda *args: jax.tree.map(lambda x: x * float("nan"), real(*args))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_lib.start, "initial_weights", initial)
+        patch.setattr(run_lib.interfaces, "initial_weights", initial)
         for owner in (run_lib.metrics.Writer, checkpoint.Checkpoints):
             close = lambda self, real=owner.close: (closed.append(type(self).__name__), real(self))
             patch.setattr(owner, "close", close)

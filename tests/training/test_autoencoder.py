@@ -24,16 +24,16 @@ SIZE = 16
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(program, trainable, exported folder) of random weights."""
-    c = config_lib.default()
-    c.update(objective="autoencoder", steps=1, rows=2, compilation_cache="")
-    c.model.update(kind="autoencoder", trainable="full", save_dtype="float32")
+    c = config_lib.default("autoencoder", "autoencoder")
+    c.update(steps=1, rows=2, compilation_cache="")
+    c.model.update(trainable="full", save_dtype="float32")
     c.model.config = json.dumps(micro_editor.configs().vae.to_hf())
     c.data.update(train="editworld_edits", size=64, resolution=SIZE, buckets=((0, 0, SIZE, SIZE),))
     program = build_program(c, make_mesh({"fsdp": 1}), 1)
     trainable, _ = autoencoder.initial_weights(program, None)
     facts = {"validation_latent_mean": 0.25, "validation_latent_square": 0.5}
     folder = tmp_path_factory.mktemp("autoencoder")
-    autoencoder.export(program, trainable, folder, tokenizer=None, prompts=None, facts=facts)
+    autoencoder.export(program, trainable, folder, prompts=None, facts=facts, source=data_lib.source(c, "train"))
     return program, trainable, folder
 
 

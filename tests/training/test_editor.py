@@ -48,9 +48,8 @@ def start(p):
 @cache
 def batch():
     """A batch of real edits: [accum, rows, ...] arrays."""
-    config, cfg = program().config, program().model_config
-    words = data.tokenizer(config, None, cfg)
-    stream = data.batches(config, data.source(config, "train"), data.to_examples(config, None), words, cfg)
+    config = program().config
+    stream = data.Input.of(config).batches(data.source(config, "train"))
     found = next(stream)[0]
     stream.close()
     return found

@@ -1,5 +1,6 @@
-"""OmniGen2 as a kind of model (see `training.registry`): fine-tuned from its folder, or small and from scratch."""
+"""OmniGen2 as a kind of model (see `training.interfaces`): fine-tuned from its folder, or small and from scratch."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -21,19 +22,48 @@ from edit_rl_jax.editors.rows import Bucket, EditRows
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import exports
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
-from edit_rl_jax.nn.params import LoRAConfig
+from edit_rl_jax.nn.params import LoRA, LoRAConfig
 from edit_rl_jax.nn.peft import check_only_lora
 from edit_rl_jax.nn.weights import check_finite, load
-from edit_rl_jax.training import card as cards
+from edit_rl_jax.ranges import knob
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
-__all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
+__all__ = [
+    "BUCKET", "SECTIONS", "Bucket", "batch_format", "card", "check", "export", "initial_weights", "local_folder",
+    "make", "model_config", "tokenizer",
+]  # fmt: skip
 
 RELEASED = "OmniGen2/OmniGen2"
+card = partial(exports.card, title="An image editor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    init_adapter: str = knob("")  # folder whose LoRA weights are the start
+    tokenizer: str = knob("")  # folder, hub id, or "editworld" (the tiny editor's own); "" = init_from's
+    vae: str = knob("")  # folder of the autoencoder of an editor that is trained from scratch
+    train_text: bool = knob(False)  # the language model too, all weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Editing:
+    prompts: int = knob(0, "[0, 1000000]")  # at the end, held-out prompts of EditWorld edited and scored; 0 = none
+    sample_steps: int = knob(20, "[1, 1000]")  # of those edits, Euler, without guidance
+
+
+SECTIONS = {"model": Options, "model.lora": LoRA, "eval": Editing}
+BUCKET = {"text tokens": 1, "references": 0, "height": 1, "width": 1}
+
+
+def check(config: Any) -> None:
+    """Raises ConfigError for values that do not fit together."""
+    if config.model.train_text and config.model.trainable == "lora":
+        raise ConfigError("config key 'model.train_text' needs model.trainable=full: a LoRA is the transformer's alone")
 
 
 def model_config(config: Any) -> Configs:
@@ -130,10 +160,10 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     return trainable, frozen
 
 
-def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
+def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None, **_) -> Path:
     """Writes the released folder layout, or the LoRA files; with card and metadata. Every process must call. Raises
     WeightsError naming weights that are not finite."""
-    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+    with exports.writing(folder, exports.metadata(program.config, prompts)) as part:
         _write(program, trainable, part, tokenizer, prompts, facts, revision, frozen)
     return folder
 
@@ -153,9 +183,9 @@ def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision
         both = (state, st.unflatten(program.frozen_state, frozen))
         whole = [pair for part in both for pair in nnx.to_flat_state(part)]
         # A fixed shift is the training's alone: the folder cannot say one, and "dynamic" is another.
-        shift = {"dynamic_time_shift": config.flow.shift in ("linear", "sqrt")}
+        shift = {"dynamic_time_shift": "flow" in config and config.flow.shift in ("linear", "sqrt")}
         weights.save(nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift)
     if jax.process_index() == 0:
         if m.trainable == "full":
             tokenizer.save_pretrained(str(folder / "processor"))
-        (folder / "README.md").write_text(cards.card(config, prompts, facts, revision, "An image editor"))
+        (folder / "README.md").write_text(card(config, prompts, facts, revision))
