@@ -62,7 +62,7 @@ def run(train_rm, main, tmp_path_factory):
     def count(event, duration, **_):
         seen.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-    def validation_batches(*args, real=run_lib.data_lib.Input.validation_batches):
+    def validation_batches(*args, real=run_lib.Input.validation_batches):
         began = seen.compiled
         yield from real(*args)
         seen.late += PAUSE
@@ -88,7 +88,7 @@ def run(train_rm, main, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
         patch.setattr(workdir, "local_folder", lambda name: (folder, remote))
-        patch.setattr(run_lib.data_lib.Input, "validation_batches", validation_batches)
+        patch.setattr(run_lib.Input, "validation_batches", validation_batches)
         patch.setattr(checkpoint.Checkpoints, "save", save)
         patch.setattr(editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
