@@ -14,9 +14,8 @@ from edit_rl_jax import chips
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.training import feed, interfaces, metrics, optim, session
+from edit_rl_jax.training import sources as data_lib
 from edit_rl_jax.training.program import build_program
-from edit_rl_jax.training.sources import Input
-from edit_rl_jax.training.sources import source as source_of
 
 log = session.log
 
@@ -34,7 +33,7 @@ class Finished:
     mesh: Any
     folder: Path
     model: Path
-    given: Input
+    given: data_lib.Input
     revision: str
     figures: dict[str, Any]
 
@@ -55,10 +54,10 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     config, mesh, folder = run.config, run.mesh, run.folder
 
     # -- Data ----------------------------------------------------------------------------------------------------------
-    given = Input.of(config)
+    given = data_lib.Input.of(config)
     shard = feed.data_shard(mesh, config.rows)
-    source = source_of(config, "train")
-    held_out = source_of(config, "validation") if config.eval.batches else None
+    source = data_lib.source(config, "train")
+    held_out = data_lib.source(config, "validation") if config.eval.batches else None
     steps = config.steps or given.steps_of_epochs(source)
     batches = given.batches(source, shard)
     run.stack.callback(batches.close)
