@@ -14,8 +14,9 @@ from edit_rl_jax import chips
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.training import feed, interfaces, metrics, optim, session
-from edit_rl_jax.training import sources as data_lib
 from edit_rl_jax.training.program import build_program
+from edit_rl_jax.training.sources import Input
+from edit_rl_jax.training.sources import source as source_of
 
 log = session.log
 
@@ -33,7 +34,7 @@ class Finished:
     mesh: Any
     folder: Path
     model: Path
-    given: data_lib.Input
+    given: Input
     revision: str
     figures: dict[str, Any]
 
@@ -54,10 +55,10 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     config, mesh, folder = run.config, run.mesh, run.folder
 
     # -- Data ----------------------------------------------------------------------------------------------------------
-    given = data_lib.Input.of(config)
+    given = Input.of(config)
     shard = feed.data_shard(mesh, config.rows)
-    source = data_lib.source(config, "train")
-    held_out = data_lib.source(config, "validation") if config.eval.batches else None
+    source = source_of(config, "train")
+    held_out = source_of(config, "validation") if config.eval.batches else None
     steps = config.steps or given.steps_of_epochs(source)
     batches = given.batches(source, shard)
     run.stack.callback(batches.close)
@@ -69,11 +70,9 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     run.say("%s", program.sizes)
     revision = model_files.revision(given.base)
     facts = dict(data_hash=given.fingerprint(source), base_hash=st.whole_checksum(frozen))
-    state, position = run.resume(program.state, steps=steps, base_revision=revision, **facts)
-    if state is None:
-        with jax.set_mesh(mesh):
-            state = program.init_state(trainable)
-    else:
+    begin = lambda: program.init_state(trainable)
+    state, position = run.resume(program.state, begin, steps=steps, base_revision=revision, **facts)
+    if run.done:
         batches.set_state(position)
     del trainable
 

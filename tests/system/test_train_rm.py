@@ -12,6 +12,7 @@ import jax
 import pytest
 from etils import epath
 
+from edit_rl_jax.evals.judges import editworld
 from edit_rl_jax.training import checkpoint, metrics, on_mesh, workdir
 from edit_rl_jax.training import supervised as run_lib
 from tests.system.sharded_step import FAST
@@ -61,7 +62,7 @@ def run(train_rm, main, tmp_path_factory):
     def count(event, duration, **_):
         seen.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-    def validation_batches(*args, real=run_lib.data_lib.Input.validation_batches):
+    def validation_batches(*args, real=run_lib.Input.validation_batches):
         began = seen.compiled
         yield from real(*args)
         seen.late += PAUSE
@@ -87,9 +88,9 @@ def run(train_rm, main, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
         patch.setattr(workdir, "local_folder", lambda name: (folder, remote))
-        patch.setattr(run_lib.data_lib.Input, "validation_batches", validation_batches)
+        patch.setattr(run_lib.Input, "validation_batches", validation_batches)
         patch.setattr(checkpoint.Checkpoints, "save", save)
-        patch.setattr(train_rm.editworld, "run", judge)
+        patch.setattr(editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
         assert main("gs://nowhere/run", steps=4, **every) == 0
     jax.monitoring.unregister_event_duration_listener(count)
