@@ -37,6 +37,8 @@ def pixels(images: UInt8[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
+    """Says how times and latents are drawn."""
+
     times: str = knob("lognormal", ("lognormal", "uniform"))
     shift: str = knob("linear")  # none | linear | sqrt | a number: see flow.matching.Times
     sample_latents: bool = knob(True)  # of the autoencoder's posterior; else its mean

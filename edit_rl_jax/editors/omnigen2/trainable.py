@@ -44,6 +44,8 @@ card = partial(exports.card, title="An image editor")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Says what an editor starts from besides its base, and how much of it is trained."""
+
     init_adapter: str = knob("")  # folder whose LoRA weights are the start
     tokenizer: str = knob("")  # folder, hub id, or "editworld" (the tiny editor's own); "" = init_from's
     vae: str = knob("")  # folder of the autoencoder of an editor that is trained from scratch
@@ -52,6 +54,8 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Editing:
+    """Says how the trained editor is evaluated at the end."""
+
     prompts: int = knob(0, "[0, 1000000]")  # at the end, held-out prompts of EditWorld edited and scored; 0 = none
     sample_steps: int = knob(20, "[1, 1000]")  # of those edits, Euler, without guidance
 
