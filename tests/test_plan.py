@@ -227,7 +227,7 @@ def test_editing_is_planned():
     mesh = sharding.make_mesh({"fsdp": 4}, devices)
     found = [compiled.compile_job(job, chip) for job in editing.jobs(config, mesh, side=84)]
     plans = {p["program"].split()[0]: p for p in found}
-    assert list(plans) == ["encode_text", "encode_images", "sample", "decode"]
+    assert list(plans) == ["encode", "condition", "sample", "decode"]
     cfg = interfaces.model(config).model_config(config).transformer
     # of the layers alone: each has four square products of attention, with adapters, and three of the feed-forward
     text, images = editing.TEXT, 9

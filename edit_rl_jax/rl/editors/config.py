@@ -29,7 +29,7 @@ class RL:
     overlap: bool = knob(False)  # a server or the host scores while the next rollout runs, with weights one behind
 
     size: tuple = knob((512, 512))  # pixels of sources and edits: sources are cropped and resized to it
-    text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are cut
+    text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are refused
     steps: int = knob(20, "[1, 1000]")
     solver: str = knob("euler", ("euler", "dpm2"))
     negative: str = knob("")  # the other branches' instruction
