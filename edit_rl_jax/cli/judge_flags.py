@@ -4,19 +4,18 @@ import argparse
 import dataclasses
 import os
 import sys
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edit_rl_jax.cli.flags import add_options, mesh_shape
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.model_files import OFF
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Judge
 from edit_rl_jax.rewards.serving.client import TOKEN, RewardClient
-from edit_rl_jax.sharding import MESH_AXES, make_mesh
+from edit_rl_jax.sharding import make_mesh
 
 KEY = "OPENAI_API_KEY"  # environment variables: secrets are no flags, which all users can list
 
@@ -57,33 +56,9 @@ def _named(argv: Sequence[str]) -> str:
         return judges.DEFAULT
 
 
-def add_options(group: Any, options: type) -> None:
-    """Adds a flag for each field of a dataclass of settings: its type, default, choices and help."""
-    hints = typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
-        kind, told = hints[field.name], dict(default=field.default, help=field.metadata.get("help") or None)
-        if typing.get_origin(kind) in (typing.Union, types.UnionType):
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        if kind is bool:
-            told["action"] = "store_true"
-        elif typing.get_origin(kind) is typing.Literal:
-            told["choices"] = [c for c in typing.get_args(kind) if c]
-        else:
-            told["type"] = kind
-        group.add_argument(f"--{field.name.replace('_', '-')}", **told)
-
-
 def options_of(args: argparse.Namespace) -> Any:
     """Returns the judge's options that the flags say."""
     return args.options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(args.options)})
-
-
-def mesh_shape(text: str) -> dict[str, int]:
-    """ "fsdp=4,tensor=2" as a mapping; -1 takes the devices that are left. Raises ValueError."""
-    shape = {k: int(v) for k, _, v in (part.partition("=") for part in text.split(","))}
-    if not set(shape) <= set(MESH_AXES):
-        raise ValueError(f"axes are {MESH_AXES}")
-    return shape
 
 
 def mesh_of(args: argparse.Namespace) -> Any:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from edit_rl_jax.cli.judge_flags import mesh_shape
+from edit_rl_jax.cli.flags import mesh_shape
 from edit_rl_jax.nn.model_files import fingerprint
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.editscore.judge import EditScore
