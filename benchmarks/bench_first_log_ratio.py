@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from edit_rl_jax.rl.editors import program, prompts
-from edit_rl_jax.training import build, interfaces
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import interfaces, on_mesh
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "grpo_tiny.py"
 ROWS = 16
@@ -28,7 +28,7 @@ def built(dtype: str, rows: int, noise: str):
     words = {"rl.algorithm": "policy_gradient", "rl.prompts": 4, "rl.group": 8, "rl.updates": 1, "rows": rows}
     words |= {"rl.steps": 8, "rl.window": 3, "rl.loss.train_steps": 0, "rl.noise.kind": noise, "model.dtype": dtype}
     config = config_lib.load(CONFIG, {k: str(v) for k, v in words.items()})
-    mesh, base, kind = build.make_mesh(config), build.base_folder(config), interfaces.model(config)
+    mesh, base, kind = on_mesh.make_mesh(config), interfaces.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     p = program.build_program(config, mesh, architecture, kind.tokenizer(config, base, architecture))
     with jax.set_mesh(mesh):

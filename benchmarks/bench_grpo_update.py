@@ -34,7 +34,7 @@ from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.rl.editors.losses import PolicyGradient
 from edit_rl_jax.rl.editors.rollout import make_rollout
 from edit_rl_jax.rl.editors.update import gradient, make_update, microbatch
-from edit_rl_jax.training.step import apply_gradients
+from edit_rl_jax.training.optim import Optimizer
 
 STEPS, SIDE, TEXT = 8, 4, 12  # denoising steps; patches a side; text tokens
 CONFIG = OmniGen2Config(
@@ -85,9 +85,8 @@ def main() -> None:
     drawn = jax.jit(rollout)(trainable, frozen, prompts, 0, 0, 1)
     advantage = jnp.asarray(np.random.default_rng(1).normal(size=(count, args.rows)), jnp.float32)
     keep = jnp.ones((count, args.rows), bool)
-    tx, lr = optax.adamw(1.0), jnp.float32(1e-4)
-    options = {"clip": 1.0, "microbatches": count}
-    update = jax.jit(make_update(algorithm, velocity, tx, lambda _: lr, **options), donate_argnums=(0, 1))
+    optimizer = Optimizer(optax.adamw(1.0), lambda _: jnp.float32(1e-4), clip=1.0)
+    update = jax.jit(make_update(algorithm, velocity, optimizer, microbatches=count), donate_argnums=0)
 
     @jax.jit
     def one(trainable, m, i):
@@ -97,34 +96,34 @@ def main() -> None:
 
     add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def apply(trainable, state, grads, total, weight):
+    @partial(jax.jit, donate_argnums=0)
+    def apply(state, grads, total, weight):
         grads = jax.tree.map(lambda g: g / weight, grads)
-        return apply_gradients(tx, lr, 1.0, trainable, state, grads, total / weight)
+        return optimizer.apply(state, grads, total / weight, 0)
 
-    def loop(trainable, state):
+    def loop(state):
         grads, total, weight = None, 0.0, 0.0
         for m in range(count):
             for i in range(args.window):
-                new, metrics = one(trainable, m, i)
+                new, metrics = one(state["trainable"], m, i)
                 grads = new if grads is None else add(grads, new)
                 part, rows, _ = jax.device_get(metrics)
                 total, weight = total + part, weight + rows
-        return apply(trainable, state, grads, total, weight)
+        return apply(state, grads, total, weight)
 
-    def compiled(trainable, state):
-        return update(trainable, state, frozen, prompts, drawn, advantage, keep, 0, 0, 0)
+    def compiled(state):
+        return update(state, frozen, prompts, drawn, advantage, keep, 0, 0, 0)
 
-    start = lambda: jax.tree.map(jnp.copy, (trainable, tx.init(trainable)))
-    both = compiled(*start()), loop(*start())  # compiles, too
-    norms = [float(metrics["grad_norm"]) for _, _, metrics in both]
+    start = lambda: jax.tree.map(jnp.copy, optimizer.init(trainable))
+    both = compiled(start()), loop(start())  # compiles, too
+    norms = [float(metrics["grad_norm"]) for _, metrics in both]
     np.testing.assert_allclose(*norms, rtol=1e-4)
     seconds: dict[str, list[float]] = {"compiled": [], "loop": []}
     for _ in range(args.repeats):
         for name, run in (("compiled", compiled), ("loop", loop)):
             state = jax.block_until_ready(start())
             begin = time.perf_counter()
-            jax.block_until_ready(run(*state)[0])
+            jax.block_until_ready(run(state)[0])
             seconds[name].append(time.perf_counter() - begin)
     median = {name: float(np.median(times)) for name, times in seconds.items()}
     figures = {

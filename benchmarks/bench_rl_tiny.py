@@ -26,15 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edit_rl_jax.editors.pixels import to_pixels
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.rl.rewards import OracleReward
-from edit_rl_jax.training import build, interfaces, optim
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training.step import apply_gradients
+from edit_rl_jax.training import interfaces, on_mesh, optim
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "grpo_tiny.py"
@@ -43,7 +43,7 @@ CONFIG = ROOT / "configs" / "grpo_tiny.py"
 def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64, lr: float = 5e-3) -> dict:
     """Supervised training for that many minutes, evaluated as a run is. Compilation is not counted."""
     config = config_lib.load(CONFIG, {**overrides, "seed": seed, "rl.rewards": "(('oracle', 1.0),)"})
-    mesh, base, kind = build.make_mesh(config), build.base_folder(config), interfaces.model(config)
+    mesh, base, kind = on_mesh.make_mesh(config), interfaces.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     built = program.build_program(config, mesh, architecture, tokenizer)
@@ -54,12 +54,13 @@ def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64
     before, _ = evaluation.evaluate(built, trainable, frozen, held_out, OracleReward(config, mesh))
     with config.unlocked():
         config.optim.update(name="muon", lr=lr, adam_lr=1e-3, schedule="linear", warmup=10, weight_decay=0.0)
-    tx, times = optim.make(config.optim), matching.Times("uniform", "none")
+    optimizer = optim.Optimizer(optim.transformation(config.optim), lambda rate: rate, clip=1.0)
+    times = matching.Times("uniform", "none")
 
     def loss(trainable, frozen, batch, targets, step):
         model = built.merge(trainable, frozen)
         condition = jax.tree.map(lambda a: a[:, 0], program.encode(model, batch)["condition"])
-        data = jax.lax.stop_gradient(model.encode_images(targets.astype(jnp.float32) / 127.5 - 1))
+        data = jax.lax.stop_gradient(model.encode(to_pixels(targets)))
         items = jnp.arange(rows, dtype=jnp.int32)
         keys = item_keys(seed, Purpose.TRAINING, step, items, jnp.zeros_like(items))
         t = times.draw(keys, jnp.full((rows,), data.shape[1]))
@@ -68,20 +69,20 @@ def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64
         return jnp.sum(total) / jnp.sum(count)
 
     @jax.jit
-    def update(trainable, opt_state, frozen, batch, targets, step, rate):
-        value, grads = jax.value_and_grad(loss)(trainable, frozen, batch, targets, step)
-        return apply_gradients(tx, rate, 1.0, trainable, opt_state, grads, value)[:2]
+    def update(state, frozen, batch, targets, step, rate):
+        value, grads = jax.value_and_grad(loss)(state["trainable"], frozen, batch, targets, step)
+        return optimizer.apply(state, grads, value, rate)[0]
 
-    state, step, began, limit = (trainable, tx.init(trainable)), 0, None, 60 * minutes
+    state, step, began, limit = optimizer.init(trainable), 0, None, 60 * minutes
     while began is None or time.monotonic() - began < limit:
         asked = [world[(step * rows + i) % len(world)] for i in range(rows)]
         targets = np.stack([render(p.edit.targets[0].scene, config.rl.size[0]) for p in asked])
         batch = {**built.batch(asked, range(rows), config.rows), "item": np.arange(rows, dtype=np.int32)}
         done = 0.0 if began is None else (time.monotonic() - began) / limit
         rate = jnp.float32(lr * min(1.0, (step + 1) / 10) * (1 - done))
-        state = jax.block_until_ready(update(*state, frozen, batch, targets, np.int32(step), rate))
+        state = jax.block_until_ready(update(state, frozen, batch, targets, np.int32(step), rate))
         step, began = step + 1, began or time.monotonic()
-    after, _ = evaluation.evaluate(built, state[0], frozen, held_out, OracleReward(config, mesh))
+    after, _ = evaluation.evaluate(built, state["trainable"], frozen, held_out, OracleReward(config, mesh))
     return evaluation.compare(before, after) | {"steps": step, "train_minutes": minutes}
 
 

@@ -52,9 +52,8 @@ ARCHITECTURE = {
 
 
 def get_config():
-    c = default()
+    c = default(objective="sft")
     c.name = "base_tiny"
-    c.objective = "sft"
     c.steps = 9000
     c.rows = 11
     c.model.config = json.dumps(ARCHITECTURE)

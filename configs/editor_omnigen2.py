@@ -13,12 +13,10 @@ from edit_rl_jax.training.config import default
 
 
 def get_config():
-    c = default()
+    c = default(kind="omnigen2", objective="flow_matching")
     c.name = "editor_omnigen2"
-    c.objective = "flow_matching"
     c.steps = 4000
     c.rows = 16
-    c.model.kind = "omnigen2"
     c.model.init_from = "OmniGen2/OmniGen2"
     c.model.trainable = "full"
     c.model.lora.rank = 8

@@ -14,12 +14,10 @@ from edit_rl_jax.training.config import default
 
 
 def get_config():
-    c = default()
+    c = default(kind="omnigen2", objective="flow_matching")
     c.name = "editor_tiny"
-    c.objective = "flow_matching"
     c.steps = 2800
     c.rows = 64
-    c.model.kind = "omnigen2"
     c.model.config = trainable.to_json(tiny.configs())
     c.model.tokenizer = "editworld"
     c.model.trainable = "full"

@@ -1,46 +1,5 @@
-"""EditScore reward model on Qwen/Qwen2.5-VL-32B-Instruct: LoRA by cross-entropy on the judge's replies.
+"""`configs/rm.py` at 32B; it says hardware, recipe and licence: train_rm.py --config configs/rm_32b.py --workdir DIR"""
 
-    python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
-    python scripts/train_rm.py --config configs/rm_32b.py --config.topology=v6e:4x4 --workdir gs://BUCKET/rm_32b
+from edit_rl_jax.training.config import beside
 
-Recipe of arXiv 2509.23909: rank 32, alpha 64, lr 1e-4, cosine, warm-up 0.1, 3 epochs, about 128 samples a step (rows x
-accum, packed), images of at most 512 x 512 pixels, bf16. Licence of the base: Apache-2.0.
-Hardware: a v6e-16, v5p-32 or larger. Memory and FLOPs: `python scripts/plan.py --config configs/rm_32b.py --topology
-v6e:4x4`. To expect: the paper's EditScore-32B.
-"""
-
-from edit_rl_jax.training.config import default
-
-
-def get_config():
-    c = default()
-    c.name = "rm_32b"
-    c.objective = "editscore"
-    c.epochs = 3.0
-    c.rows = 16
-    c.accum = 2
-    c.model.init_from = "Qwen/Qwen2.5-VL-32B-Instruct"
-    c.model.prompts = "standard"
-    c.model.lora.rank = 32
-    c.model.lora.alpha = 64.0
-    c.model.dtype = "bfloat16"
-    c.data.train = "data/editscore"
-    c.data.max_pixels = 512 * 512
-    c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
-    c.data.workers = 16
-    c.data.on_bad_record = "skip"
-    c.optim.lr = 1e-4
-    c.optim.schedule = "cosine"
-    c.optim.warmup = 0.1
-    c.checkpoint.every = 250
-    c.eval.every = 250
-    with c.unlocked():
-        c.mesh_presets = {
-            "v5e:8x8": {"fsdp": 16, "tensor": 4},
-            "v6e:4x4": {"fsdp": 16},
-            "v6e:4x8": {"fsdp": 16, "tensor": 2},
-            "v5p:2x2x4": {"fsdp": 16},
-            "v5p:2x4x4": {"fsdp": 16, "tensor": 2},
-            "h100:8": {"fsdp": 8},
-        }
-    return c
+get_config = beside(__file__, "rm.py:32b")

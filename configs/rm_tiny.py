@@ -12,9 +12,8 @@ from edit_rl_jax.training.config import default
 
 
 def get_config():
-    c = default()
+    c = default(kind="qwen2_5_vl", objective="editscore")
     c.name = "rm_tiny"
-    c.objective = "editscore"
     c.steps = 500
     c.rows = 11
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")

@@ -15,12 +15,10 @@ from edit_rl_jax.training.config import default
 
 
 def get_config():
-    c = default()
+    c = default(kind="autoencoder", objective="autoencoder")
     c.name = "vae_tiny"
-    c.objective = "autoencoder"
     c.steps = 2400
     c.rows = 2
-    c.model.kind = "autoencoder"
     c.model.config = json.dumps(tiny.VAE.to_hf())
     c.model.trainable = "full"
     c.data.train = "editworld_edits"

@@ -1,8 +1,10 @@
-"""Finds what a name stands for: in a registry, by an import path, or as the nearest of those that there are."""
+"""Finds what a name stands for: in a registry, by an import path, as a folder, or as the nearest there is."""
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -53,3 +55,24 @@ def resolve(name: str, registry: Mapping[str, str]) -> Any:
         return getattr(found, attribute) if attribute else found
     except (ImportError, AttributeError, TypeError, ValueError) as e:
         raise ConfigError(f"cannot load '{name}': {e}") from e
+
+
+def model_folder(model: Any, key: str, find: Callable[..., Path], revision: str | None = None) -> Path:
+    """Finds the local folder of the path or hub id under a key of the section `model` of a config.
+
+    find: of the kind of model: (name, revision) -> folder, or OSError. Raises ConfigError where there is none.
+    """
+    try:
+        return find(model[key], revision)
+    except OSError as e:  # the hub's errors are of this kind too
+        raise ConfigError(f"config key 'model.{key}', '{model[key]}': {str(e).splitlines()[0]}") from e
+
+
+def base_folder(model: Any, find: Callable[..., Path]) -> Path | None:
+    """Finds the local folder of `model.init_from`, as `model_folder`; None for random weights."""
+    return model_folder(model, "init_from", find, model.revision or None) if model.init_from else None
+
+
+def portable(value: Any) -> Any:
+    """Shortens the path of a packaged asset by the folder that the package lies in; leaves anything else as it is."""
+    return re.sub(r"^.*/(?=edit_rl_jax/assets/[^/]+/?$)", "", value) if isinstance(value, str) else value

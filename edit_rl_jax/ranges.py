@@ -5,8 +5,10 @@ lie in none.
 """
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 INT32 = "[1, 2147483647]"  # of what is counted in int32 on the devices
 INT32_OR_0 = "[0, 2147483647]"
@@ -26,6 +28,17 @@ def problem(value: float, allowed: str) -> str:
     words = f"at least {low}" if opening == "[" else f"above {low}"
     words += f" and at most {high}" if closing == "]" else f" and below {high}"
     return f"must be {f'{besides}, or ' if besides else ''}{words}, got {value}"
+
+
+def knob(default: Any, allowed: str | tuple[str, ...] = "") -> Any:
+    """Declares a field of a dataclass that is a key of configs, with its default and what it may be.
+
+    allowed: the range of a number, or the choices of a text. default: `dict` for an empty one.
+    """
+    about = {"allowed": allowed}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
 
 
 def flag(kind: type[int] | type[float], allowed: str) -> Callable[[str], float]:

@@ -32,8 +32,8 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
 from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
-from edit_rl_jax.training import build  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
+from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
@@ -70,23 +70,23 @@ def plan(args, overrides) -> dict:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = "rl" if "rl" in config else args.job
-    facts = {"overrides": overrides, "rows": config.rows, "accum": config.accum}
+    facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
     if job == "score":
-        engine = scoring.describe(build.model_config(config), chip, devices)
+        engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices)
         jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
     elif job == "rl":
         jobs = rl.jobs(config, chip, devices)
     elif job == "edit":
-        jobs = editing.jobs(config, build.make_mesh(config, devices))
+        jobs = editing.jobs(config, on_mesh.make_mesh(config, devices))
     else:
-        jobs = training.jobs(config, build.make_mesh(config, devices), args.buckets)
+        jobs = training.jobs(config, on_mesh.make_mesh(config, devices), args.buckets)
     programs = []
     for one in jobs:
         programs.append(compile_job(one, chip))
         print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
     return {
-        "config": Path(args.config).stem,
+        "config": config.name or Path(args.config).stem,
         "topology": args.topology,
         "devices": len(devices),
         "job": job,
@@ -128,6 +128,8 @@ def plan_all(output: Path) -> int:
     jobs = [(output / "score", name, "", where, ["--job", "score"]) for name, where in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
         config = config_lib.load(file)
+        if config.name != file.stem:  # a family of configs, whose members have files of their own
+            continue
         parts = EDITING if config.objective == "flow_matching" and "rl" not in config else {"": []}
         for where in [name for name in config.mesh_presets.keys() if name.split(":")[0] in chips.CHIPS]:
             jobs += [(output, file.stem, part, where, flags) for part, flags in parts.items()]

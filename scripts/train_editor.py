@@ -13,13 +13,13 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.editors.sampling import EditorSampler, Settings
+from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.evals.editors import editworld
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.names import resolve
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.training import card, supervised
+from edit_rl_jax.training import supervised
 from edit_rl_jax.training.interfaces import EDITORS
 from edit_rl_jax.training.report import write_report
 
@@ -40,8 +40,7 @@ def finish(done: supervised.Finished) -> None:
         found = editworld.reconstruct(flux_vae.from_folder(done.model), done.folder, **how)
     else:
         found = editworld.run(sampler(done), done.folder, **how)
-    figures = done.figures | {k: found[k] for k in ("success_rate", "success_rate_ci95", "n", "overall")}
-    (done.model / "README.md").write_text(card.card(config, None, figures, done.revision))
+    done.write_card({k: found[k] for k in ("success_rate", "success_rate_ci95", "n", "overall")})
     print(editworld.summary(found))
 
 
@@ -49,12 +48,12 @@ def sampler(done: supervised.Finished) -> EditorSampler:
     """The trained editor over the devices of this process, sampled without guidance."""
     config, kind = done.config, resolve(done.config.model.kind, EDITORS)
     lora = config.model.trainable == "lora"
-    folder, steps = done.base if lora else done.model, config.eval.sample_steps
+    folder, steps = done.given.base if lora else done.model, config.eval.sample_steps
     mesh = make_mesh({"fsdp": (n := jax.local_device_count())}, jax.local_devices())
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
-    shapes = editworld.buckets(editor.multiple, config.data.resolution)
-    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
+    shapes = editworld.buckets(editor.processor.multiple, config.data.resolution)
+    settings = EditSettings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 

@@ -15,8 +15,9 @@ from edit_rl_jax import chips, flops, sharding
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import compiled, editing, hlo
 from edit_rl_jax.plan import rl as rl_plan
-from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import interfaces, on_mesh
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
@@ -85,8 +86,8 @@ def test_the_compiler_itself_refuses():
 def real(name, **changes):
     config = config_lib.load(ROOT / "configs" / f"{name}.py", {"model.attention": "splash", **changes})
     _, devices = chips.describe("v5e:4x4")
-    mesh = build.make_mesh(config, devices)
-    program = build.build(config, mesh, steps=10)
+    mesh = on_mesh.make_mesh(config, devices)
+    program = build_program(config, mesh, steps=10)
     return program, next(iter(program.batches))
 
 
@@ -184,6 +185,15 @@ def test_checked_in_plans_fit():
             assert together == memory["together"] <= memory["usable_hbm"], name
 
 
+def test_checked_in_plans_are_those_of_the_configs():
+    for file in (ROOT / "benchmarks/plans").glob("*.json"):
+        made = json.loads(file.read_text())
+        config = config_lib.load(ROOT / "configs" / f"{made['config']}.py")
+        assert made["config"] == config.name and made["topology"] in config.mesh_presets
+        now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
+        assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
+
+
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
     """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
     out = tmp_path / "plan.json"
@@ -217,8 +227,8 @@ def test_editing_is_planned():
     mesh = sharding.make_mesh({"fsdp": 4}, devices)
     found = [compiled.compile_job(job, chip) for job in editing.jobs(config, mesh, side=84)]
     plans = {p["program"].split()[0]: p for p in found}
-    assert list(plans) == ["encode_text", "encode_images", "sample", "decode"]
-    cfg = build.model_config(config).transformer
+    assert list(plans) == ["encode", "condition", "sample", "decode"]
+    cfg = interfaces.model(config).model_config(config).transformer
     # of the layers alone: each has four square products of attention, with adapters, and three of the feed-forward
     text, images = editing.TEXT, 9
     tokens, alone = text + 2 * images, text**2 + 2 * images**2
@@ -265,7 +275,7 @@ def test_rl_is_planned_with_what_lies_beside_each_program():
     for p in programs.values():
         assert p["together"] == p["peak"] + sum(p["beside"].values()) <= chip.hbm
     # of the reward model bf16 in two halves
-    weights = nnx.eval_shape(lambda: Qwen25VL(build.model_config(judge), rngs=nnx.Rngs(0)))
+    weights = nnx.eval_shape(lambda: Qwen25VL(interfaces.model(judge).model_config(judge), rngs=nnx.Rngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(weights)))
     for name in ("rollout", "update"):
         ((what, size),) = programs[name]["beside"].items()

@@ -28,8 +28,10 @@ class Times:
     shift: str = "linear"
 
     def __post_init__(self):
-        if self.kind not in ("lognormal", "uniform") or not (self.shift in ("none", "linear", "sqrt") or self._m > 0):
+        if self.kind not in ("lognormal", "uniform"):
             raise ValueError(f"impossible training times: {self}")
+        if self.shift not in ("none", "linear", "sqrt") and not 1e-6 <= self._m <= 1e6:
+            raise ValueError(f"impossible training times: {self}: shift is a number from 1e-6 to 1e6, or a name")
 
     @property
     def _m(self) -> float:

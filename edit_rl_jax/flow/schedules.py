@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from edit_rl_jax.ranges import knob
+
 
 def shift_times(times, m):
     """t / (m - m t + t) of numbers or arrays: m > 1 spends more steps near the noise; 0 and 1 stay."""
@@ -27,9 +29,9 @@ class Schedule:
     """
 
     steps: int
-    kind: str = "dynamic"
-    shift: float = 3.0
-    base_res: int = 320
+    kind: str = knob("dynamic", ("linear", "static", "dynamic"))
+    shift: float = knob(3.0, "[1e-6, 1e6]")
+    base_res: int = knob(320, "[1, 65536]")
 
     def __post_init__(self):
         if self.kind not in ("linear", "static", "dynamic") or self.steps < 1 or self.shift <= 0 or self.base_res <= 0:

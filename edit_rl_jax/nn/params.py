@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from edit_rl_jax.ranges import knob
+
 # A logical axis is a name, or (name, units) where a dimension is `units` pieces that must not be cut (heads), or None.
 Axis = str | tuple[str, int] | None
 
@@ -45,13 +47,19 @@ def param(
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters W + (alpha / rank) A B on every decoder linear; the rest of Qwen2.5-VL where it is named."""
+class LoRA:
+    """Low-rank adapters W + (alpha / rank) A B on every linear of a network."""
 
-    rank: int = 32
-    alpha: float = 64.0
-    vision: bool = False
-    merger: bool = False
+    rank: int = knob(32, "[1, 8192]")
+    alpha: float = knob(64.0, "[1e-6, 1e6]")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig(LoRA):
+    """Low-rank adapters on every decoder linear; on the rest of a VLM where it is named."""
+
+    vision: bool = knob(False)
+    merger: bool = knob(False)
     patches: bool = False
     head: bool = False
 

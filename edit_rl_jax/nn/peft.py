@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from edit_rl_jax.nn import peft_config, weights
+from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.nn.safetensors_io import Tensor, WeightsError, listing, read_header
 from edit_rl_jax.nn.weights import Naming
 
@@ -256,11 +257,20 @@ def tensors(state, adapter: Adapter, prefix: str = "base_model.model.") -> dict[
     return out
 
 
-def save(state, adapter: Adapter, folder: str | Path) -> Path:
-    """Writes the LoRA leaves of a state as a PEFT adapter folder, other leaves ignored. Every process must call.
+def check_only_lora(state) -> None:
+    """Raises WeightsError that names the trained leaves which an adapter cannot hold: left out, they would be lost."""
+    named = zip(*weights.flatten(state)[:2])
+    if more := [".".join(map(str, p)) for p, v in named if isinstance(v, Trainable) and p[-1] not in weights.LORA]:
+        raise WeightsError(f"trained, but no part of a LoRA adapter: {listing(more)}")
 
-    adapter: from `make_adapter`, or from `read_adapter` to keep an adapter's own config. Raises as `tensors`.
+
+def save(state, adapter: Adapter, folder: str | Path) -> Path:
+    """Writes the LoRA leaves of a state as a PEFT adapter folder; frozen leaves stay out. Every process must call.
+
+    adapter: from `make_adapter`, or from `read_adapter` to keep an adapter's own config. Raises WeightsError as
+    `tensors`, and naming what is trained besides.
     """
+    check_only_lora(state)
     named = tensors(state, adapter)
     if jax.process_index() == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,44 +11,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.editors.omnigen2 import weights as omnigen2
-from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.editor import Configs
-from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.nn import peft_config
 from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training import build
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.vlm.loading import base_folder
-from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-
-RELEASED = "OmniGen2/OmniGen2"
-
-
-class _Counting:
-    """A tokenizer that only has to give a text some tokens."""
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [0] * 16
-
-
-def editor_configs(config: Any) -> Configs:
-    """Reads the architecture of the folder `model.init_from`; that of the released weights needs no download."""
-    if config.model.init_from == RELEASED and not Path(RELEASED).exists():
-        return Configs(Config.from_hf(sizes.config("3B")), OmniGen2Config(), VAEConfig())
-    return omnigen2.configs(omnigen2.local_folder(config.model.init_from, config.model.revision or None))
+from edit_rl_jax.training import on_mesh
 
 
 def abstract_batch(program: Program) -> dict[str, Any]:
     """Gives the shapes of a rollout's host batch, whole on every device."""
     r = program.config.rl
     blank = Prompt("", np.zeros((*r.size, 3), np.uint8), "edit")
-    batch = host_batch(program.config, program.editor, _Counting(), [blank] * r.prompts, range(r.prompts), r.group)
+    batch = host_batch(program.config, program.editor.processor, None, [blank] * r.prompts, range(r.prompts), r.group)
     place = NamedSharding(program.mesh, PartitionSpec())
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), batch)
 
@@ -65,10 +41,10 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
         prompts, drawn = jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding), shapes, places
         )
-        rows = (program.microbatches, program.config.rows)
-        values = [jax.ShapeDtypeStruct(rows, t, sharding=drawn.final.sharding) for t in (jnp.float32, jnp.bool)]
+        count = program.microbatches * program.config.rows
+        scores = [jax.ShapeDtypeStruct((count,), t) for t in (jnp.float32, jnp.bool, jnp.int32)]
         drawn = drawn._replace(finished=None)
-        update = program.update.lower(state, program.frozen, prompts, drawn, *values, number, number, number)
+        update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
 
 
@@ -77,27 +53,18 @@ def resident(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def judge_architecture(config: Any) -> Config | None:
-    """Finds the architecture of the reward model that `rl.judge` names; None where no reward of the config loads one.
+def judge_architecture(config: Any) -> Any:
+    """Finds the architecture of the reward model that `rl.judge` names; None where no reward of the config loads one,
+    and for a judge that has none to plan.
 
-    The four published sizes need no download. Raises ConfigError where the model or its base is not there.
+    Raises ConfigError where the model or its base is not there.
     """
     j = config.rl.judge
-    if not any(name == "editscore" and weight for name, weight in config.rl.rewards):
-        return None
-    if not j.model:
-        raise ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
-    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
     try:
-        home = j.base or j.model
-        if not j.base:
-            home = folder = weights.local_folder(j.model)
-            if (folder / peft.CONFIG).exists():
-                said = peft_config.read(folder / peft.CONFIG).get("base_model_name_or_path")
-                home = said if said in by_id else base_folder(folder)
-        if home in by_id and not Path(home).exists():
-            return Config.from_hf(sizes.config(by_id[home]))
-        return weights.read_config(home)
+        found = rewards.judge_class(config)
+        return found.architecture(j.model, j.base) if hasattr(found, "architecture") else None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as e:
         raise ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
 
@@ -106,13 +73,14 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     """Lowers rollout, update and, where a reward model of the config lies on the same chips, its prefill and decode.
 
     Beside rollout and update lie the weights of the reward model that `rl.judge` names; beside scoring the policy's,
-    what the rollout left and the images. As `EditScoreReward` the reward model lies on the devices of one process.
+    what the rollout left and the images. As in `JudgeReward` the reward model lies on the devices of one process.
     Raises ConfigError where `rl.judge.tensor` does not divide a process's devices, or the reward model is not there.
     """
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
     if len(local) % r.judge.tensor:
         raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
-    program = build_program(config, build.make_mesh(config, devices), editor_configs(config))
+    kind = interfaces.model(config)
+    program = build_program(config, on_mesh.make_mesh(config, devices), kind.model_config(config))
     engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from edit_rl_jax.plan.compiled import Job
-from edit_rl_jax.training.build import Program, build
+from edit_rl_jax.training.program import Program, build_program
 
 
 def jobs(config: Any, mesh: Any, names: str = "largest") -> Iterator[Job]:
@@ -16,7 +16,7 @@ def jobs(config: Any, mesh: Any, names: str = "largest") -> Iterator[Job]:
 
     names: "largest", "all", or parts of names as "512x512,1024x1024". Raises ConfigError or ShardingError.
     """
-    program = build(config, mesh)
+    program = build_program(config, mesh)
     size = lambda bucket: sum(math.prod(x.shape) for x in program.batches[bucket].values())
     buckets = sorted(program.batches, key=size, reverse=True)
     if names not in ("largest", "all"):
@@ -28,7 +28,7 @@ def jobs(config: Any, mesh: Any, names: str = "largest") -> Iterator[Job]:
 def job(program: Program, bucket: Any) -> Job:
     """Lowers the step of one bucket."""
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    args = (program.trainable, program.opt_state, program.frozen, program.batches[bucket], number)
+    args = (program.state, program.frozen, program.batches[bucket], number)
     with jax.set_mesh(program.mesh):
         lowered = program.step.lower(*args)
     model, executed = program.model_flops(bucket), program.model_flops(bucket, remat=True)

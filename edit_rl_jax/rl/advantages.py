@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from edit_rl_jax.ranges import knob
+
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageConfig:
@@ -23,10 +25,10 @@ class AdvantageConfig:
       min_std: groups below it leave, besides those whose rewards are all equal.
     """
 
-    std: str = "group"
-    clip: float = 5.0
-    eps: float = 1e-4
-    min_std: float = 0.0
+    std: str = knob("group", ("group", "global"))
+    clip: float = knob(5.0, "[1e-6, 1e6]")
+    eps: float = knob(1e-4, "[0, 1e6]")
+    min_std: float = knob(0.0, "[0, 1e6]")
 
     def __post_init__(self):
         if self.std not in ("group", "global"):

@@ -1,21 +1,18 @@
 """Parts of the check of a config: keys and their hints, types, choices, ranges, the forms of buckets and meshes."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from edit_rl_jax import json_files
 from edit_rl_jax.names import ConfigError, nearest
 from edit_rl_jax.ranges import problem
+from edit_rl_jax.training import interfaces
+from edit_rl_jax.training.config_keys import AXIS, REINFORCEMENT, Sections, knobs, no_key, sections
 
-# The numbers of a bucket of `data.buckets` by kind of model; those of other kinds only must not be negative.
-LARGEST = 2**24
-AXIS = "-1 or [1, 1048576]"
-BUCKETS = {
-    "qwen2_5_vl": {"tokens": 1, "vision rows": 1, "patch slots a vision row": 1, "answer tokens": 1},
-    "omnigen2": {"text tokens": 1, "references": 0, "height": 1, "width": 1},
-    "autoencoder": {"text tokens": 0, "references": 0, "height": 1, "width": 1},
-}
+LARGEST = 2**24  # number of a bucket
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -27,41 +24,41 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def check_values(
-    config: ConfigDict, defaults: ConfigDict, ranges: Mapping[str, str], choices: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Raises ConfigError where a key of `defaults` is missing or its sections have another, and where a value is not of
-    the default's type, no choice of `choices`, or not in its range of `ranges`."""
-    flat, known = dict(flatten(config)), dict(flatten(defaults))
-    sections = {key.partition(".")[0] for key in known}
-    for key in flat:  # a section of one's own, for an objective or model of one's own, is left alone
-        if key not in known and (key.partition(".")[0] in sections or "." not in key):
-            raise ConfigError(f"no config key '{key}'{nearest(key, list(known))}")
-    for key, old in known.items():
+def check_values(config: ConfigDict, parts: Sections) -> None:
+    """Raises ConfigError where a key of the sections is missing or the config has another in them, and where a value is
+    not of the default's type, no choice, or not in its range."""
+    flat, known = dict(flatten(config)), {key: (old, allowed) for key, old, allowed in sorted(knobs(parts))}
+    tops = {key.partition(".")[0] for key in known}
+    if missing := sorted(tops - set(config)):
+        made = f"kind='{config.model.kind}', objective='{config.objective}'"
+        raise ConfigError(f"the config has no section '{missing[0]}': start from config.default({made})")
+    for key in flat:  # a section of one's own is left alone
+        if key not in known and (key.partition(".")[0] in tops or "." not in key):
+            raise no_key(key, list(known))
+    for key, (old, allowed) in known.items():
         if key not in flat:
             raise ConfigError(f"config key '{key}' is missing: set single keys of a section, not the whole")
+        old = {} if isinstance(old, ConfigDict) else old
         value, kinds = flat[key], {float: (float, int), tuple: (tuple, list)}.get(type(old), (type(old),))
         if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(old, bool):
             raise ConfigError(f"config key '{key}' takes {type(old).__name__}, got {type(value).__name__} {value}")
-        if key in choices and value not in choices[key]:
-            raise ConfigError(f"config key '{key}' is one of {', '.join(choices[key])}; got '{value}'")
-        if key in ranges and (wrong := problem(value, ranges[key])):
+        if isinstance(allowed, tuple) and value not in allowed:
+            raise ConfigError(f"config key '{key}' is one of {', '.join(allowed)}; got '{value}'")
+        if allowed and isinstance(allowed, str) and (wrong := problem(value, allowed)):
             raise ConfigError(f"config key '{key}' {wrong}")
 
 
-def check_buckets(buckets: Any, kind: str) -> None:
-    """Raises ConfigError for a `data.buckets` that models of that kind cannot take, whatever their geometry."""
-    least = BUCKETS.get(kind, dict.fromkeys(("1st number", "2nd number", "3rd number", "4th number"), 0))
+def check_buckets(buckets: Any, least: Mapping[str, int]) -> None:
+    """Raises ConfigError for a `data.buckets` that models of a kind cannot take, whatever their geometry; least: its
+    `BUCKET`."""
     form = f"config key 'data.buckets' holds 1 to 8 entries ({', '.join(least)}), as ((512, 1, 256, 64),)"
-    numbers = lambda b: isinstance(b, (tuple, list)) and len(b) == 4 and all(type(n) is int for n in b)
+    numbers = lambda b: isinstance(b, (tuple, list)) and len(b) == len(least) and all(type(n) is int for n in b)
     if not 1 <= len(buckets) <= 8 or not all(map(numbers, buckets)):
         raise ConfigError(f"{form}; got {buckets}")
     for bucket in buckets:
         for number, (name, low) in zip(bucket, least.items()):
             if wrong := problem(number, f"[{low}, {LARGEST}]"):
                 raise ConfigError(f"config key 'data.buckets': {name} of {tuple(bucket)} {wrong}")
-        if kind == "qwen2_5_vl" and bucket[3] > bucket[0]:
-            raise ConfigError(f"config key 'data.buckets': more answer tokens than tokens in {tuple(bucket)}")
     if len(set(map(tuple, buckets))) < len(buckets):
         raise ConfigError(f"config key 'data.buckets' holds an entry twice: {buckets}")
 
@@ -79,3 +76,40 @@ def check_mesh(key: str, mesh: Any) -> None:
             raise ConfigError(f"config key '{key}.{axis}' {wrong}")
     if list(mesh.values()).count(-1) > 1:
         raise ConfigError(f"config key '{key}': -1 is what the others leave, on one axis only; got {dict(mesh)}")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for values that cannot work, before anything is loaded."""
+    check_values(config, sections(config.model.kind, config.objective))
+    check_mesh("mesh", config.mesh.to_dict())
+    for name, mesh in config.mesh_presets.items():
+        check_mesh(f"mesh_presets.{name}", mesh.to_dict() if isinstance(mesh, ConfigDict) else mesh)
+    if config.topology and config.topology not in config.mesh_presets:
+        have = list(config.mesh_presets)
+        raise ConfigError(
+            f"no mesh preset '{config.topology}'{nearest(config.topology, have)}; presets: {', '.join(have)}"
+        )
+    m = config.model
+    if m.config.lstrip().startswith("{"):
+        try:
+            json_files.loads(m.config, "config key 'model.config'")
+        except json_files.JSONError as e:
+            raise ConfigError(str(e)) from None
+    if bool(m.init_from) == bool(m.config):
+        raise ConfigError("exactly one of config keys 'model.init_from' and 'model.config' must be set")
+    if m.get("init_adapter") and not (m.init_from and m.trainable == "lora"):
+        raise ConfigError("config key 'model.init_adapter' needs model.trainable=lora and a base in model.init_from")
+    profile = re.fullmatch(r"(?:(\d{1,10}):(\d{1,10}))?", config.log.profile_steps)
+    if not profile or profile[1] and not 1 <= int(profile[1]) <= int(profile[2]):
+        raise ConfigError(
+            f"config key 'log.profile_steps' is 'first:last', steps from 1 on, got '{config.log.profile_steps}'"
+        )
+    kind, d = interfaces.model(config), config.data
+    if config.objective != REINFORCEMENT:
+        if config.steps <= 0 and config.epochs <= 0:
+            raise ConfigError("one of config keys 'steps' and 'epochs' must be above 0")
+        check_buckets(d.buckets, kind.BUCKET)
+        if d.resolution < 24 and "editworld" in (d.train, d.validation):
+            raise ConfigError(f"config key 'data.resolution' must be at least 24 for editworld, got {d.resolution}")
+        interfaces.objective(config)
+    kind.check(config)

@@ -238,8 +238,8 @@ def _boot() -> str:
 def agreed(make: Callable[[], Lease]) -> Lease | None:
     """Makes the lease on the first process; on the others None. Raises LeaseError on all where it is refused."""
     import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
+
+    from edit_rl_jax.training import processes
 
     lease, refused = None, None
     if jax.process_index() == 0:
@@ -249,7 +249,7 @@ def agreed(make: Callable[[], Lease]) -> Lease | None:
             refused = e
         except Exception as e:  # storage has errors of its own
             refused = ConfigError(" ".join(f"--workdir: {type(e).__name__}: {e}".split()))
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refused is not None)) and not refused:
+    if processes.agreed(refused is not None) and not refused:
         raise LeaseError("the first process may not write the workdir: its message says why")
     if refused:
         raise refused

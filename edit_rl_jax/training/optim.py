@@ -1,21 +1,26 @@
-"""Optimizers over flat weight dicts. Updates come at learning rate 1; the step multiplies by the schedule's value.
+"""Optimizers over flat weight dicts: schedule, clipping, moving average, and the refusal of non-finite updates.
 
 The schedule is a function of the step *argument*, not of a counter in the state, so a skipped update shifts nothing.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, muon
 
+from edit_rl_jax.nn import flat as st
+from edit_rl_jax.training.on_mesh import State
+
 _MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 def is_matrix(name: str) -> bool:
-    """Whether the weight of that name is a matrix (weight decay applies), going by its leaf name."""
+    """Says whether the weight of that name is a matrix (weight decay applies), going by its leaf name."""
     return name.rsplit(".", 1)[-1] in _MATRICES
 
 
@@ -33,8 +38,61 @@ def _muon_dims(params: Mapping[str, Any]) -> dict[str, MuonDimensionNumbers | No
     }
 
 
-def make(config: Any) -> optax.GradientTransformation:
-    """The transformation of `config.optim` (see `training.config`), for flat dicts of fp32 gradients and weights.
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What makes an update of gradients.
+
+    Attributes:
+      tx: gives updates at learning rate 1. learning_rate: of an update's number.
+      clip: the greatest norm of a gradient, 0 = any. ema: decay of the weights' moving average, 0 = none.
+    """
+
+    tx: optax.GradientTransformation
+    learning_rate: Callable[[Array], Array]
+    clip: float
+    ema: float = 0.0
+
+    def init(self, trainable: st.Flat) -> State:
+        """Makes the train state that begins with these weights."""
+        ema = {"ema": jax.tree.map(jnp.copy, trainable)} if self.ema else {}
+        return {"trainable": trainable, "opt_state": self.tx.init(trainable)} | ema
+
+    def apply(
+        self, state: State, grads: st.Flat, loss: Array, number: Array, empty: Array | bool = False
+    ) -> tuple[State, dict[str, Array]]:
+        """Makes update `number`: (state, {grad_norm before clipping, lr, finite}).
+
+        The state comes back unchanged when the loss or the gradient's norm is not finite; weights and optimizer also
+        when the batch was `empty` (nothing of it had weight).
+        """
+        trainable, opt_state, lr = state["trainable"], state["opt_state"], self.learning_rate(number)
+        norm = st.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        if self.clip:
+            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, self.clip / jnp.maximum(norm, 1e-30)), grads)
+        updates, new_opt = self.tx.update(grads, opt_state, trainable)
+        new = jax.tree.map(lambda p, u: p + lr * u, trainable, updates)
+        keep = lambda new, old: jnp.where(finite & jnp.logical_not(empty), new, old)
+        new = jax.tree.map(keep, new, trainable)
+        out = state | {"trainable": new, "opt_state": jax.tree.map(keep, new_opt, opt_state)}
+        if self.ema:  # the decay is (1 + n) / (10 + n) until that is larger than `ema`
+            share = jnp.where(finite, 1 - jnp.minimum(self.ema, (1 + number) / (10 + number)), 0.0)
+            out["ema"] = jax.tree.map(lambda a, p: a + share * (p - a), state["ema"], new)
+        return out, {"grad_norm": norm, "lr": lr, "finite": finite}
+
+
+def averaged(state: State) -> st.Flat:
+    """Returns the weights to validate and to export: their moving average where there is one."""
+    return state.get("ema", state["trainable"])
+
+
+def make(config: Any, steps: int) -> Optimizer:
+    """Makes the optimizer of `config.optim` (see `training.config`) for a run of so many updates."""
+    return Optimizer(transformation(config), schedule(config, steps), config.clip, config.ema)
+
+
+def transformation(config: Any) -> optax.GradientTransformation:
+    """Makes the transformation of `config.optim`, for flat dicts of fp32 gradients and weights.
 
     State is fp32. `muon` treats matrices by Muon and the rest by AdamW at `adam_lr / lr` of the schedule.
     """
@@ -54,7 +112,7 @@ def make(config: Any) -> optax.GradientTransformation:
 
 
 def schedule(config: Any, steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """Learning rate of an update: linear warm-up to `lr` (reached by update number `warmup`), then decay
+    """Makes the learning rate of an update: linear warm-up to `lr` (reached by update number `warmup`), then decay
     towards `end` * lr, which step number `steps` would have. Update n is made at step_number n - 1."""
     warmup = max(1, round(config.warmup * steps) if config.warmup < 1 else round(config.warmup))
 

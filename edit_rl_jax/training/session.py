@@ -1,6 +1,5 @@
-"""What a training job has around its loop: arguments, saves that are tried again, errors as one line, its output."""
+"""What every training loop has around it, from its flags to the last file of its workdir."""
 
-import _thread
 import argparse
 import contextlib
 import logging
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import RecordError
@@ -21,13 +22,155 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import ShardingError
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import metrics
+from edit_rl_jax.training import lease, metrics, on_mesh, processes, workdir
 from edit_rl_jax.training.checkpoint import CheckpointError, Checkpoints, SaveError
-from edit_rl_jax.training.feed import NonFiniteError
+from edit_rl_jax.training.terminal import Interruption, patient_output
 
 log = logging.getLogger("train")
-ERRORS = (ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError)
 PAUSE = 1.0  # seconds between the tries of a save that nothing comes after
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite; the message names the rows of the last."""
+
+
+ERRORS = (ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError)
+
+
+def main(argv, doc: str, train: Callable[["Session"], None], check: Callable[[Any], None] | None = None) -> int:
+    """Runs the training script whose docstring is `doc` and returns its exit status.
+
+    train: the loop and what comes after it. check: raises ConfigError for a config that the script cannot run.
+    """
+    args, overrides = parse(argv, doc)
+
+    def job(stack: contextlib.ExitStack) -> int:
+        config = config_lib.load(args.config, overrides)
+        if check:
+            check(config)
+        session = Session(args, config, stack)
+        train(session)
+        if not session.interrupted:
+            session.finish()
+        return 0
+
+    return run(job)
+
+
+class Session:
+    """A run: processes, mesh, workdir and lease, resuming, figures, signals, saves.
+
+        def train(run):
+            state, data = run.resume(program.state, begin, steps=..., data_hash=..., base_hash=..., base_revision=...)
+            for step in run.steps():
+                state, out = ...
+                run.record(step, figures)
+                if run.due(step, out):
+                    run.save(step, state, data)
+            if run.interrupted:
+                return
+            ...                               # export, eval.json, report.html
+
+    Attributes:
+      config, mesh: of the run. lead: whether this process is the first, which alone writes figures.
+      folder, remote: the workdir's local part, and the remote one or None.
+      say: logs a line, once for all processes. stack: closes what the run opens, however it ends.
+      done: the step to go on after, 0 in a new run. guard: counts refused updates.
+      interrupted: whether a signal ended the loop before its last step.
+    """
+
+    def __init__(self, args: argparse.Namespace, config: Any, stack: contextlib.ExitStack):
+        processes.start(args.coordinator, args.processes, args.process)
+        self.config, self.stack = config, stack
+        self.lead, self.interrupted, self.done = jax.process_index() == 0, False, 0
+        self.say = log.info if self.lead else log.debug
+        if config.compilation_cache:
+            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        self.mesh = on_mesh.make_mesh(config)
+        self.folder, self.remote = workdir.local_folder(args.workdir)
+        self._lease = lease.agreed(lambda: lease.Lease(self.remote or self.folder))
+        if self._lease:
+            stack.callback(self._lease.close)
+        self.say("%d x %s, mesh %s", self.mesh.size, self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape))
+
+    def resume(self, state: Any, begin: Callable[[], Any], *, steps: int, **facts: Any) -> tuple[Any, Any]:
+        """Enters the workdir; returns (state, data) of the newest whole checkpoint, (`begin()`, None) without one.
+
+        state: abstract, with the shardings wanted. steps: of the whole run. facts: more of `config.json`, of which
+        `workdir.FIXED` may not change. Raises ConfigError for the folder of another run, CheckpointError where no
+        checkpoint is whole.
+        """
+        workdir.enter(self.folder, self.remote, workdir.describe(self.config, self.mesh, steps=steps, **facts))
+        c, self.total = self.config.checkpoint, steps
+        self._checkpoints = Checkpoints((self.remote or self.folder) / "checkpoints", c.keep)
+        closing(self.stack, self._checkpoints.close)
+        found = self._checkpoints.restore(state)
+        if found:
+            self.say("resuming after step %d", found[0])
+        with jax.set_mesh(self.mesh):
+            self.done, state, data, extra = found or (0, begin(), None, {})
+        self.guard = Guard(self.config.max_bad_steps, **extra.get("guard", {}))
+        self._writer = None
+        if self.lead:
+            self._writer = metrics.Writer(self.folder, self.done, config=self.config, mirror=self.remote)
+            self._progress = metrics.Progress(steps, self.done, self.config.log.every)
+            closing(self.stack, self._writer.close, unless=(lease.LeaseError,))  # which mirrors
+            self.stack.callback(self._progress.close)
+        self._saver = Saver(self._checkpoints, self._writer, c.every, c.max_failed)
+        return state, data
+
+    def steps(self) -> Iterator[int]:
+        """Counts the steps that are left. From this call to the last step a signal is a question that `due` answers."""
+        self._interruption = Interruption()
+        self._trace = Trace(self.config.log.profile_steps, self.folder / "profile")
+        self.stack.callback(self._interruption.restore)
+        self.stack.callback(self._trace.stop)
+        return self._steps()
+
+    def _steps(self) -> Iterator[int]:
+        for step in range(self.done + 1, self.total + 1):
+            self._trace.before(step)
+            yield step
+            if self.interrupted:
+                self.say("interrupted: saved step %d; the same command continues", step)
+                return
+        self._trace.stop()
+        self._interruption.restore()
+        self.check()
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Writes and shows the figures of a step, with the counts of refused updates and of failed saves."""
+        if self._lease:
+            self._lease.check(sure=False)
+            values = values | {"bad_steps": self.guard.total, "failed_saves": self._saver.failed}
+            self._writer.write(step, values)
+            self._progress.show(step, values)
+
+    def due(self, step: int, out: Any) -> bool:
+        """Says whether to save after this step, whose results are `out`; every process asks it once a step."""
+        self._trace.after(step, out)
+        self.interrupted = self._interruption.now(step)
+        return self._saver.due(step) or self.interrupted or step == self.total
+
+    def save(self, step: int, state: Any, data: Any) -> None:
+        """Saves the state after a step whose figures are recorded; data: position in the data, plain JSON."""
+        self.check()
+        counts = {"guard": {"total": self.guard.total, "in_row": self.guard.in_row}}
+        self._saver.save(step, state, data, counts, stopping=self.interrupted or step == self.total)
+
+    def check(self) -> None:
+        """Raises LeaseError where another run took the workdir."""
+        if self._lease:
+            self._lease.check()
+
+    def finish(self) -> None:
+        """Waits for all processes, closes everything, and marks the run as finished."""
+        processes.wait_for_all("finished")  # who leaves early would wait for the others with a time limit
+        self.stack.close()
+        if self.lead:
+            workdir.mark_finished(self.remote or epath.Path(self.folder))
+            print(f"report: {self.folder / 'report.html'}")
 
 
 def parse(argv, doc: str):
@@ -147,58 +290,67 @@ class Saver:
         return True
 
 
-class _Patient:
-    """A text stream that never raises: silent once its reader is gone; what a full disk refuses waits."""
+class Trace:
+    """A profiler trace of the steps "first:last" ("" = none) under `folder`; of what is left of them after a resume."""
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    def __init__(self, steps: str, folder: str | os.PathLike):
+        self.first, self.last = map(int, steps.split(":")) if steps else (1, 0)
+        self.folder, self._running = os.fspath(folder), False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def before(self, step: int) -> None:
+        """Starts the trace if its steps have come."""
+        if self.first <= step <= self.last and not self._running:
+            jax.profiler.start_trace(self.folder)
+            self._running = True
 
-    def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
-        return len(text)
+    def after(self, step: int, out: Any) -> None:
+        """Ends the trace with its last step, whose results are `out`."""
+        if self._running and step >= self.last:
+            jax.block_until_ready(out)
+            self.stop()
 
-    def writelines(self, lines: Any) -> None:
-        self.write("".join(lines))
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def close(self) -> None:
-        """Leaves nothing that Python could complain about when it ends."""
-        self._try(self._stream.flush, last=True)
-
-    def _try(self, do: Callable, *args: Any, last: bool = False) -> None:
-        try:
-            do(*args)
-        except OSError as e:
-            if last or isinstance(e, BrokenPipeError):
-                with contextlib.suppress(OSError), open(os.devnull, "w") as nothing:
-                    os.dup2(nothing.fileno(), self._stream.fileno())
-                    self._stream.flush()
+    def stop(self) -> None:
+        """Writes the trace if one is running."""
+        if self._running:
+            self._running = False
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as e:  # a full disk: the run goes on without it
+                log.warning("the trace cannot be written: %s", e)
 
 
-@contextlib.contextmanager
-def patient_output() -> Iterator[None]:
-    """Output to a pipe that closed (`| head`) or to a full disk does not end what runs inside."""
-    before, hook = (sys.stdout, sys.stderr), sys.unraisablehook
+class Guard:
+    """Counts steps whose update was refused, names their rows, and gives up after `limit` in a row."""
 
-    def quiet(found: Any) -> None:
-        code = getattr(found.object, "cr_code", None)
-        if found.exc_type is KeyboardInterrupt:  # it came in a callback, which cannot raise: once more, outside of it
-            threading.Timer(0.05, _thread.interrupt_main).start()
-        elif str(found.exc_value) != "Event loop is closed" and not (code and "orbax" in code.co_filename):
-            hook(found)  # those two are said by each of Orbax's writers and readers after the first has failed
+    def __init__(self, limit: int, total: int = 0, in_row: int = 0):
+        self.limit, self.total, self.in_row = limit, total, in_row
 
-    sys.stdout, sys.stderr = (stream and _Patient(stream) for stream in before)
-    sys.unraisablehook = quiet
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, _Patient):
-                stream.close()
-        sys.stdout, sys.stderr = before
-        sys.unraisablehook = hook
+    def check(self, step: int, finite: bool, row_sums: np.ndarray | None, keys: Any, local: Any) -> str | None:
+        """None for a good step, else a line that names the rows of this process. Raises NonFiniteError at the limit.
+
+        row_sums: [accum, B] losses of all rows; keys: `BatchMeta.keys`; local: `local_rows`, where in B the rows of
+        `keys` lie.
+        """
+        if finite:
+            self.in_row = 0
+            return None
+        rows = self._rows(row_sums, keys, local)
+        return self.refused(f"step {step}: loss or gradient is not finite, no update applied; rows: {rows}")
+
+    def refused(self, where: str) -> str:
+        """Counts a step without an update, `where` says which and why. Raises NonFiniteError at the limit."""
+        self.total, self.in_row = self.total + 1, self.in_row + 1
+        if self.in_row >= self.limit:
+            raise NonFiniteError(f"{where}; {self.in_row} such steps in a row, stopping")
+        return where
+
+    @staticmethod
+    def _rows(row_sums: np.ndarray | None, keys: Any, local: Any) -> str:
+        if row_sums is None:
+            return "unknown (the objective gives no row sums)"
+        bad = np.argwhere(~np.isfinite(row_sums))
+        if not len(bad):
+            return "none has a non-finite loss: the gradient overflowed"
+        mine = {b: i for i, b in enumerate(local)}
+        names = [f"microbatch {a} row {b} ({', '.join(keys[a][mine[b]])})" for a, b in bad.tolist() if b in mine]
+        return "; ".join(names) or "of another process"

@@ -1,4 +1,6 @@
-"""The data of a run, from `config.data`: sources by name, the training pipeline, the validation batches."""
+"""The data of a run: sources by name, and `Input`, which makes the pipeline and the validation batches of them."""
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -8,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax.data import pipeline
-from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.names import ConfigError, nearest, resolve
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.training import interfaces
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.training.interfaces import Objective, Trainable
 
 # name -> callable(split, size=, seed=, resolution=) that gives a random-access source
 WORLDS = {
@@ -29,7 +31,7 @@ NO_SPLIT = {
 
 
 def source(config: Any, split: str) -> pipeline.Source:
-    """Random access to the records (or Examples) of a split, "train" or "validation".
+    """Gives random access to the records (or Examples) of a split, "train" or "validation".
 
     `config.data.train` / `.validation` is a built-in world, a folder that `prepare_data.py` wrote, or
     "my_pkg.mod:function", called with (config, split). Raises ConfigError for a name that is none of these, or for a
@@ -56,57 +58,19 @@ def source(config: Any, split: str) -> pipeline.Source:
         raise ConfigError(f"{e}. {NO_SPLIT[split]}") from e
 
 
-def tokenizer(config: Any, base: Path | None, cfg: Any) -> Any:
-    """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError if the model is another's."""
-    return interfaces.model(config).tokenizer(config, base, cfg)
-
-
-def to_examples(config: Any, prompts: Any) -> Callable[[Any, int], list[Any]]:
-    """The objective's `to_examples`, bound to the prompts of the model where the objective has any."""
-    objective = interfaces.objective(config)
-    return objective.examples_with(prompts) if hasattr(objective, "examples_with") else objective.to_examples
-
-
-def image_settings(config: Any, cfg: Config) -> ImageSettings:
-    """How images become patches: the model's geometry, the config's pixel budget."""
-    d, v = config.data, cfg.vision
-    return ImageSettings(
-        v.patch_size, v.temporal_patch_size, v.spatial_merge_size, min_pixels=d.min_pixels, max_pixels=d.max_pixels
-    )
-
-
-def _pipeline(config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, **options: Any) -> Any:
-    """`pipeline.make_pipeline` with what the config says. Raises ConfigError for buckets or rows that cannot be."""
-    options = {"rows": config.rows, "accum": config.accum} | options
+def prompts(objective: Any, config: Any, base: Path | None) -> Any:
+    """Chooses the prompts of an objective that has any, else None: `config.model.prompts`, else those stored with a
+    base of the same objective, else the objective's own default. Raises ConfigError for a wrong name."""
+    if not hasattr(objective, "choose_prompts"):
+        return None
+    name = config.model.prompts
+    stored = model_files.stored_metadata(base) if base else {}
+    found = stored.get("prompts") if stored.get("objective") == config.objective else None
+    where = f"{base / model_files.METADATA}" if base and found and not name else "config key 'model.prompts'"
     try:
-        form = interfaces.model(config).batch_format(config, cfg, tokenizer)
-        return pipeline.make_pipeline(data, make, form, **options)
-    except RecordError:
-        raise
-    except ValueError as e:
-        raise ConfigError(str(e)) from e
-
-
-def batches(
-    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, shard: tuple[int, int] = (0, 1)
-) -> Any:
-    """The training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
-    d = config.data
-    options = dict(workers=d.workers, worker_kind=d.worker_kind, shuffle=d.shuffle, on_bad_record=d.on_bad_record)
-    return _pipeline(config, data, make, tokenizer, cfg, shard=shard, seed=config.seed, **options)
-
-
-def validation_batches(
-    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, shard: tuple[int, int] = (0, 1)
-) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
-    """The first `config.eval.batches` batches of the validation records in order: the same every time."""
-    options = dict(shard=shard, shuffle=False, epochs=1, on_bad_record="skip")
-    stream = _pipeline(config, data, make, tokenizer, cfg, **options)
-    try:
-        for _, item in zip(range(config.eval.batches), stream):
-            yield item
-    finally:
-        stream.close()
+        return objective.choose_prompts(name, found)
+    except (KeyError, ValueError) as e:
+        raise ConfigError(f"{where}: {e.args[0]}") from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,32 +87,80 @@ class _Picked:
         return self.source[int(self.indices[index])]
 
 
-def fingerprint(config: Any, data: pipeline.Source) -> str:
-    """16 hex digits over the data and what determines the order of batches; the same on any mesh and process count."""
-    return pipeline.fingerprint(
-        data,
-        [interfaces.model(config).Bucket(*b) for b in config.data.buckets],
-        rows=config.rows,
-        accum=config.accum,
-        seed=config.seed,
-        shuffle=config.data.shuffle,
-        objective=config.objective,
-    )
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a run reads, with everything that its config names looked up once.
 
-
-def steps_of_epochs(
-    config: Any, data: pipeline.Source, make: Callable, tokenizer: Any, cfg: Any, sample: int = 256
-) -> int:
-    """Optimizer steps of `config.epochs` passes, from how `sample` records (evenly spread) pack into rows.
-
-    A bad record counts as one without rows; where it is an error, training says so. Raises RecordError if all are bad.
+    Attributes:
+      kind, objective: see `interfaces`. cfg: the architecture. base: the folder of `model.init_from`, or None.
+      tokenizer: of the kind; None where it reads no text. prompts: of the objective, or None.
     """
-    picked = _Picked(data, np.linspace(0, len(data) - 1, min(sample, len(data))).astype(int))
-    options = dict(rows=1, accum=1, shuffle=False, epochs=1, on_bad_record="skip")
-    stream = _pipeline(config, picked, make, tokenizer, cfg, **options)
-    try:
-        rows = sum(any(keys for part in meta.keys for keys in part) for _, meta in stream)
-    finally:
-        stream.close()
-    total = config.epochs * len(data) * rows / len(picked)
-    return max(1, round(total / (config.rows * config.accum)))
+
+    config: Any
+    kind: Trainable
+    objective: Objective
+    cfg: Any
+    base: Path | None
+    tokenizer: Any
+    prompts: Any
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: Any = None) -> Input:
+        """Looks up what a config names; tokenizer: taken instead of the config's. Raises ConfigError."""
+        kind, objective = interfaces.model(config), interfaces.objective(config)
+        cfg, base = kind.model_config(config), interfaces.base_folder(config)
+        tokenizer = tokenizer or kind.tokenizer(config, base, cfg)
+        return cls(config, kind, objective, cfg, base, tokenizer, prompts(objective, config, base))
+
+    @property
+    def to_examples(self) -> Callable[[Any, int], list[Any]]:
+        """The objective's `to_examples`, bound to the prompts where it has any."""
+        o = self.objective
+        return o.examples_with(self.prompts) if hasattr(o, "examples_with") else o.to_examples
+
+    def _pipeline(self, data: pipeline.Source, **options: Any) -> Any:
+        """Makes a pipeline. Raises ConfigError for buckets or rows that cannot be."""
+        options = {"rows": self.config.rows, "accum": self.config.accum} | options
+        try:
+            form = self.kind.batch_format(self.config, self.cfg, self.tokenizer)
+            return pipeline.make_pipeline(data, self.to_examples, form, **options)
+        except RecordError:
+            raise
+        except ValueError as e:
+            raise ConfigError(str(e)) from e
+
+    def batches(self, data: pipeline.Source, shard: tuple[int, int] = (0, 1)) -> Any:
+        """Makes the training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
+        d = self.config.data
+        options = dict(workers=d.workers, worker_kind=d.worker_kind, shuffle=d.shuffle, on_bad_record=d.on_bad_record)
+        return self._pipeline(data, shard=shard, seed=self.config.seed, **options)
+
+    def validation_batches(
+        self, data: pipeline.Source, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+        """Yields the first `config.eval.batches` batches of the validation records in order: the same every time."""
+        stream = self._pipeline(data, shard=shard, shuffle=False, epochs=1, on_bad_record="skip")
+        try:
+            for _, item in zip(range(self.config.eval.batches), stream):
+                yield item
+        finally:
+            stream.close()
+
+    def steps_of_epochs(self, data: pipeline.Source, sample: int = 256) -> int:
+        """Counts the optimizer steps of `config.epochs` passes by how `sample` records, evenly spread, pack into rows.
+
+        A bad record counts as one without rows; where it is an error, training says so. Raises RecordError if all are.
+        """
+        c, picked = self.config, _Picked(data, np.linspace(0, len(data) - 1, min(sample, len(data))).astype(int))
+        stream = self._pipeline(picked, rows=1, accum=1, shuffle=False, epochs=1, on_bad_record="skip")
+        try:
+            rows = sum(any(keys for part in meta.keys for keys in part) for _, meta in stream)
+        finally:
+            stream.close()
+        return max(1, round(c.epochs * len(data) * rows / len(picked) / (c.rows * c.accum)))
+
+    def fingerprint(self, data: pipeline.Source) -> str:
+        """Gives 16 hex digits over the data and what determines the order of batches; the same on any mesh."""
+        c = self.config
+        buckets, order = [self.kind.Bucket(*b) for b in c.data.buckets], dict(seed=c.seed, shuffle=c.data.shuffle)
+        return pipeline.fingerprint(data, buckets, rows=c.rows, accum=c.accum, objective=c.objective, **order)

@@ -1,5 +1,6 @@
-"""Qwen2.5-VL as a kind of model (see `training.registry`): every reward model, and the tiny base."""
+"""Qwen2.5-VL as a kind of model that is trained (see `training.interfaces`): every reward model, and the tiny base."""
 
+import dataclasses
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -8,14 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from edit_rl_jax.names import ConfigError
+from edit_rl_jax.names import ConfigError, base_folder, model_folder
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.peft import adaptable, modules
 from edit_rl_jax.nn.safetensors_io import listing
-from edit_rl_jax.training.build import base_folder, hub_folder
-from edit_rl_jax.training.card import export
-from edit_rl_jax.training.sources import image_settings
+from edit_rl_jax.ranges import knob
+from edit_rl_jax.vlm.export import card, export, image_settings
 from edit_rl_jax.vlm.packing import Bucket, Packed
 from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
@@ -23,7 +23,49 @@ from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.vlm.qwen2_5_vl.weights import local_folder
 from edit_rl_jax.vlm.tokenizer import check_tokenizer, load_tokenizer
 
-__all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
+__all__ = [
+    "BUCKET", "SECTIONS", "Bucket", "batch_format", "card", "check", "export", "initial_weights", "local_folder",
+    "make", "model_config", "tokenizer",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Says what a VLM starts from besides its base."""
+
+    init_adapter: str = knob("")  # PEFT folder whose LoRA weights are the start
+    tokenizer: str = knob("")  # folder, hub id, or "editworld" (trained on the spot, in a second); "" = init_from's
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Bounds the pixels of an image."""
+
+    min_pixels: int = knob(56 * 56, "[1, 1000000000]")
+    max_pixels: int = knob(512 * 512, "[784, 1000000000]")  # a larger image is shrunk to that; 784: 28 x 28 pixels are
+    # one place in the model's text
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """Says how the trained model is judged at the end."""
+
+    pairs: int = knob(0, "[0, 1000000]")  # at the end, pairs scored by generation for eval.json; 0 = no pairs
+    passes: int = knob(1, "[1, 1000]")  # sampled answers a question, averaged; 1 = greedy
+
+
+SECTIONS = {"model": Options, "model.lora": LoRAConfig, "data": Images, "eval": Judging}
+BUCKET = {"tokens": 1, "vision rows": 1, "patch slots a vision row": 1, "answer tokens": 1}
+
+
+def check(config: Any) -> None:
+    """Raises ConfigError for values that do not fit together."""
+    d = config.data
+    for bucket in d.buckets:
+        if bucket[3] > bucket[0]:
+            raise ConfigError(f"config key 'data.buckets': more answer tokens than tokens in {tuple(bucket)}")
+    if d.min_pixels > d.max_pixels:
+        raise ConfigError(f"config key 'data.min_pixels' is {d.min_pixels}, above data.max_pixels={d.max_pixels}")
 
 
 def model_config(config: Any) -> Config:
@@ -33,7 +75,7 @@ def model_config(config: Any) -> Config:
     by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
     if config.model.init_from in by_id and not Path(config.model.init_from).exists():
         return Config.from_hf(sizes.config(by_id[config.model.init_from]))
-    return weights.read_config(base_folder(config))
+    return weights.read_config(base_folder(config.model, local_folder))
 
 
 def make(config: Any, cfg: Config, mesh: Mesh, dtype: Any) -> partial:
@@ -88,7 +130,7 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if m.trainable == "full":
         return st.flatten(weights.load(base, program.with_shardings("trainable"))), {}
     if m.init_adapter:
-        folder = hub_folder(program.config, "init_adapter")
+        folder = model_folder(m, "init_adapter", local_folder)
         model_files.verify(folder)
         check_adapter(program, peft.read_adapter(folder))
         trainable = st.flatten(peft.load(folder, program.with_shardings("trainable")))

@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_window_index
 from edit_rl_jax.nn import attention as attention_lib
 from edit_rl_jax.nn import rotary
 from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.rewards.editscore.objective import loss
+from edit_rl_jax.vlm.cross_entropy import loss
 from edit_rl_jax.vlm.engine.engine import Engine
 from edit_rl_jax.vlm.engine.sampler import greedy
 from edit_rl_jax.vlm.qwen2_5_vl import peft, positions, weights

@@ -17,6 +17,7 @@ from edit_rl_jax.rl.editors.losses import PolicyGradient
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
 from edit_rl_jax.rl.editors.rollout import make_rollout
 from edit_rl_jax.rl.editors.update import make_update
+from edit_rl_jax.training.optim import Optimizer
 from tests.rl import toy
 
 pytestmark = pytest.mark.standard_promotion  # optax
@@ -27,9 +28,13 @@ GUIDED = Sampler(6, guidance=HALF, noise=FLOW, window=2)
 ALGORITHM = PolicyGradient(GUIDED, clip=(1e-4, 5e-4), kl_weight=0.04)
 LATENT = (toy.TOKENS, toy.CHANNELS)
 # The optimizer that leaves the weights and keeps the gradient as its state.
-GRADIENT = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda grads, _, params: (jax.tree.map(jnp.zeros_like, grads), grads),
+GRADIENT = Optimizer(
+    optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, _, params: (jax.tree.map(jnp.zeros_like, grads), grads),
+    ),
+    lambda n: jnp.float32(1.0),
+    clip=0.0,
 )
 
 
@@ -39,10 +44,7 @@ def on_device(*numbers):
 
 @cache
 def jitted_update(algorithm, velocity):
-    update = make_update(
-        algorithm, velocity, GRADIENT, lambda n: jnp.float32(1.0), clip=0.0, microbatches=2,
-        reference=toy.reference,
-    )  # fmt: skip
+    update = make_update(algorithm, velocity, GRADIENT, microbatches=2, reference=toy.reference)
     return jax.jit(update)
 
 
@@ -54,8 +56,8 @@ def jitted_rollout(velocity, sampler):
 def run_update(algorithm, trainable, *args, chunk=0, velocity=toy.velocity):
     """(gradients, metrics) of one update. args: frozen, prompts, rollout, advantage, keep."""
     update = jitted_update(algorithm, velocity)
-    _, grads, metrics = update(trainable, GRADIENT.init(trainable), *args, *on_device(chunk, 0, 0))
-    return grads, metrics
+    state, metrics = update(GRADIENT.init(trainable), *args, *on_device(chunk, 0, 0))
+    return state["opt_state"], metrics
 
 
 def setting(branches=3):
@@ -153,7 +155,7 @@ def test_closed_loop_in_two_programs(algorithm):
         lr = 1e-2
     group, prompts = 16, toy.prompts(5, group=16, rows=16)
     trainable, frozen = toy.weights()
-    tx = optax.adam(1.0)
+    optimizer = Optimizer(optax.adam(1.0), lambda n: jnp.float32(lr), clip=1.0)
     target = jnp.linspace(-1, 1, toy.CHANNELS)[None, None, None]
     valid = prompts["mask"][prompts["prompt"]][..., None]
 
@@ -165,23 +167,21 @@ def test_closed_loop_in_two_programs(algorithm):
         return rewards.mean(), out.values.reshape(2, group), out.keep.reshape(2, group)
 
     rollout = jax.jit(make_rollout(toy.velocity, sampler, LATENT))
-    update = make_update(
-        algorithm, toy.velocity, tx, lambda n: jnp.float32(lr), clip=1.0, microbatches=1, reference=toy.reference
-    )
-    update = jax.jit(update, donate_argnums=(0, 1))
-    state, history = tx.init(trainable), []
+    update = make_update(algorithm, toy.velocity, optimizer, microbatches=1, reference=toy.reference)
+    update = jax.jit(update, donate_argnums=0)
+    state, history = optimizer.init(trainable), []
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     numbers = [jnp.int32(n) for n in range(40)]
     compiled = []
 
     def iteration(i):
-        nonlocal trainable, state
-        old = copy(trainable) if algorithm.needs_old else None
-        drawn = rollout(trainable, frozen, prompts, numbers[0], numbers[i], numbers[i % sampler.starts[1]])
+        nonlocal state
+        if algorithm.needs_old:
+            state["old"] = copy(state["trainable"])
+        drawn = rollout(state["trainable"], frozen, prompts, numbers[0], numbers[i], numbers[i % sampler.starts[1]])
         reward, values, keep = score(drawn.final)
         for chunk in range(2):
-            trainable, state, metrics = update(
-                trainable,
+            state, metrics = update(
                 state,
                 frozen,
                 prompts,
@@ -191,7 +191,6 @@ def test_closed_loop_in_two_programs(algorithm):
                 numbers[chunk],
                 numbers[0],
                 numbers[2 * i + chunk],
-                old,
             )
         history.append((reward, metrics["finite"]))
 
@@ -221,14 +220,13 @@ def test_flops_of_a_window():
         args = (*args[0], *args[1:])
         drawn = jax.eval_shape(rollout, *args)
         update = make_update(
-            PolicyGradient(sampler, kl_weight=0.04), toy.velocity, GRADIENT, lambda n: jnp.float32(1.0), clip=1.0,
-            microbatches=2, reference=toy.reference,
-        )  # fmt: skip
+            PolicyGradient(sampler, kl_weight=0.04), toy.velocity, GRADIENT, microbatches=2, reference=toy.reference
+        )
         rows = jax.ShapeDtypeStruct((2, 4), jnp.float32), jax.ShapeDtypeStruct((2, 4), jnp.bool)
         state = jax.eval_shape(GRADIENT.init, trainable)
         number = jax.ShapeDtypeStruct((), jnp.int32)
         return flops.count(rollout, *args), flops.count(
-            update, shapes(trainable), state, shapes(frozen), shapes(prompts), drawn, *rows, number, number, number
+            update, state, shapes(frozen), shapes(prompts), drawn, *rows, number, number, number
         )
 
     (rollout_full, full), (rollout_three, three) = cost(10), cost(3)

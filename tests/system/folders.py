@@ -30,7 +30,8 @@ from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.prompts import TINY
-from edit_rl_jax.training import build, interfaces
+from edit_rl_jax.training import interfaces, on_mesh
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
@@ -52,7 +53,7 @@ def exports(home: Path) -> dict[str, Path]:
     for kind, trainable in (("full", "full"), ("adapter", "lora")):
         lora = dict(model__init_from=str(out["full"]), model__config="") if out else {}
         config = micro.config(model__trainable=trainable, model__lora__rank=2, objective="editscore", **lora)
-        program = build.build(config, build.make_mesh(config, jax.devices()[:1]))
+        program = build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
         flat = {k: jnp.asarray(rng.normal(0, 0.1, v.shape), v.dtype) for k, v in program.trainable.items()}
         export = interfaces.model(config).export
         out[kind] = export(program, flat, home / kind, tokenizer=tokenizer, prompts=TINY, facts={})

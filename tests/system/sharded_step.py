@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from edit_rl_jax.editworld.dataset import EditRecords
-from edit_rl_jax.rewards.editscore import prompts
-from edit_rl_jax.training import build, feed, sources
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import feed, on_mesh, sources
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -65,7 +65,7 @@ def config(tokenizer):
     c.model.config = json.dumps(architecture)
     c.model.lora.rank, c.model.lora.alpha = 4, 4.0  # large scales saturate attention: gradients of 1e-3 noise
     c.model.lora.vision = c.model.lora.merger = True
-    c.model.dtype = "float32"
+    c.model.dtype, c.model.prompts = "float32", "tiny"
     c.data.buckets = ((384, 2, 128, 192),)
     c.optim.clip = 0.0
     config_lib.check(c)
@@ -97,8 +97,7 @@ def packed_rows(index: int, count: int) -> dict[str, np.ndarray]:
     """This process's part of the first batch."""
     words = tokenizer()
     c = config(words)
-    make = sources.to_examples(c, prompts.get("tiny"))
-    batches = sources.batches(c, Source(20), make, words, build.model_config(c), (index, count))
+    batches = sources.Input.of(c, words).batches(Source(20), (index, count))
     batch, meta = next(batches)
     batches.close()
     assert any(len(keys) > 1 for rows in meta.keys for keys in rows), "no packed row"
@@ -109,8 +108,8 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
     """Loss, gradient norm and gradients (Adam's first moment, which one step makes 1 - b1 of them) of one step."""
     c = config(tokenizer())
     c.mesh.fsdp, c.mesh.tensor = fsdp, tensor
-    mesh = build.make_mesh(c, jax.devices()[: fsdp * tensor])
-    program = build.build(c, mesh)
+    mesh = on_mesh.make_mesh(c, jax.devices()[: fsdp * tensor])
+    program = build_program(c, mesh)
 
     index, count = feed.data_shard(mesh, c.rows)
     batch = packed_rows(index, count)
@@ -124,13 +123,14 @@ def run(fsdp: int, tensor: int) -> dict[str, np.ndarray]:
         return jax.make_array_from_callback(like.shape, like.sharding, lambda where: values[where])
 
     args = [{name: weights(name, like) for name, like in flat.items()} for flat in (program.trainable, program.frozen)]
-    opt_state = jax.tree.map(lambda like: placed(np.zeros(like.shape, like.dtype), like), program.opt_state)
+    zeros = lambda like: placed(np.zeros(like.shape, like.dtype), like)
+    state = {"trainable": args[0], "opt_state": jax.tree.map(zeros, program.state["opt_state"])}
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step count
-        args = (args[0], opt_state, args[1], feed.put(batch, mesh, count), np.int32(0))
+        args = (state, args[1], feed.put(batch, mesh, count), np.int32(0))
         step = program.step.lower(*args).compile(compiler_options=FAST)
-        _, opt_state, metrics = step(*args)
+        state, metrics = step(*args)
     out = {name: metrics[name] for name in ("loss", "grad_norm", "token_accuracy")}
-    for path, value in jax.tree_util.tree_leaves_with_path(opt_state):
+    for path, value in jax.tree_util.tree_leaves_with_path(state["opt_state"]):
         if ".mu[" in (text := jax.tree_util.keystr(path)):
             out[text] = value
     replicate = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P()))

@@ -16,7 +16,8 @@ from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.editscore.judge import EditScore
-from edit_rl_jax.training import build, interfaces
+from edit_rl_jax.training import interfaces, on_mesh
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl import weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from tests.system import folders
@@ -127,7 +128,7 @@ def test_an_export_without_its_metadata_is_not_taken_for_another_model(exports, 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_not_exported(exports, tmp_path, trainable, value):
     config = micro.config(model__trainable=trainable, objective="editscore", model__lora__rank=2)
-    program = build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    program = build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
     flat = {k: jnp.zeros(v.shape, v.dtype) for k, v in program.trainable.items()}
     name = sorted(k for k in flat if "mlp" in k)[0]
     out, before = tmp_path / "model", dict(flat)
@@ -146,7 +147,7 @@ def test_weights_that_are_not_finite_are_not_exported(exports, tmp_path, trainab
 
 def test_what_overflows_in_the_dtype_of_the_files_is_not_exported(exports, tmp_path):
     config = micro.config(objective="editscore", model__save_dtype="bfloat16")
-    program = build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    program = build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
     flat = {k: jnp.full(v.shape, jnp.finfo(v.dtype).max, v.dtype) for k, v in program.trainable.items()}
     with pytest.raises(WeightsError, match="not exported"):
         interfaces.model(config).export(

@@ -32,8 +32,8 @@ def test_the_average_of_the_weights_is_exported(folder):
     seen = 0
     for path, v in zip(paths, variables):
         name = ".".join(path)
-        if f"['opt_state']['ema']['{name}']" in state:
-            np.testing.assert_array_equal(v.get_value(), state[f"['opt_state']['ema']['{name}']"], err_msg=name)
+        if f"['ema']['{name}']" in state:
+            np.testing.assert_array_equal(v.get_value(), state[f"['ema']['{name}']"], err_msg=name)
             seen += not np.array_equal(v.get_value(), state[f"['trainable']['{name}']"])
     assert seen > 20
     assert {p.name for p in (folder / "straight" / "model").iterdir()} > {"mllm", "processor", "transformer", "vae"}

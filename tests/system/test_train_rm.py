@@ -12,7 +12,8 @@ import jax
 import pytest
 from etils import epath
 
-from edit_rl_jax.training import build, metrics
+from edit_rl_jax.evals.judges import editworld
+from edit_rl_jax.training import checkpoint, metrics, on_mesh, workdir
 from edit_rl_jax.training import supervised as run_lib
 from tests.system.sharded_step import FAST
 from tests.training import toy
@@ -35,7 +36,7 @@ def train_rm():
 def main(train_rm, tmp_path_factory):
     """Runs the script on the toy config, on one device; keywords and **{"dotted.key": value} are overrides."""
     tokenizer = toy.save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    one_device = lambda config, real=build.make_mesh: real(config, jax.devices()[:1])
+    one_device = lambda config, real=on_mesh.make_mesh: real(config, jax.devices()[:1])
     quickly = lambda self, real=jax.stages.Lowered.compile: real(self, compiler_options=FAST)
 
     def run(workdir, **changes):
@@ -43,7 +44,7 @@ def main(train_rm, tmp_path_factory):
         words = [f"--config.{k}={v}" for k, v in changes.items()]
         config = str(ROOT / "tests/training/toy_config.py")
         with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-            patch.setattr(build, "make_mesh", one_device)
+            patch.setattr(on_mesh, "make_mesh", one_device)
             patch.setattr(jax.stages.Lowered, "compile", quickly)
             return train_rm.main(["--config", config, "--workdir", str(workdir), *words])
 
@@ -61,13 +62,13 @@ def run(train_rm, main, tmp_path_factory):
     def count(event, duration, **_):
         seen.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-    def validation_batches(*args, real=run_lib.data_lib.validation_batches):
+    def validation_batches(*args, real=run_lib.Input.validation_batches):
         began = seen.compiled
         yield from real(*args)
         seen.late += PAUSE
         seen.compiled_validating.append(seen.compiled - began)
 
-    def save(self, step, trees, *args, real=run_lib.checkpoint.Checkpoints.save):
+    def save(self, step, trees, *args, real=checkpoint.Checkpoints.save):
         rows = metrics.read(remote / "metrics.jsonl")
         seen.mirrored[step] = rows[-1]["step"] if rows else 0
         weights.update(x.shape for x in jax.tree.leaves(trees) if x.size > 1000)
@@ -86,10 +87,11 @@ def run(train_rm, main, tmp_path_factory):
     jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
-        patch.setattr(run_lib.workdir, "local_folder", lambda name: (folder, remote))
-        patch.setattr(run_lib.data_lib, "validation_batches", validation_batches)
-        patch.setattr(run_lib.checkpoint.Checkpoints, "save", save)
-        patch.setattr(train_rm.editworld, "run", judge)
+        patch.setattr(workdir, "local_folder", lambda name: (folder, remote))
+        patch.setattr(run_lib.Input, "validation_batches", validation_batches)
+        patch.setattr(checkpoint.Checkpoints, "save", save)
+        patch.setattr(editworld, "load", lambda model, *_, **__: (model, None))
+        patch.setattr(editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
         assert main("gs://nowhere/run", steps=4, **every) == 0
     jax.monitoring.unregister_event_duration_listener(count)
@@ -146,10 +148,11 @@ def test_bad_input_is_one_line(main, tmp_path, caplog):
 def test_a_sick_run_stops_and_is_closed(train_rm, main, tmp_path, caplog):
     """Weights that are NaN: it gives up in one line, what it wrote is whole, nothing is left open."""
     closed, handler = [], signal.getsignal(signal.SIGTERM)
-    initial = lambda *args, real=run_lib.start.initial_weights: jax.tree.map(lambda x: x * float("nan"), real(*args))
+    real = run_lib.interfaces.initial_weights
+    initial = lambda *args: jax.tree.map(lambda x: x * float("nan"), real(*args))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_lib.start, "initial_weights", initial)
-        for owner in (run_lib.metrics.Writer, run_lib.checkpoint.Checkpoints):
+        patch.setattr(run_lib.interfaces, "initial_weights", initial)
+        for owner in (run_lib.metrics.Writer, checkpoint.Checkpoints):
             close = lambda self, real=owner.close: (closed.append(type(self).__name__), real(self))
             patch.setattr(owner, "close", close)
         assert main(tmp_path, max_bad_steps=2, **{"eval.batches": 0}) == 1

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from edit_rl_jax import sharding  # noqa: E402
 from edit_rl_jax.training.checkpoint import CheckpointError, Checkpoints  # noqa: E402
-from edit_rl_jax.training.session import patient_output  # noqa: E402
+from edit_rl_jax.training.terminal import patient_output  # noqa: E402
 
 STEPS = (10, 20, 30)
 META = "meta/metadata"

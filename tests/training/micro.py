@@ -43,7 +43,6 @@ BUCKET = (32, 1, 32, 8)
 
 def config(**changes):
     """Defaults on the micro model; changes are {"dotted.key" with "__" for ".": value}."""
-    c = config_lib.default()
     flat = dict(
         objective="sft",
         steps=4,
@@ -55,6 +54,7 @@ def config(**changes):
         compilation_cache="",
     )
     flat |= changes
+    c = config_lib.default(flat.get("model__kind", "qwen2_5_vl"), flat["objective"])
     with c.unlocked():
         c.update_from_flattened_dict({k.replace("__", "."): v for k, v in flat.items()})
     config_lib.check(c)

@@ -22,13 +22,11 @@ def configs() -> Configs:
 
 def config(**changes):
     """Changes are {"dotted.key" with "__" for ".": value}."""
-    c = config_lib.default()
+    c = config_lib.default("omnigen2", "flow_matching")
     flat = dict(
-        objective="flow_matching",
         steps=24,
         rows=4,
         accum=2,
-        model__kind="omnigen2",
         model__config=trainable.to_json(configs()),
         model__tokenizer="editworld",
         model__trainable="full",

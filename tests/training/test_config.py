@@ -79,10 +79,37 @@ def test_overrides_keep_types():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)
-    assert config.name == path.stem
+    assert config.name == path.stem or path.stem == "rm"
     assert f"--config configs/{path.name}" in path.read_text()
     if config.data.train.startswith("data/"):  # validation needs a split of its own
-        assert "prepare_data.py" in path.read_text() and "--validation 0.02" in path.read_text()
+        text = (path.with_name("rm.py") if path.stem.startswith("rm_") else path).read_text()
+        assert "prepare_data.py" in text and "--validation 0.02" in text
+
+
+def test_a_file_makes_several_configs():
+    """`rm.py:72b` is what the file of that size gives, with overrides; a wrong size is one line."""
+    for size in ("3b", "7b", "32b", "72b"):
+        one, other = (config_lib.load(CONFIGS / name.format(size), {"rows": 32}) for name in ("rm_{}.py", "rm.py:{}"))
+        assert one == other and one.name == f"rm_{size}" and one.rows == 32
+    assert config_lib.load(CONFIGS / "rm.py").name == "rm_7b"
+    with pytest.raises(ConfigError, match="rm.py: ValueError: no size '8b'; sizes: 3b, 7b"):
+        config_lib.load(CONFIGS / "rm.py:8b")
+
+
+def test_a_config_has_no_keys_of_others():
+    judge, editor = config_lib.default(), config_lib.default("omnigen2", "flow_matching")
+    assert not {"flow", "autoencoder", "rl"} & set(judge) and "vae" not in judge.model
+    assert "autoencoder" not in editor and not {"pairs", "passes"} & set(editor.eval) and "prompts" not in editor.model
+    with pytest.raises(ConfigError, match="no section 'flow': start from config.default.*objective='flow_matching'"):
+        config_lib.load(CONFIGS / "rm_7b.py", {"objective": "flow_matching"})
+
+
+def test_a_run_of_an_earlier_version_goes_on():
+    """Then every config had every key: those that this one does not have are not compared, a wrong one still is."""
+    new = config_lib.load(CONFIGS / "rm_7b.py").to_dict()
+    old = new | {"flow": {"times": "uniform"}, "model": new["model"] | {"vae": "", "train_text": False}}
+    assert config_lib.difference(old, new) == {}
+    assert config_lib.difference(old | {"mine": {"depth": 3}}, new) == {"mine.depth": (3, None)}
 
 
 def test_missing_file_names_the_nearest():

@@ -14,7 +14,7 @@ import pytest
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import supervised
+from edit_rl_jax.training import config_keys, supervised
 from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +32,17 @@ ZERO = (  # off, none, all, "as another key", a share, a weight
 MINUS_ONE = "mesh.data mesh.fsdp mesh.tensor".split()  # what the other axes leave
 TRILLION = "optim.clip log.peak_flops".split()  # no gradient is clipped; a device of 1 TFLOP/s
 
-BASE, RL = (
-    "from edit_rl_jax.training.config import default\ndef get_config():\n    c = default()\n"
-    "    c.steps, c.epochs, c.model.init_from, c.mesh.fsdp = 5, 1.0, 'somewhere', 1\n    return c\n",
-    "from edit_rl_jax.rl.editors.config import default\ndef get_config():\n    c = default()\n"
+KINDS = {"base": (), "editor": ("omnigen2", "flow_matching"), "vae": ("autoencoder", "autoencoder")}
+DEFAULTS = {name: config_lib.default(*of) for name, of in KINDS.items()} | {"rl": rl_config.default()}
+FILES = {
+    name: f"from edit_rl_jax.training.config import default\ndef get_config():\n    c = default(*{of})\n"
+    "    c.steps, c.epochs, c.model.init_from, c.mesh.fsdp = 5, 1.0, 'somewhere', 1\n"
+    f"    c.model.trainable = '{'full' if name == 'vae' else 'lora'}'\n    return c\n"
+    for name, of in KINDS.items()
+} | {
+    "rl": "from edit_rl_jax.rl.editors.config import default\ndef get_config():\n    c = default()\n"
     "    c.steps, c.model.init_from = 5, 'somewhere'\n    return c\n",
-)
+}
 
 
 def numbers(default):
@@ -70,19 +75,18 @@ def refusals(file, key):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
-    (folder / "base.py").write_text(BASE)
-    (folder / "rl.py").write_text(RL)
+    for name, text in FILES.items():
+        (folder / f"{name}.py").write_text(text)
     return folder
 
 
 def table(folder):
-    """[(key, value, whether it should be taken, None or the error)] over every number of both configs."""
-    base, both = numbers(config_lib.default()), numbers(rl_config.default())
-    asked = [("base", k) for k in base] + [("rl", k) for k in both if k not in base]
+    """[(key, value, whether it should be taken, None or the error)] over every number of all configs."""
+    asked = {key: name for name, default in reversed(DEFAULTS.items()) for key in numbers(default)}
     means = {0: ZERO, -1: MINUS_ONE, 10**12: TRILLION}
     return [
         (key, value, key in means.get(value, ()), error)
-        for kind, key in asked
+        for key, kind in asked.items()
         for value, error in refusals(folder / f"{kind}.py", key)
     ]
 
@@ -97,8 +101,10 @@ def test_every_number_takes_what_means_something_and_refuses_the_rest(files):
 
 
 def test_every_number_has_a_range():
-    assert sorted(config_lib.RANGES) == sorted(numbers(config_lib.default()))
-    assert sorted(rl_config.RANGES) == sorted(numbers(rl_config.default()))
+    parts = [config_keys.sections(*of or ("qwen2_5_vl", "editscore")) for of in KINDS.values()]
+    for one, default in zip([*parts, rl_config.sections("omnigen2")], DEFAULTS.values()):
+        ranges = [key for key, old, allowed in config_keys.knobs(one) if type(old) in (int, float) and allowed]
+        assert sorted(ranges) == sorted(numbers(default))
 
 
 WRONG = {  # what a user may write -> what the line says besides the key
@@ -146,9 +152,17 @@ WRONG = {  # what a user may write -> what the line says besides the key
         "{'a': {'fsdp': 1.5}}": "'mesh_presets.a'",
         "{'a': 4}": "'mesh_presets.a'",
     },
-    "flow.shift": {v: "a number from" for v in ("0", "-1", "nan", "inf", "1e300", "cubic", "")},
+    "flow.shift": {"6": "in this config: one of objective=flow_matching has it"},
+    "rl.steps": {"6": "no config key 'rl.steps'"},
     "log.profile_steps": {v: "first:last" for v in ("5:3", "0:3", "3", "1:2:3", "-1:2", "1:" + "9" * 5000)},
     "model.config": {"{": "malformed JSON", '{"a": NaN}': "NaN"},
+}
+WRONG_EDITOR = {
+    "flow.shift": {v: "a number from" for v in ("0", "-1", "nan", "inf", "1e300", "cubic", "")},
+    "flow.tims": {"uniform": "did you mean 'flow.times'"},
+    "data.max_pixels": {"784": "one of model.kind=qwen2_5_vl has it"},
+    "model.lora.vision": {"True": "one of model.kind=qwen2_5_vl has it"},
+    "data.buckets": {"((0,1,64,64),)": r"text tokens of .* must be at least 1 "},
 }
 WRONG_RL = {
     "rl.rewards": {
@@ -171,10 +185,14 @@ WRONG_RL = {
     "rl.group": {"1": "at least 2"},
     "rl.updates": {"5": "does not divide"},
     "rl.stepz": {"5": "did you mean 'rl.steps'"},
+    "accum": {"2": "one of supervised training has it"},
+    "data.buckets": {"((64,1,64,64),)": "one of supervised training has it"},
 }
 
 
-@pytest.mark.parametrize(("table", "name"), [(WRONG, "base"), (WRONG_RL, "rl")], ids=["base", "rl"])
+@pytest.mark.parametrize(
+    ("table", "name"), [(WRONG, "base"), (WRONG_EDITOR, "editor"), (WRONG_RL, "rl")], ids=["base", "editor", "rl"]
+)
 def test_what_users_write(files, table, name):
     for key, texts in table.items():
         for text, said in texts.items():
@@ -194,13 +212,13 @@ def test_values_that_stay_right(files):
         "optim.clip": "1e9",
         "optim.warmup": "1000",
         "data.options": "{'terse': 0.3}",
-        "flow.shift": "6",
         "log.profile_steps": "10:10",
         "mesh_presets": "{'v5e:4x4': {'fsdp': -1, 'tensor': 4}}",
         "data.max_pixels": "3136",
     }.items():
         config_lib.load(files / "base.py", {key: text})
     assert config_lib.load(files / "base.py", {"data.options": "{'terse': 0.3}"}).data.options.terse == 0.3
+    assert config_lib.load(files / "editor.py", {"flow.shift": "6"}).flow.shift == "6"
 
 
 @pytest.mark.parametrize(
@@ -320,8 +338,8 @@ EDGES = {  # values at the ends of their ranges, together
 @pytest.mark.parametrize("name", EDGES)
 def test_what_is_accepted_trains_or_says_why_not(tmp_path, caplog, monkeypatch, name):
     """Never a traceback: a run of two steps goes through, or ends with one line."""
-    one_device = lambda config, real=supervised.build.make_mesh: real(config, jax.devices()[:1])
-    monkeypatch.setattr(supervised.build, "make_mesh", one_device)
+    one_device = lambda config, real=on_mesh.make_mesh: real(config, jax.devices()[:1])
+    monkeypatch.setattr(on_mesh, "make_mesh", one_device)
     tokenizer = toy.save_tokenizer(tmp_path / "tokenizer")
     common = f"steps=2 rows=2 model.tokenizer={tokenizer} data.buckets=((64,1,64,16),) data.workers=0"
     overrides = dict(o.split("=") for o in f"{common} {EDGES[name]}".split())
@@ -337,8 +355,8 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as home:
-        for file_name, text in (("base.py", BASE), ("rl.py", RL)):
-            (Path(home) / file_name).write_text(text)
+        for file_name, text in FILES.items():
+            (Path(home) / f"{file_name}.py").write_text(text)
         cells: dict[str, dict[str, str]] = {}
         for key, value, _, error in table(Path(home)):
             cells.setdefault(key, {})[str(value)] = "refused" if error else "taken"

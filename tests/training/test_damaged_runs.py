@@ -345,10 +345,10 @@ def test_what_cannot_be_closed_is_an_error_of_a_good_job(caplog):
 
 SLEEPER = """
 import ctypes, signal, sys
-from edit_rl_jax.training import loop, session
+from edit_rl_jax.training import session, terminal
 
 def job(stack):
-    interruption = loop.Interruption()
+    interruption = terminal.Interruption()
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # other threads take them: it sleeps on
     print("ready", flush=True)
     while not interruption.now(1):

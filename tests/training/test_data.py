@@ -7,7 +7,8 @@ from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.tfds_builder import write_dataset
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.training import build, sources
+from edit_rl_jax.training import interfaces, sources
+from edit_rl_jax.vlm.export import image_settings
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.training import micro, toy
 
@@ -24,10 +25,9 @@ class Spoilt(toy.Source):
 def steps(source, folder, **changes):
     """(predicted, real) optimizer steps of two epochs."""
     config = micro.config(steps=0, epochs=2.0, rows=2, accum=1, data__buckets=((64, 1, 64, 16),), **changes)
-    tokenizer, cfg = load_tokenizer(toy.save_tokenizer(folder)), build.model_config(config)
-    make = sources.to_examples(config, None)
-    predicted = sources.steps_of_epochs(config, source, make, tokenizer, cfg)
-    batches, real = sources.batches(config, source, make, tokenizer, cfg), 0
+    given = sources.Input.of(config, load_tokenizer(toy.save_tokenizer(folder)))
+    predicted = given.steps_of_epochs(source)
+    batches, real = given.batches(source), 0
     while next(batches)[1].epoch < 2:
         real += 1
     return predicted, real
@@ -55,7 +55,7 @@ def test_a_missing_validation_split_says_what_to_do(tmp_path):
 
 def test_image_settings_are_the_configs_on_the_models_geometry():
     config = micro.config(data__min_pixels=28 * 28, data__max_pixels=84 * 84)
-    found = sources.image_settings(config, build.model_config(config))
+    found = image_settings(config, interfaces.model(config).model_config(config))
     assert (found.patch_size, found.max_pixels) == (14, 84 * 84) and np.prod((28, 28)) == found.min_pixels
 
 

@@ -11,13 +11,13 @@ import pytest
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import EditRecord, RecordError
-from edit_rl_jax.editors.base import Bucket as Lengths
 from edit_rl_jax.editors.flow_matching import FlowMatching
-from edit_rl_jax.editors.rows import Bucket, EditRows, cover
+from edit_rl_jax.editors.rows import EditRows, EditShape, cover
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
-from edit_rl_jax.training import build
+from edit_rl_jax.training import on_mesh, optim
 from edit_rl_jax.training import sources as data
+from edit_rl_jax.training.program import build_program
 from tests.editors import toy
 from tests.training import micro_editor
 
@@ -28,7 +28,7 @@ SIDE = 8
 @cache
 def program(**changes):
     config = micro_editor.config(**changes)
-    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    return build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
 
 
 def start(p):
@@ -41,15 +41,14 @@ def start(p):
 
     trainable, frozen = ({k: value(k, v) for k, v in part.items()} for part in (p.trainable, p.frozen))
     with jax.set_mesh(p.mesh):
-        return trainable, p.init_optimizer(trainable), frozen
+        return p.init_state(trainable), frozen
 
 
 @cache
 def batch():
     """A batch of real edits: [accum, rows, ...] arrays."""
-    config, cfg = program().config, program().model_config
-    words = data.tokenizer(config, None, cfg)
-    stream = data.batches(config, data.source(config, "train"), data.to_examples(config, None), words, cfg)
+    config = program().config
+    stream = data.Input.of(config).batches(data.source(config, "train"))
     found = next(stream)[0]
     stream.close()
     return found
@@ -70,14 +69,8 @@ def test_dropped_instructions_and_references():
 
 def toy_rows(examples: list[EditExample], rows: int):
     """A batch of the toy editor, whose velocity leads to reference + 0.1 x pluses."""
-    editor, tokens = toy.Editor(), SIDE * SIDE // 4
-
-    def layout(lengths, references, bucket, real):
-        size = (SIDE // 2, SIDE // 2)
-        sizes = [size if r else (0, 0) for r in real]
-        return editor.layout(lengths, [[size] * k for k in references], sizes, Lengths(bucket.text, tokens, tokens))
-
-    form = EditRows(toy.folder_tokenizer(), [Bucket(6, 1, SIDE, SIDE)], layout, lambda text: editor.chat(text or ""), 2)
+    editor = toy.Editor()
+    form = EditRows(editor.processor, toy.folder_tokenizer(), [EditShape(6, 1, SIDE, SIDE)])
     out = form.empty(0, rows)
     for r, example in enumerate(examples):
         form.write(out, r, [form.encode(form.measure(example))])
@@ -116,7 +109,7 @@ def test_what_changed_weighs_more():
     before, after = (np.asarray(x.loss(editor, rows)[2]["rows"][0]) for x in (plain, weighted))
     wanted = before * (1 + 4 * np.array([0, 20 / 127.5, 55 / 127.5, 0]) ** 2)
     np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
-    bare = rows | {"reference_segments": jnp.zeros_like(rows["reference_segments"])}
+    bare = rows | {"reference_count": jnp.minimum(rows["reference_count"], 0)}
     same = (np.asarray(x.loss(editor, bare)[2]["rows"][0]) for x in (plain, weighted))
     np.testing.assert_array_equal(*same)
 
@@ -133,18 +126,19 @@ def test_padding_reaches_no_loss():
     p = program()
     weights, rows = start(p), batch()
     first = {k: jnp.asarray(v[0]) for k, v in rows.items()}
-    empty = jnp.all(first["reference_segments"] == 0, axis=1) | (jnp.arange(4) == 3)
-    for name in ("reference_segments", "noise_segments", "text_segments"):
-        first[name] = jnp.where((jnp.arange(4) == 3)[:, None], 0, first[name])
+    for name in [k for k in first if k.endswith("segments")]:
+        first[name] = first[name].at[3].set(0)
+    first["reference_count"] = first["reference_count"].at[3].set(-1)
     other = dict(first)
     other["target"] = other["target"].at[3].set(77)
+    empty = first["reference_count"] <= 0
     other["references"] = jnp.where(empty[:, None, None, None, None], 99, other["references"]).astype(jnp.uint8)
-    other["tokens"] = jnp.where(first["text_segments"] > 0, first["tokens"], 5)
+    other["tokens"] = jnp.where(first["token_segments"] > 0, first["tokens"], 5)
     other["seed"] = other["seed"].at[3].set(1)
     with jax.set_mesh(p.mesh):
         grad = jax.jit(jax.value_and_grad(p.loss, has_aux=True))
-        (a, (n, _)), ga = grad(weights[0], weights[2], first)
-        (b, _), gb = grad(weights[0], weights[2], other)
+        (a, (n, _)), ga = grad(weights[0]["trainable"], weights[1], first)
+        (b, _), gb = grad(weights[0]["trainable"], weights[1], other)
     assert float(n) == 3 * 16 * micro_editor.configs().transformer.token_dim
     assert float(a) == float(b)
     jax.tree.map(np.testing.assert_array_equal, ga, gb)
@@ -152,54 +146,55 @@ def test_padding_reaches_no_loss():
 
 def test_the_average_of_the_weights_follows_its_recursion():
     p = program()
-    trainable, opt_state, frozen = start(p)
+    state, frozen = start(p)
     rows = {k: jnp.asarray(v) for k, v in batch().items()}
-    average = {k: np.asarray(v, np.float64) for k, v in trainable.items()}
+    average = {k: np.asarray(v, np.float64) for k, v in state["trainable"].items()}
     for n in range(3):
         with jax.set_mesh(p.mesh):
-            trainable, opt_state, out = p.step(trainable, opt_state, frozen, rows, np.int32(n))
+            state, out = p.step(state, frozen, rows, np.int32(n))
         decay = min(0.9, (1 + n) / (10 + n))
-        average = {k: decay * a + (1 - decay) * np.asarray(trainable[k]) for k, a in average.items()}
+        average = {k: decay * a + (1 - decay) * np.asarray(state["trainable"][k]) for k, a in average.items()}
         assert bool(out["finite"])
-    for name, value in p.averaged(trainable, opt_state).items():
+    for name, value in optim.averaged(state).items():
         np.testing.assert_allclose(value, average[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    before = jax.tree.map(np.asarray, opt_state["ema"])
+    before = jax.tree.map(np.asarray, state["ema"])
     sick = {k: v * float("nan") for k, v in frozen.items()}
     with jax.set_mesh(p.mesh):
-        _, after, out = p.step(trainable, opt_state, sick, rows, np.int32(3))
+        after, out = p.step(state, sick, rows, np.int32(3))
     assert not bool(out["finite"])
     jax.tree.map(np.testing.assert_array_equal, before, after["ema"])
 
 
 def test_it_learns_one_batch_by_heart():
     p = program(optim__lr=2e-2, optim__name="muon", optim__adam_lr=5e-3, optim__schedule="constant", optim__warmup=5)
-    trainable, opt_state, frozen = start(p)
+    state, frozen = start(p)
     rows = {k: jnp.asarray(v) for k, v in batch().items()}
     losses = []
     for n in range(150):
         with jax.set_mesh(p.mesh):
-            trainable, opt_state, out = p.step(trainable, opt_state, frozen, rows, np.int32(n))
+            state, out = p.step(state, frozen, rows, np.int32(n))
         losses.append(float(out["loss"]))
     assert losses[-1] < 0.1 * losses[0], losses[:: len(losses) // 6]
 
 
 def test_rows_of_edits():
     picture = lambda h, w: np.full((h, w, 3), 9, np.uint8)
-    layout = lambda lengths, references, bucket, real: {"noise_segments": np.ones((len(real), 1), np.int32)}
-    buckets = [Bucket(4, 1, 32, 32), Bucket(9, 1, 32, 32), Bucket(4, 1, 24, 48)]
-    form = EditRows(toy.folder_tokenizer(), buckets, layout, lambda text: text or "", 8)
+    shapes = [EditShape(4, 1, 32, 32), EditShape(9, 1, 32, 32), EditShape(4, 1, 24, 48)]
+    form = EditRows(toy.Processor(8), toy.folder_tokenizer(), shapes)
     row = lambda text, *sizes: form.measure(
         EditExample(text, tuple(map(picture, *zip(*sizes[1:]))), picture(*sizes[0]), "k")
     )
     assert row("ab", (64, 60), (32, 32)).bucket == 0
     assert row("abcdef", (64, 60), (32, 32)).bucket == 1
     assert row("ab", (20, 44), (20, 44)).bucket == 2
-    with pytest.raises(RecordError, match="too long for every bucket .*10 tokens"):
+    with pytest.raises(RecordError, match="k: text too long .*10 tokens of text are more than 9"):
         row("0123456789", (32, 32), (32, 32))
     with pytest.raises(ImageError, match="k target"):
         form.measure(EditExample("a", (), b"no image", "k"))
     with pytest.raises(ValueError, match="multiples of 10"):
-        EditRows(None, buckets, layout, str, 10)
+        EditRows(toy.Processor(10), None, shapes)
+    with pytest.raises(RecordError, match="k: too many references"):
+        row("ab", (32, 32), (32, 32), (32, 32))
     batches, rest = form.plan(
         [dataclasses.replace(row("a", (32, 32), (32, 32)), bucket=b) for b in (0, 1, 0, 0)], 2, False, None
     )

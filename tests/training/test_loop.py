@@ -13,7 +13,7 @@ from etils import epath
 
 from edit_rl_jax import chips, sharding
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.training import feed, metrics, workdir
+from edit_rl_jax.training import feed, metrics, session, terminal, workdir
 from tests.training import micro
 
 
@@ -26,9 +26,9 @@ def test_rows_that_do_not_lie_together_are_named_rightly():
     for process, rows in enumerate(held):
         sums, keys = np.zeros((1, 32)), [[[f"p{process}-{i}"] for i in range(8)]]
         sums[0, rows[5]] = np.nan
-        line = feed.Guard(limit=9).check(1, False, sums, keys, rows)
+        line = session.Guard(limit=9).check(1, False, sums, keys, rows)
         assert f"row {rows[5]} (p{process}-5)" in line
-        others = feed.Guard(limit=9).check(1, False, sums, keys, held[process - 1])
+        others = session.Guard(limit=9).check(1, False, sums, keys, held[process - 1])
         assert "of another process" in others
 
 
@@ -36,7 +36,7 @@ def test_the_signal_is_given_back():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("outside"))
     try:
-        interruption = feed.Interruption()
+        interruption = terminal.Interruption()
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.now(1) and not heard
         interruption.restore()
@@ -49,7 +49,7 @@ def test_the_signal_is_given_back():
 
 def test_a_trace_stops_only_what_it_started(tmp_path):
     """Resumed behind its steps it does nothing; in the midst of them it takes the rest; an early end writes it."""
-    late, rest = feed.Trace("2:3", tmp_path / "late"), feed.Trace("2:9", tmp_path / "rest")
+    late, rest = session.Trace("2:3", tmp_path / "late"), session.Trace("2:9", tmp_path / "rest")
     for trace, steps in ((late, (4, 5)), (rest, (7, 8))):
         for step in steps:
             trace.before(step)

@@ -12,9 +12,11 @@ import pytest
 import safetensors.numpy
 
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import exports, model_files
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.rewards.editscore import prompts as editscore
-from edit_rl_jax.training import build, card, start
+from edit_rl_jax.training import interfaces, on_mesh, sources
+from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
 from tests.training import micro
 
@@ -24,7 +26,7 @@ LORA = dict(model__trainable="lora", model__lora__rank=4, model__lora__alpha=8.0
 @cache
 def program(**changes):
     config = micro.config(**LORA | changes)
-    return build.build(config, build.make_mesh(config, jax.devices()[:1]))
+    return build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def initial(folders, **changes):
     with config.unlocked():
         config.model.init_adapter = str(adapter)
     with jax.set_mesh(p.mesh):
-        return start.initial_weights(dataclasses.replace(p, config=config), base)
+        return interfaces.initial_weights(interfaces.model(config), dataclasses.replace(p, config=config), base)
 
 
 def test_an_adapter_is_the_start(folders):
@@ -101,18 +103,19 @@ def test_an_adapter_that_the_config_cannot_describe_is_refused(folders, tmp_path
 
 def test_the_base_is_named_without_a_revision_in_the_config(folders, tmp_path):
     base = folders[0]
-    assert start.revision(base).startswith("sha256:") and start.revision(base) == start.revision(base)
+    assert model_files.revision(base).startswith("sha256:") and model_files.revision(base) == model_files.revision(base)
     other = tmp_path / "other"
     other.mkdir()
     for file in base.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    assert start.revision(other) == start.revision(base)  # wherever it lies
+    assert model_files.revision(other) == model_files.revision(base)  # wherever it lies
     (other / "config.json").write_text("{}")
-    assert start.revision(other) != start.revision(base)
+    assert model_files.revision(other) != model_files.revision(base)
     commit = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
     commit.mkdir(parents=True)
-    assert start.revision(commit) == "0123abcd" and start.revision(None) == ""
-    assert "@ 0123abcd" in card.card(micro.config(model__config="", model__init_from="a/b"), None, {}, "0123abcd")
+    assert model_files.revision(commit) == "0123abcd" and model_files.revision(None) == ""
+    config = micro.config(model__config="", model__init_from="a/b")
+    assert "@ 0123abcd" in exports.card(config, None, {}, "0123abcd", title="")
 
 
 class Wordless:
@@ -135,19 +138,23 @@ class Worded(Wordless):
         return self.to_examples
 
 
+def prompts(config, base):
+    return sources.prompts(interfaces.objective(config), config, base)
+
+
 def test_an_objective_chooses_its_own_prompts(tmp_path):
     here = f"{__name__}:"
-    assert start.prompts(micro.config(objective=here + "Wordless"), None) is None
-    assert start.prompts(micro.config(), None) is None
-    assert start.prompts(micro.config(objective=here + "Worded"), None).name == "worded, default, False"
-    assert start.prompts(micro.config(objective="editscore"), None) is editscore.STANDARD
-    assert start.prompts(micro.config(objective="editscore", model__prompts="tiny"), None) is editscore.TINY
-    with pytest.raises(ConfigError, match="has no prompts"):
-        start.prompts(micro.config(model__prompts="tiny"), None)
+    assert prompts(micro.config(objective=here + "Wordless"), None) is None
+    assert prompts(micro.config(), None) is None
+    assert prompts(micro.config(objective=here + "Worded"), None).name == "worded, default, False"
+    assert prompts(micro.config(objective="editscore"), None) is editscore.STANDARD
+    assert prompts(micro.config(objective="editscore", model__prompts="tiny"), None) is editscore.TINY
+    with pytest.raises(ConfigError, match="no config key 'model.prompts' in this config: one of objective=editscore"):
+        micro.config(model__prompts="tiny")
     with pytest.raises(ConfigError, match="model.prompts.*tiny"):
-        start.prompts(micro.config(objective="editscore", model__prompts="tyni"), None)
+        prompts(micro.config(objective="editscore", model__prompts="tyni"), None)
     # those stored with a base are for the objective that it was trained for
-    stored = card.metadata(micro.config(objective="editscore"), editscore.TINY)
+    stored = exports.metadata(micro.config(objective="editscore"), editscore.TINY)
     (tmp_path / weights.METADATA).write_text(json.dumps(stored))
-    assert start.prompts(micro.config(objective="editscore"), tmp_path) == editscore.TINY
-    assert start.prompts(micro.config(objective=here + "Worded"), tmp_path).name == "worded, default, False"
+    assert prompts(micro.config(objective="editscore"), tmp_path) == editscore.TINY
+    assert prompts(micro.config(objective=here + "Worded"), tmp_path).name == "worded, default, False"

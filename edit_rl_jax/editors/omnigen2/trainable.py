@@ -1,5 +1,6 @@
-"""OmniGen2 as a kind of model (see `training.registry`): fine-tuned from its folder, or small and from scratch."""
+"""OmniGen2 as a kind of model (see `training.interfaces`): fine-tuned from its folder, or small and from scratch."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -7,32 +8,56 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from edit_rl_jax.editors.base import Bucket as Lengths
-from edit_rl_jax.editors.omnigen2 import prompts, tiny, weights
+from edit_rl_jax.editors.omnigen2 import tiny, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
-from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.weights import local_folder
-from edit_rl_jax.editors.rows import Bucket, EditRows
+from edit_rl_jax.editors.rows import Editing, EditRows
+from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import exports
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
-from edit_rl_jax.nn.params import LoRAConfig
+from edit_rl_jax.nn.params import LoRA, LoRAConfig
+from edit_rl_jax.nn.peft import check_only_lora
 from edit_rl_jax.nn.weights import check_finite, load
-from edit_rl_jax.training import card as cards
+from edit_rl_jax.ranges import knob
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
-__all__ = ["Bucket", "batch_format", "export", "initial_weights", "local_folder", "make", "model_config", "tokenizer"]
+__all__ = [
+    "BUCKET", "SECTIONS", "Bucket", "batch_format", "card", "check", "export", "initial_weights", "local_folder",
+    "make", "model_config", "tokenizer",
+]  # fmt: skip
 
 RELEASED = "OmniGen2/OmniGen2"
+card = partial(exports.card, title="An image editor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Says what an editor starts from besides its base, and how much of it is trained."""
+
+    init_adapter: str = knob("")  # folder whose LoRA weights are the start
+    tokenizer: str = knob("")  # folder, hub id, or "editworld" (the tiny editor's own); "" = init_from's
+    vae: str = knob("")  # folder of the autoencoder of an editor that is trained from scratch
+    train_text: bool = knob(False)  # the language model too, all weights
+
+
+SECTIONS = {"model": Options, "model.lora": LoRA, "eval": Editing}
+BUCKET = {"text tokens": 1, "references": 0, "height": 1, "width": 1}
+
+
+def check(config: Any) -> None:
+    """Raises ConfigError for values that do not fit together."""
+    if config.model.train_text and config.model.trainable == "lora":
+        raise ConfigError("config key 'model.train_text' needs model.trainable=full: a LoRA is the transformer's alone")
 
 
 def model_config(config: Any) -> Configs:
@@ -81,23 +106,10 @@ def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Any:
     return found
 
 
-def chat(instruction: str | None) -> str:
-    """The released model's chat; of a dropped instruction, that of its training."""
-    return prompts.chat("", prompts.DROPPED) if instruction is None else prompts.chat(instruction)
-
-
-def index_arrays(multiple: int, lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
-    """`layout`'s arrays of rows; those that are not `real` are padding."""
-    size = (bucket.height // multiple, bucket.width // multiple)
-    n = size[0] * size[1]
-    made = [size if r else (0, 0) for r in real]
-    return dict(layout(lengths, [[size] * k for k in references], made, Lengths(bucket.text, bucket.references * n, n)))
-
-
 def batch_format(config: Any, cfg: Configs, tokenizer: Any) -> EditRows:
     buckets = [Bucket(*b) for b in config.data.buckets]
     try:
-        return EditRows(tokenizer, buckets, partial(index_arrays, cfg.multiple), chat, cfg.multiple)
+        return EditRows(cfg.processor, tokenizer, buckets)
     except ValueError as e:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 
@@ -129,10 +141,10 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     return trainable, frozen
 
 
-def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
+def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None, **_) -> Path:
     """Writes the released folder layout, or the LoRA files; with card and metadata. Every process must call. Raises
     WeightsError naming weights that are not finite."""
-    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+    with exports.writing(folder, exports.metadata(program.config, prompts)) as part:
         _write(program, trainable, part, tokenizer, prompts, facts, revision, frozen)
     return folder
 
@@ -142,6 +154,7 @@ def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision
     base = local_folder(m.init_from, m.revision or None) if m.init_from else None
     state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(m.save_dtype)
     if m.trainable == "lora":
+        check_only_lora(state)
         check_finite(state["transformer"])
         weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from or None)
     elif base:
@@ -151,9 +164,9 @@ def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision
         both = (state, st.unflatten(program.frozen_state, frozen))
         whole = [pair for part in both for pair in nnx.to_flat_state(part)]
         # A fixed shift is the training's alone: the folder cannot say one, and "dynamic" is another.
-        shift = {"dynamic_time_shift": config.flow.shift in ("linear", "sqrt")}
+        shift = {"dynamic_time_shift": "flow" in config and config.flow.shift in ("linear", "sqrt")}
         weights.save(nnx.from_flat_state(whole), program.model_config, folder, dtype=m.save_dtype, scheduler=shift)
     if jax.process_index() == 0:
         if m.trainable == "full":
             tokenizer.save_pretrained(str(folder / "processor"))
-        (folder / "README.md").write_text(cards.card(config, prompts, facts, revision, "An image editor"))
+        (folder / "README.md").write_text(card(config, prompts, facts, revision))

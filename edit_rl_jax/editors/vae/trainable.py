@@ -1,4 +1,4 @@
-"""The autoencoder of an editor: a kind of model and its objective (see `training.registry`), from scratch.
+"""The autoencoder of an editor: a kind of model that is trained, and its objective (see `training.interfaces`).
 
 The exported folder is an AutoencoderKL of diffusers. Its latents have mean 0 and variance 1 over the validation images.
 """
@@ -20,19 +20,27 @@ from jaxtyping import Array
 
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import decode_image
+from edit_rl_jax.data.pipeline import Source
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.editors.flow_matching import edit_example, pixels
-from edit_rl_jax.editors.rows import Bucket, EditRows, cover
+from edit_rl_jax.editors.base import Arrays, Request
+from edit_rl_jax.editors.flow_matching import edit_example
+from edit_rl_jax.editors.pixels import to_pixels
+from edit_rl_jax.editors.rows import EditRows, cover
+from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.editors.vae.flux_vae import NAMING, Autoencoder, Patches, VAEConfig
+from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.nn import exports, weights
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.weights import local_folder
-from edit_rl_jax.training import card as cards
-from edit_rl_jax.training import sources as data_lib
+from edit_rl_jax.ranges import knob
 
-__all__ = ["Bucket", "Reconstruction", "batch_format", "export", "initial_weights", "local_folder", "make"]
+__all__ = [
+    "BUCKET", "SECTIONS", "Bucket", "Reconstruction", "batch_format", "card", "check", "export", "initial_weights",
+    "local_folder", "make",
+]  # fmt: skip
+card = partial(exports.card, title="An autoencoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Reconstruction:
     """Mean squared error of images in [-1, 1] from a sample of the posterior, and `kl` times its KL divergence from the
     standard normal distribution, mean over the latents. (The absolute error smooths small textures away.)"""
 
-    kl: float
-    seed: int
+    kl: float = knob(3e-4, "[0, 1e6]")
+    seed: int = 0
 
     @classmethod
     def configured(cls, config: Any) -> Reconstruction:
@@ -55,8 +63,8 @@ class Reconstruction:
 
     def loss(self, model: Autoencoder, batch: dict[str, Array]):
         """Sum over images; weight: their number. The moments of the latents are among the metrics."""
-        real = jnp.any(batch["noise_segments"] > 0, axis=1)
-        images = pixels(batch["target"])
+        real = batch["reference_count"] >= 0
+        images = to_pixels(batch["target"])
         keys = item_keys(self.seed, Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
         mean, log_variance = model.moments(images)
         z = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
@@ -71,6 +79,24 @@ class Reconstruction:
         return jnp.sum(rows), count, metrics | {"rows": (rows, real.astype(jnp.float32))}
 
 
+@dataclasses.dataclass(frozen=True)
+class Editing:
+    """Says how the trained autoencoder is evaluated at the end."""
+
+    prompts: int = knob(0, "[0, 1000000]")  # at the end, right edits of EditWorld encoded and scored; 0 = none
+
+
+Reconstruction.SECTIONS = {"autoencoder": Reconstruction}
+SECTIONS = {"eval": Editing}
+BUCKET = {"text tokens": 0, "references": 0, "height": 1, "width": 1}
+
+
+def check(config: Any) -> None:
+    """Raises ConfigError for what an autoencoder cannot be."""
+    if config.model.trainable != "full":
+        raise ConfigError("config key 'model.trainable': an autoencoder is trained whole, say 'full'")
+
+
 def model_config(config: Any) -> VAEConfig:
     m = config.model
     if m.init_from:
@@ -79,8 +105,6 @@ def model_config(config: Any) -> VAEConfig:
 
 
 def make(config: Any, cfg: VAEConfig, mesh: Mesh, dtype: Any) -> partial:
-    if config.model.trainable != "full":
-        raise ConfigError("config key 'model.trainable': an autoencoder is trained whole, say 'full'")
     return partial(Autoencoder, cfg, trainable="full", dtype=dtype)
 
 
@@ -89,19 +113,24 @@ def tokenizer(config: Any, base: Path | None, cfg: VAEConfig) -> None:
     return None
 
 
-def _no_text(instruction: str | None) -> str:
-    return ""
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images without text, for `EditRows`: an `editors.base.Preparer`."""
 
+    multiple: int
+    guidance: Guidance = Guidance()
 
-def index_arrays(lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
-    """Which images are no padding."""
-    return {"noise_segments": np.array(real, np.int32)[:, None]}
+    def text_length(self, tokenizer: None, request: Request, guidance: Guidance) -> int:
+        return 0
+
+    def prepare(self, tokenizer: None, requests, lengths, guidance: Guidance) -> Arrays:
+        return {}
 
 
 def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
     buckets = [Bucket(*b) for b in config.data.buckets]
     try:
-        return EditRows(None, buckets, index_arrays, _no_text, cfg.downscale)
+        return EditRows(Images(cfg.downscale), None, buckets)
     except ValueError as e:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 
@@ -115,15 +144,14 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     return trainable, frozen
 
 
-def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32) -> None:
+def fit_patches(config, source: Source, model: Autoencoder, examples: int = 512, rows: int = 32) -> None:
     """Sets `model.patches` by the latents of that many training images (all, where there are fewer), in whole batches
     of `rows`. They are brought to the size of the first bucket."""
-    config, found = program.config, []
-    source, objective = data_lib.source(config, "train"), Reconstruction.configured(config)
+    objective, found = Reconstruction.configured(config), []
     size, rows = config.data.buckets[0][2:], min(rows, len(source))
     picture = lambda i: cover(decode_image(objective.to_examples(source[i], i)[0].target), *size)
     graphdef, state = nnx.split(model)
-    cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(pixels(x))[0])))
+    cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(to_pixels(x))[0])))
     for i in range(0, min(examples, len(source)) // rows * rows, rows):
         found.append(np.asarray(cut(state, np.stack([picture(k) for k in range(i, i + rows)]))))
     patches = np.concatenate(found).astype(np.float64)
@@ -132,9 +160,10 @@ def fit_patches(program, model: Autoencoder, examples: int = 512, rows: int = 32
         variable.set_value(jnp.asarray(values[".".join(path)], variable.dtype))
 
 
-def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revision="", frozen=None) -> Path:
+def export(program, trainable, folder: Path, *, prompts, facts, revision="", source=None, **_) -> Path:
     """Writes diffusers' folder. Latents are shifted and scaled by what the last validation measured, where there was
-    one; then patches are fitted, if the config has them. Raises WeightsError naming weights that are not finite."""
+    one; then patches are fitted to images of `source`, if the config has them. Raises WeightsError naming weights that
+    are not finite."""
     cfg = program.model_config
     if "validation_latent_mean" in facts:
         mean, square = facts["validation_latent_mean"], facts["validation_latent_square"]
@@ -142,10 +171,10 @@ def export(program, trainable, folder: Path, *, tokenizer, prompts, facts, revis
     model, dtype = Autoencoder(cfg, rngs=nnx.Rngs(0)), jnp.dtype(program.config.model.save_dtype)
     nnx.update(model, st.unflatten(program.trainable_state, trainable))
     if cfg.patch_channels:
-        fit_patches(program, model)
+        fit_patches(program.config, source, model)
     state = nnx.state(model)
-    with cards.writing(folder, cards.metadata(program.config, prompts)) as part:
+    with exports.writing(folder, exports.metadata(program.config, prompts)) as part:
         weights.save(state, cfg.to_hf(), part, NAMING, dtype=dtype)
         if jax.process_index() == 0:
-            (part / "README.md").write_text(cards.card(program.config, prompts, facts, revision, "An autoencoder"))
+            (part / "README.md").write_text(card(program.config, prompts, facts, revision))
     return folder

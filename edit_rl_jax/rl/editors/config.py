@@ -1,124 +1,100 @@
-"""The config of online RL: every key of `training.config.default`, and `rl`."""
+"""The config of online RL: the sections of every run and of the editor's model, and `rl`."""
 
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.ranges import INT32_OR_0, problem
-from edit_rl_jax.training import config as base
+from edit_rl_jax.ranges import INT32_OR_0, knob, problem
+from edit_rl_jax.rl.advantages import AdvantageConfig
+from edit_rl_jax.rl.editors.losses import PolicyGradient
+from edit_rl_jax.rl.editors.nft import DiffusionNFT
+from edit_rl_jax.training import config_keys
 from edit_rl_jax.training.config_check import check_values
 
-# As `training.config.RANGES`, of the numbers of `rl`.
-RANGES = base.RANGES | {
-    "rl.prompts": "[1, 65536]",
-    "rl.group": "[2, 4096]",  # samples are compared with those of their group
-    "rl.updates": "[1, 65536]",
-    "rl.loss.clip_elements": "[0, 1000000000]",
-    "rl.loss.divergence": "[1e-30, 1e6]",
-    "rl.loss.kl_weight": "[0, 1e6]",
-    "rl.loss.train_steps": "[0, 1000]",
-    "rl.loss.beta": "[1e-6, 1e6]",
-    "rl.old": "[0, 1]",
-    "rl.text": "[1, 32768]",
-    "rl.steps": "[1, 1000]",
-    "rl.schedule.shift": "[1e-6, 1e6]",
-    "rl.schedule.base_res": "[1, 65536]",
-    "rl.guidance.text": "[0, 1000]",
-    "rl.guidance.image": "[0, 1000]",
-    "rl.guidance.start": "[0, 1]",
-    "rl.guidance.stop": "[0, 1]",
-    "rl.noise.level": "[0, 100]",
-    "rl.window": "[0, 1000]",
-    "rl.advantage.clip": "[1e-6, 1e6]",
-    "rl.advantage.eps": "[0, 1e6]",
-    "rl.advantage.min_std": "[0, 1e6]",
-    "rl.success_bonus": "[0, 1e6]",
-    "rl.judge.passes": "[1, 1000]",
-    "rl.judge.temperature": "[0, 100]",
-    "rl.judge.max_new_tokens": "[1, 65536]",
-    "rl.judge.rows": "[1, 65536]",
-    "rl.judge.tensor": "[1, 65536]",
-    "rl.oracle_samples": "[0, 1000000]",
-    "rl.eval_prompts": "[0, 1000000]",
-    "rl.eval_sample_steps": "[0, 1000]",
-    "rl.eval_during": "[0, 1000000]",
-    "rl.report_prompts": "[0, 1000]",
-}
 
-CHOICES = base.CHOICES | {
-    "rl.algorithm": ("policy_gradient", "nft"),
-    "rl.loss.objective": ("ppo", "guard", "dppo"),
-    "rl.loss.kl": ("upstream", "gaussian", "velocity"),
-    "rl.loss.reweight": ("none", "mean", "sum"),
-    "rl.solver": ("euler", "dpm2"),
-    "rl.schedule.kind": ("linear", "static", "dynamic"),
-    "rl.noise.kind": ("flow_sde", "dance", "cps"),
-    "rl.advantage.std": ("group", "global"),
-    "rl.judge.expected": ("", "reasoned", "empty"),
-}
+@dataclasses.dataclass(frozen=True)
+class RL:
+    """Says what a rollout is and what it is rewarded for."""
+
+    prompts: int = knob(48, "[1, 65536]")  # (source, instruction) pairs of a rollout
+    group: int = knob(12, "[2, 4096]")  # samples of each: they are compared with those of their group
+    updates: int = knob(2, "[1, 65536]")  # optimizer updates of a rollout, each on its share of the microbatches
+    algorithm: str = knob("policy_gradient", ("policy_gradient", "nft"))  # nft takes train_steps, kl_weight and beta
+    same_noise: bool = knob(False)  # a group starts from one noise
+    old: float = knob(0.0, "[0, 1]")  # nft: share of the sampling weights that stays at each rollout
+    overlap: bool = knob(False)  # a server or the host scores while the next rollout runs, with weights one behind
+
+    size: tuple = knob((512, 512))  # pixels of sources and edits: sources are cropped and resized to it
+    text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are refused
+    steps: int = knob(20, "[1, 1000]")
+    solver: str = knob("euler", ("euler", "dpm2"))
+    negative: str = knob("")  # the other branches' instruction
+    negative_system: str = knob("You are a helpful assistant.")
+    window: int = knob(3, "[0, 1000]")  # noisy steps, which are those that are trained; all = steps
+    window_range: tuple = knob((0, 0))  # they lie in [low, high); (0, 0) = anywhere
+
+    rewards: tuple = knob((("editscore", 1.0),))  # (name of rl.rewards or "my_pkg.mod:Class", weight)
+    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / 25 + bonus * [SC both >= 20, PQ both >=
+    # 18]) / (1 + bonus)
+    oracle_samples: int = knob(0, "[0, 1000000]")  # samples of a rollout that the oracle also scores, for the curves;
+    # built-in world only
+
+    eval_prompts: int = knob(512, "[0, 1000000]")  # held-out prompts, one sample each without noise in its steps,
+    # before and after
+    eval_sample_steps: int = knob(0, "[0, 1000]")  # of denoising; 0 = `steps`: a rollout may do with fewer, as in
+    # Flow-GRPO
+    eval_during: int = knob(0, "[0, 1000000]")  # of these, so many at every `eval.every` steps
+    report_prompts: int = knob(12, "[0, 1000]")  # shown before and after
 
 
-def default() -> ConfigDict:
-    """Every key that exists, with its default; locked. `steps` counts rollouts, `rows` the samples of a microbatch.
+@dataclasses.dataclass(frozen=True)
+class WindowNoise:
+    """Says which noise the steps of the window have (see `flow.steps.Noise`)."""
 
-    `model` is the editor (a folder in OmniGen2's layout), `data.train` the prompts' source (see `rl.prompts`).
+    kind: str = knob("cps", ("flow_sde", "dance", "cps"))
+    level: float = knob(0.8, "[0, 100]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Names the reward model of "editscore" and how it judges, or the server of "server"."""
+
+    model: str = knob("")
+    base: str = knob("")
+    server: str = knob("")  # URL
+    prompts: str = knob("")
+    passes: int = knob(1, "[1, 1000]")
+    temperature: float = knob(0.0, "[0, 100]")
+    expected: str = knob("", ("", "reasoned", "empty"))  # expected scores instead of written ones
+    max_new_tokens: int = knob(512, "[1, 65536]")
+    rows: int = knob(64, "[1, 65536]")
+    tensor: int = knob(1, "[1, 65536]")  # chips that share a copy of its weights; there is a copy for each so many
+
+
+SECTIONS = {
+    "rl": RL, "rl.loss": (PolicyGradient, DiffusionNFT), "rl.schedule": Schedule, "rl.guidance": Guidance,
+    "rl.noise": WindowNoise, "rl.advantage": AdvantageConfig, "rl.judge": Judge,
+}  # fmt: skip
+
+
+def sections(kind: str) -> config_keys.Sections:
+    """Gives the sections of RL of a kind of editor."""
+    return config_keys.together(config_keys.sections(kind, config_keys.REINFORCEMENT), SECTIONS)
+
+
+def default(kind: str = "omnigen2") -> ConfigDict:
+    """Makes a config with every key at its default; locked. `steps` counts rollouts, `rows` the samples of a
+    microbatch.
+
+    `model` is the editor, `data.train` the prompts' source (see `rl.prompts`).
     """
-    c, r = base.default(), ConfigDict()
-    c.objective = "reinforcement"
-    r.prompts = 48  # (source, instruction) pairs of a rollout
-    r.group = 12  # samples of each
-    r.updates = 2  # optimizer updates of a rollout, each on its share of the microbatches
-    r.algorithm = "policy_gradient"  # policy_gradient | nft
-    r.loss = ConfigDict()  # see rl.losses.PolicyGradient; nft takes train_steps, kl_weight and beta
-    r.loss.objective = "ppo"  # ppo | guard | dppo
-    r.loss.clip = (1e-4, 1e-4)  # the ratio stays in [1 - low, 1 + high]
-    r.loss.clip_elements = 0  # latent elements at which clip holds, elsewhere it goes with 1 / sqrt; 0 = not scaled
-    r.loss.divergence = 1e-5  # dppo
-    r.loss.kl = "upstream"  # upstream | gaussian | velocity
-    r.loss.kl_weight = 0.0
-    r.loss.reweight = "none"  # none | mean | sum: TempFlow's weights
-    r.loss.train_steps = 0  # of the noisy steps, drawn for each microbatch; 0 = all
-    r.loss.beta = 1.0  # nft
-    r.same_noise = False  # a group starts from one noise
-    r.old = 0.0  # nft: share of the sampling weights that stays at each rollout
-    r.overlap = False  # a server or the host scores while the next rollout runs, with weights one rollout behind
-
-    r.size = (512, 512)  # pixels of sources and edits: sources are cropped and resized to it
-    r.text = 888  # tokens of an instruction with its chat; longer ones are cut
-    r.steps = 20
-    r.solver = "euler"
-    r.schedule = ConfigDict(dict(kind="dynamic", shift=3.0, base_res=320))
-    r.guidance = ConfigDict(dict(text=1.0, image=1.0, start=0.0, stop=1.0))
-    r.negative = ""  # the other branches' instruction
-    r.negative_system = "You are a helpful assistant."
-    r.noise = ConfigDict(dict(kind="cps", level=0.8))  # of the window: flow_sde | dance | cps
-    r.window = 3  # noisy steps, which are those that are trained; all = steps
-    r.window_range = (0, 0)  # they lie in [low, high); (0, 0) = anywhere
-    r.advantage = ConfigDict(dict(std="group", clip=5.0, eps=1e-4, min_std=0.0))
-
-    r.rewards = (("editscore", 1.0),)  # (name of rl.rewards or "my_pkg.mod:Class", weight)
-    r.success_bonus = 0.0  # a judge's reward: (overall / 25 + bonus * [SC both >= 20, PQ both >= 18]) / (1 + bonus)
-    r.judge = ConfigDict()  # the reward model of "editscore", the server of "server"
-    r.judge.model = ""
-    r.judge.base = ""
-    r.judge.server = ""  # URL
-    r.judge.prompts = ""
-    r.judge.passes = 1
-    r.judge.temperature = 0.0
-    r.judge.expected = ""  # "" | reasoned | empty: expected scores instead of written ones
-    r.judge.max_new_tokens = 512
-    r.judge.rows = 64
-    r.judge.tensor = 1  # chips that share a copy of its weights; there is a copy for each so many
-    r.oracle_samples = 0  # samples of a rollout that the oracle also scores, for the curves; built-in world only
-
-    r.eval_prompts = 512  # held-out prompts, one sample each without noise in its steps, before and after
-    r.eval_sample_steps = 0  # of denoising; 0 = `steps`: a rollout may do with fewer, as in Flow-GRPO
-    r.eval_during = 0  # of these, so many at every `eval.every` steps
-    r.report_prompts = 12  # shown before and after
-    with c.unlocked():
-        c.rl, c.model.kind = r, "omnigen2"
-    return c.lock()
+    config = config_keys.make(sections(kind))
+    config.model.kind, config.objective = kind, config_keys.REINFORCEMENT
+    return config.lock()
 
 
 def _check_pair(key: str, pair: Any, kinds: tuple[type, ...], allowed: str) -> None:
@@ -168,7 +144,7 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             "the config has no section 'rl': one of online RL starts from edit_rl_jax.rl.editors.config.default()"
         )
-    check_values(config, default(), RANGES, CHOICES)
+    check_values(config, sections(config.model.kind))
     r = config.rl
     _check_pair("rl.size", r.size, (int,), "[1, 16384]")
     _check_pair("rl.loss.clip", r.loss.clip, (int, float), "[0, 1000]")

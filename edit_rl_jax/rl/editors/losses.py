@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.ranges import knob
 
 # (x fp32 [B, *latent], t [B], number of the denoising step) -> velocity fp32 [B, *latent], guided as when sampling.
 Policy = Callable[[Array, Array, Any], Array]
@@ -152,14 +153,14 @@ class PolicyGradient:
     """
 
     sampler: Sampler
-    objective: str = "ppo"
-    clip: tuple[float, float] = (1e-4, 1e-4)
-    clip_elements: int = 0
-    divergence: float = 1e-5
-    kl: str = "upstream"
-    kl_weight: float = 0.0
-    reweight: str = "none"
-    train_steps: int = 0
+    objective: str = knob("ppo", ("ppo", "guard", "dppo"))
+    clip: tuple[float, float] = knob((1e-4, 1e-4))
+    clip_elements: int = knob(0, "[0, 1000000000]")
+    divergence: float = knob(1e-5, "[1e-30, 1e6]")
+    kl: str = knob("upstream", ("upstream", "gaussian", "velocity"))
+    kl_weight: float = knob(0.0, "[0, 1e6]")
+    reweight: str = knob("none", ("none", "mean", "sum"))
+    train_steps: int = knob(0, "[0, 1000]")
 
     def __post_init__(self):
         choices = {"objective": ("ppo", "guard", "dppo"), "kl": ("upstream", "gaussian", "velocity")}

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.keys import normal
 from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.ranges import knob
 from edit_rl_jax.rl.editors.losses import Loss, Policy, Rows
 
 
@@ -25,7 +26,7 @@ class DiffusionNFT:
     """
 
     sampler: Sampler
-    beta: float = 1.0
+    beta: float = knob(1.0, "[1e-6, 1e6]")
     advantage_max: float = 5.0
     kl_weight: float = 1e-4
     train_steps: int = 0

@@ -12,72 +12,52 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from edit_rl_jax import sharding
-from edit_rl_jax.editors.base import Bucket, Editor
-from edit_rl_jax.editors.omnigen2.prompts import tokenize
-from edit_rl_jax.editors.sampling import levels
+from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.nn.params import Frozen, Trainable
+from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
 from edit_rl_jax.rl.editors import config as config_lib
 from edit_rl_jax.rl.editors.losses import Algorithm, PolicyGradient
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.rl.editors.rollout import Prompts, Rollout, make_rollout
 from edit_rl_jax.rl.editors.update import make_update
-from edit_rl_jax.training import build, interfaces, optim
-from edit_rl_jax.training.step import averaged
+from edit_rl_jax.training import interfaces, optim
+from edit_rl_jax.training.on_mesh import OnMesh, State, dtype, places
 
 Batch = dict[str, Any]
-"""What the host gives a rollout: `tokens`, `segments` i32 [P, 1 or 2, T] (instruction; with guidance the negative),
-`pixels` u8 [P, H, W, 3], `layout` {name: [P, branches, ...]}; times, item, prompt, member of `rl.rollout.Prompts`."""
+"""What the host gives a rollout: `arrays` {name: [P, ...]} of the editor's `prepare`, `sources` u8 [P, H, W, 3]; times,
+item, prompt, member of `rl.rollout.Prompts`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """RL of an editor, compiled on demand. Weights are flat dicts (see `training.state`); abstract values carry
-    shardings.
+class Program(OnMesh):
+    """The programs of RL of an editor, compiled on demand; all abstract values carry shardings.
 
     rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
     [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
     [M, B, ...].
-    update: jitted (state, frozen, prompts, rollout, advantage, keep, chunk, seed, number) -> (state, metrics), `state`
-    donated: {"trainable", "opt_state"}, with "ema" and "old" where the config wants them.
+    update: jitted (state, frozen, prompts, rollout, scores, chunk, seed, number) -> (state, metrics), `state` donated;
+    scores: (rewards, valid, groups) [M * B] of `rl.advantages`, whose metrics are "rewards" among these.
     """
 
     config: Any
-    mesh: Mesh
     model_config: Any  # the editor's architecture
     editor: Editor  # abstract
     tokenizer: Any
-    graphdef: nnx.GraphDef
-    trainable_state: nnx.State
-    frozen_state: nnx.State
-    state: dict[str, Any]  # abstract
-    frozen: st.Flat  # abstract
+    state: State  # abstract
     algorithm: Algorithm
     rollout: Callable
     evaluate: Callable
     update: Callable
-    init_trainable: Callable  # jitted: (key) -> trainable
     init_state: Callable  # jitted: (trainable) -> state
-
-    def merge(self, trainable: st.Flat, frozen: st.Flat) -> Editor:
-        """The editor with these weights."""
-        t, f = st.unflatten(self.trainable_state, trainable), st.unflatten(self.frozen_state, frozen)
-        return nnx.merge(self.graphdef, t, f)
-
-    def with_shardings(self, part: str) -> nnx.State:
-        """The abstract state "trainable" or "frozen" whose values carry shardings, for the loaders."""
-        if part == "trainable":
-            return st.unflatten(self.trainable_state, self.state["trainable"])
-        return st.unflatten(self.frozen_state, self.frozen)
 
     @property
     def microbatches(self) -> int:
@@ -88,47 +68,35 @@ class Program:
         """A host batch on the mesh, whole on every device; the same on every process."""
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec()))
 
-    def rows(self, array: np.ndarray) -> Array:
-        """[M, B, ...] with its rows over the mesh."""
-        spec = PartitionSpec(None, *sharding.batch_shardings({"x": array[0]}, self.mesh)["x"].spec)
-        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), lambda at: array[at])
+    def check(self, prompt: Prompt) -> None:
+        """Refuses a prompt whose text is longer than `rl.text`. Raises EditError."""
+        processor, asked = self.editor.processor, request(self.config, prompt)
+        length = processor.text_length(self.tokenizer, asked, self.algorithm.sampler.guidance)
+        check_text(length, self.config.rl.text, f"{prompt.key} (config key 'rl.text')")
 
     def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
         """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
-        return host_batch(self.config, self.editor, self.tokenizer, prompts, items, members, steps)
+        return host_batch(self.config, self.editor.processor, self.tokenizer, prompts, items, members, steps)
 
 
 def host_batch(
     config: Any,
-    editor: Editor,
+    processor: Processor,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     items: Sequence[int],
     members: int,
     steps: int = 0,
 ) -> Batch:
-    """See `Program.batch`. Text longer than `rl.text` is cut, as in the released pipeline."""
-    r, (height, width), count = config.rl, config.rl.size, len(prompts)
-    n = guidance(config).branches
-    negative = [editor.chat(r.negative, r.negative_system)] * (n > 1)
-    chats = [c for p in prompts for c in (editor.chat(p.instruction), *negative)]
-    tokens, segments, wanted = tokenize(tokenizer, chats, r.text)
-    wanted = [min(w, r.text) for w in wanted]
-    size = (height // editor.multiple, width // editor.multiple)
-    patches = size[0] * size[1]
-    bucket = Bucket(r.text, patches, patches)
-    # Branches: the instruction; with guidance the negative, with the source (of three) and without.
-    each = 1 + len(negative)
-    texts = [wanted[::each], *([wanted[1::each]] * (n - 1))]
-    references = [[size], *([[size]] if n == 3 else []), *([()] if n > 1 else [])]
-    index = [editor.layout(t, [ref] * count, [size] * count, bucket) for t, ref in zip(texts, references)]
-    times = schedule(config, steps or r.steps).times(height * width // editor.downscale**2)
+    """See `Program.batch`. Without a tokenizer rows are padding. Raises ValueError for text that `check` refuses."""
+    r, count, size, guided = config.rl, len(prompts), tuple(config.rl.size), guidance(config, processor)
+    rows = [None if tokenizer is None else request(config, p) for p in prompts]
+    n = tokens(processor, size)
+    times = schedule(config, steps or r.steps).times(size[0] * size[1] // processor.downscale**2)
     numbers = np.repeat(np.arange(count, dtype=np.int32), members)
     return {
-        "tokens": tokens.reshape(count, each, -1),
-        "segments": segments.reshape(count, each, -1),
-        "pixels": np.stack([p.source for p in prompts]),
-        "layout": jax.tree.map(lambda *a: np.stack(a, 1), *map(dict, index)),
+        "arrays": dict(processor.prepare(tokenizer, rows, TokenLengths(r.text, n, n), guided)),
+        "sources": np.stack([p.source for p in prompts]),
         "times": np.broadcast_to(times, (count, len(times))).copy(),
         "item": np.asarray(items, np.int32),
         "prompt": numbers.reshape(-1, config.rows),
@@ -136,9 +104,15 @@ def host_batch(
     }
 
 
-def guidance(config) -> Guidance:
-    """`rl.guidance`."""
-    return Guidance(**config.rl.guidance.to_dict())
+def request(config: Any, prompt: Prompt) -> Request:
+    """What an editor is asked for a prompt: one reference, of the result's size."""
+    r, size = config.rl, tuple(config.rl.size)
+    return Request(prompt.instruction, (prompt.source,), (size,), size, r.negative, r.negative_system, prompt.key)
+
+
+def guidance(config, processor: Processor) -> Guidance:
+    """The editor's guidance with the numbers of `rl.guidance`."""
+    return dataclasses.replace(processor.guidance, **config.rl.guidance.to_dict())
 
 
 def schedule(config, steps: int) -> Schedule:
@@ -146,42 +120,36 @@ def schedule(config, steps: int) -> Schedule:
     return Schedule(steps, **config.rl.schedule.to_dict())
 
 
-def algorithm(config) -> Algorithm:
+def algorithm(config, guidance: Guidance) -> Algorithm:
     """The pair (sampler, loss) of `rl.algorithm`. Raises ConfigError."""
     r = config.rl
     options = {**r.loss.to_dict(), "clip": tuple(r.loss.clip)}
     beta = options.pop("beta")
     try:
         if r.algorithm == "nft":
-            sampler, clip = Sampler(r.steps, r.solver, guidance(config)), r.advantage.clip
+            sampler, clip = Sampler(r.steps, r.solver, guidance), r.advantage.clip
             return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps)
         low_high = tuple(r.window_range) if any(r.window_range) else None
         noise = Noise(r.noise.kind, r.noise.level)
-        return PolicyGradient(Sampler(r.steps, r.solver, guidance(config), noise, r.window, low_high), **options)
+        return PolicyGradient(Sampler(r.steps, r.solver, guidance, noise, r.window, low_high), **options)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"config key 'rl': {e}") from e
 
 
 def encode(model: Editor, batch: Batch) -> Prompts:
-    """Text and source of each prompt once, as the condition of its samples; the source by its posterior's mean."""
-    pixels, tokens = batch["pixels"], batch["tokens"]
-    rows = lambda a: a.reshape(-1, *a.shape[2:])
-    text = _over_mesh(model.encode_text, rows(tokens), rows(batch["segments"])).reshape(*tokens.shape, -1)
-    references = _over_mesh(model.encode_images, pixels.astype(jnp.float32) / 127.5 - 1)
-    n = batch["layout"]["text_segments"].shape[1]
-    condition = batch["layout"] | {
-        "text": text[:, jnp.asarray([0, 1, 1][:n])],
-        "references": jnp.repeat(references[:, None], n, 1),
-    }
+    """The condition of each prompt's samples, made once; of the source by its posterior's mean."""
+    references = _over_mesh(lambda sources: model.encode(to_pixels(sources)), batch["sources"])
+    condition = _over_mesh(model.condition, batch["arrays"], references)
     return Prompts(condition=condition, mask=None, **{k: batch[k] for k in ("times", "item", "prompt", "member")})
 
 
-def _over_mesh(encode: Callable[..., Array], *arrays: Array) -> Array:
-    """Encodes rows over the mesh; where they do not divide, empty rows are added and cut off again."""
-    count = arrays[0].shape[0]
+def _over_mesh(make: Callable[..., Any], *trees: Any) -> Any:
+    """Makes arrays of rows over the mesh; where they do not divide, empty rows are added and cut off again."""
+    count = jax.tree.leaves(trees)[0].shape[0]
     more = -count % sharding.row_shards()
-    filled = [jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))) for a in arrays]
-    return encode(*(sharding.shard(a, "batch", *(None,) * (a.ndim - 1)) for a in filled))[:count]
+    filled = jax.tree.map(lambda a: jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))), trees)
+    spread = jax.tree.map(lambda a: sharding.shard(a, "batch", *(None,) * (a.ndim - 1)), filled)
+    return jax.tree.map(lambda a: a[:count], make(*spread))
 
 
 def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -> Program:
@@ -191,24 +159,25 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     """
     config_lib.check(config)
     r, (height, width), full = config.rl, config.rl.size, config.model.trainable == "full"
-    make = interfaces.model(config).make(config, editor, mesh, build._dtype(config, mesh))
+    make = interfaces.model(config).make(config, editor, mesh, dtype(config, mesh))
+    model = OnMesh.of(make, mesh)
     with jax.set_mesh(mesh):
-        abstract_editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-        graphdef, trainable, frozen = nnx.split(abstract_editor, Trainable, Frozen)
+        abstract_editor = model.merge(model.trainable, model.frozen)
         bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
-    unit = abstract_editor.multiple
+    processor = abstract_editor.processor
+    unit, guided = processor.multiple, guidance(config, processor)
     if height % unit or width % unit:
         raise ConfigError(f"config key 'rl.size': sides are multiples of {unit}, got {height} x {width}")
-    merge = lambda t, f: nnx.merge(graphdef, st.unflatten(trainable, t), st.unflatten(frozen, f))
+    merge = model.merge
     velocity = lambda t, f, x, time, c: merge(t, f).velocity(x, time, c)
-    reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(frozen, f)).velocity(x, time, c)
-    method = algorithm(config)
-    latent = (height // unit * (width // unit), abstract_editor.channels)
+    reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(model.frozen_state, f)).velocity(x, time, c)
+    method = algorithm(config, guided)
+    latent = (tokens(processor, (height, width)), processor.channels)
     cpu = mesh.devices.flat[0].platform == "cpu"
 
     def drawing(sampler: Sampler):
         def draw(t, f, batch, seed, step, start):
-            finish = lambda f, final, _: levels(merge(t, f).decode(final, height, width))
+            finish = lambda f, final, _: to_levels(merge(t, f).decode(final, height, width))
             prompts = encode(merge(t, f), batch)
             rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=None if cpu else finish)
             drawn = rollout(t, f, prompts, seed, step, start)
@@ -218,62 +187,44 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
 
         return draw
 
-    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guidance(config))
-    tx, updates = optim.make(config.optim), config.steps * r.updates
+    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guided)
+    optimizer = optim.make(config.optim, config.steps * r.updates)
     change = make_update(
-        method, velocity, tx, optim.schedule(config.optim, updates), clip=config.optim.clip,
-        microbatches=r.prompts * r.group // config.rows // r.updates, reference=None if full else reference,
+        method, velocity, optimizer, microbatches=r.prompts * r.group // config.rows // r.updates,
+        reference=None if full else reference,
     )  # fmt: skip
 
-    def update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, number):
-        new, opt_state, metrics = change(
-            state["trainable"], state["opt_state"], frozen, prompts, rollout, advantage, keep, chunk, seed, number,
-            state.get("old"),
-        )  # fmt: skip
-        out = state | {"trainable": new, "opt_state": opt_state}
-        if config.optim.ema:
-            out["ema"] = averaged(config.optim.ema, number, metrics["finite"], state["ema"], new)
+    def update(state, frozen, prompts, rollout, scores, chunk, seed, number):
+        found = advantages(*scores, AdvantageConfig(**r.advantage.to_dict()))
+        values, keep = (a.reshape(prompts["prompt"].shape) for a in (found.values, found.keep))
+        new, metrics = change(state, frozen, prompts, rollout, values, keep, chunk, seed, number)
         if method.needs_old:  # moves at the end of a rollout's updates
             share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
-            out["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new)
-        return out, metrics
+            new["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new["trainable"])
+        return new, metrics | {"rewards": found.metrics}
 
-    def init_state(weights):
-        copies = ["ema"] * bool(config.optim.ema) + ["old"] * bool(method.needs_old)
-        state = {"trainable": weights, "opt_state": tx.init(weights)}
-        return state | {name: jax.tree.map(jnp.copy, weights) for name in copies}
+    def begin(weights):
+        old = {"old": jax.tree.map(jnp.copy, weights)} if method.needs_old else {}
+        return optimizer.init(weights) | old
 
-    t_flat, f_flat = st.flatten(trainable), st.flatten(frozen)
-    t_place, f_place = (st.flatten(sharding.shardings(s, mesh)) for s in (trainable, frozen))
-    abstract = jax.eval_shape(init_state, t_flat)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    places = {k: t_place for k in abstract} | {
-        "opt_state": build._opt_shardings(abstract["opt_state"], t_place, t_flat, everywhere)
-    }
+    state, init_state = model.train_state(begin)
+    everywhere = model.everywhere
     by_rows = lambda n: NamedSharding(mesh, PartitionSpec(*(None,) * n, sharding.DEFAULT_RULES.spec(
         "rows", (config.rows,), ("batch",), mesh)[0]))  # fmt: skip
     drawn = Rollout(final=by_rows(1), x=by_rows(2), mean=by_rows(2), start=everywhere, finished=by_rows(1))
     return Program(
+        **vars(model),
         config=config,
-        mesh=mesh,
         model_config=editor,
         editor=abstract_editor,
         tokenizer=tokenizer,
-        graphdef=graphdef,
-        trainable_state=trainable,
-        frozen_state=frozen,
-        state=st.abstract(abstract, places),
-        frozen=st.abstract(f_flat, f_place),
+        state=state,
         algorithm=method,
         rollout=jax.jit(drawing(method.sampler), out_shardings=(everywhere, drawn)),
         evaluate=jax.jit(
             lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, jnp.int32(0), jnp.int32(0))[1].finished,
             out_shardings=by_rows(1),
         ),
-        update=jax.jit(update, out_shardings=(places, everywhere), donate_argnums=0),
-        init_trainable=jax.jit(
-            lambda key: st.flatten(nnx.split(make(rngs=nnx.Rngs(params=key)), Trainable, Frozen)[1]),
-            out_shardings=t_place,
-        ),
-        init_state=jax.jit(init_state, out_shardings=places),
+        update=jax.jit(update, out_shardings=(places(state), everywhere), donate_argnums=0),
+        init_state=init_state,
     )

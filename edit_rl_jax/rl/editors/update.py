@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float
 
 from edit_rl_jax.flow.guidance import predict
@@ -14,7 +13,8 @@ from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.steps import expand
 from edit_rl_jax.rl.editors.losses import Algorithm, Loss, Policy, Rows
 from edit_rl_jax.rl.editors.rollout import Network, Prompts, Rollout, rows_of
-from edit_rl_jax.training import step as training_step
+from edit_rl_jax.training.on_mesh import State
+from edit_rl_jax.training.optim import Optimizer
 
 
 def _policy(field: Callable, sampler: Sampler, condition: Any) -> Policy:
@@ -83,20 +83,18 @@ def gradient(
 def make_update(
     algorithm: Algorithm,
     velocity: Network,
-    tx: optax.GradientTransformation,
-    learning_rate: Callable[[Array], Array],
+    optimizer: Optimizer,
     *,
-    clip: float,
     microbatches: int,
     reference: Callable[[Any, Array, Array, Any], Array] | None = None,
-) -> Callable[..., tuple[Any, Any, dict[str, Array]]]:
-    """update(trainable, opt_state, frozen, prompts, rollout, advantage, keep, chunk, seed, step_number[, old])
-    -> (trainable, opt_state, metrics). Jit it with (trainable, opt_state) donated; nothing in it is static.
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """Makes update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, step_number) -> (state, metrics).
+    Jit it with the state donated; nothing in it is static.
 
     velocity: the network of `rl.rollout`, the same function. reference(frozen, latents, t, condition): the policy
-    without its adapter. tx, learning_rate, clip: as in `training.step`. microbatches: how many of the rollout's M one
-    update trains; `chunk` (traced) counts updates: microbatches [chunk * microbatches, ...). advantage, keep: [M, B].
-    old: the trainable weights that made the samples, for algorithms that ask for them.
+    without its adapter. microbatches: how many of the rollout's M one update trains; `chunk` (traced) counts updates:
+    microbatches [chunk * microbatches, ...). advantage, keep: [M, B]. state: with "old", the trainable weights that
+    made the samples, for algorithms that ask for them.
 
     The gradient is that of (sum of losses) / (sum of weights) over rows that train and trained steps. One forward and
     backward at a time: memory does not grow with microbatches or steps. Metrics, fp32: loss, the algorithm's means and
@@ -107,8 +105,7 @@ def make_update(
         raise ValueError("this algorithm needs a reference policy")
 
     def update(
-        trainable: Any,
-        opt_state: Any,
+        state: State,
         frozen: Any,
         prompts: Prompts,
         rollout: Rollout,
@@ -117,8 +114,9 @@ def make_update(
         chunk: Array,
         seed: Array,
         step_number: Array,
-        old: Any = None,
     ):
+        trainable, old = state["trainable"], state.get("old")
+
         def micro(carry, m):
             rows, condition = microbatch(
                 algorithm, prompts, rollout, advantage, keep, chunk * microbatches + m, seed, step_number
@@ -137,12 +135,10 @@ def make_update(
         )
         scale = 1 / jnp.maximum(weight, 1e-30)
         grads, loss = jax.tree.map(lambda g: g * scale, grads), total * scale
-        trainable, opt_state, metrics = training_step.apply_gradients(
-            tx, learning_rate(step_number), clip, trainable, opt_state, grads, loss, weight == 0
-        )
+        new, metrics = optimizer.apply(state, grads, loss, step_number, weight == 0)
         metrics |= {"loss": loss, "weight": weight, "row_losses": rows}
         metrics |= {name: jnp.sum(s) / jnp.maximum(jnp.sum(w), 1e-30) for name, (s, w) in means.items()}
         worst = {name: (jnp.min if name.endswith("_min") else jnp.max)(value) for name, value in extremes.items()}
-        return trainable, opt_state, metrics | worst
+        return new, metrics | worst
 
     return update

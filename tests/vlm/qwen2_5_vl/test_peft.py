@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.torch
@@ -80,6 +81,17 @@ def test_peft_computes_our_logits_from_our_adapter(adapted, tmp_path):
     again = peft.load(tmp_path, jax.eval_shape(lambda: trainable))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(trainable)):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_what_else_is_trained_is_no_silent_loss(adapted, tmp_path):
+    """A reward head or a bias beside the adapter is named; what is frozen stays out, as it should."""
+    _, trainable, frozen = states(adapted)
+    adapter = peft.make_adapter(trainable, ladder.LORA.rank, ladder.LORA.alpha)
+    flat = dict(nnx.to_flat_state(trainable)) | {("reward", "bias"): Trainable(jnp.zeros(3))}
+    with pytest.raises(WeightsError, match="trained, but no part of a LoRA adapter: reward.bias"):
+        peft.save(nnx.State.from_flat_path(flat), adapter, tmp_path)
+    assert not list(tmp_path.iterdir())
+    peft.save(nnx.merge_state(trainable, frozen), adapter, tmp_path)
 
 
 def test_an_adapter_goes_through_unchanged(adapted, edited):

@@ -1,11 +1,11 @@
-"""The objective's loss against its definition, and what must not reach it."""
+"""The loss of answer tokens against its definition, and what must not reach it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.rewards.editscore.objective import loss
+from edit_rl_jax.vlm.cross_entropy import loss
 
 V, D, B, T, A = 50, 16, 3, 20, 11
 

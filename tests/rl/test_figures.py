@@ -1,32 +1,36 @@
 """Parts of the loop: what counts as a step without an update, evaluations on disk, configs that cannot work."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.rewards.judgement import Judgement
-from edit_rl_jax.rl import rewards, trainer
-from edit_rl_jax.rl.advantages import AdvantageConfig
+from edit_rl_jax.rewards.base import Dimension, Judgement
+from edit_rl_jax.rl import rewards
+from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
 from edit_rl_jax.rl.editors import config as rl_config
-from edit_rl_jax.rl.editors import evaluation
+from edit_rl_jax.rl.editors import evaluation, figures
 from edit_rl_jax.rl.editors.prompts import Prompt
-from edit_rl_jax.training.feed import Guard, NonFiniteError
+from edit_rl_jax.training.session import Guard, NonFiniteError
 from tests.rl import tiny_editor
+
+jitted = jax.jit(partial(advantages, config=AdvantageConfig()))
 
 
 def rollout(valid, values):
-    """(advantages, outputs of two updates) of a rollout of two groups of two."""
-    scores = rewards.Scores(np.float32(values), np.array(valid))
-    found = trainer.advantages_of(scores, np.array([0, 0, 1, 1]), AdvantageConfig())
-    keep = found.keep.reshape(2, 1, 2)
-    return found, [{"weight": k.sum(), "finite": True, "row_losses": np.zeros((1, 1, 2))} for k in keep]
+    """Outputs of two updates of a rollout of two groups of two."""
+    found = jitted(np.float32(values), np.array(valid), np.int32([0, 0, 1, 1]))
+    one = {"finite": True, "row_losses": np.zeros((1, 1, 2)), "rewards": found.metrics}
+    return [one | {"weight": np.asarray(k).sum()} for k in found.keep.reshape(2, 1, 2)]
 
 
 def test_a_rollout_of_which_nothing_trains_is_a_bad_step():
     """A server that is away must not look like training; one group of equal rewards is nothing special."""
     guard, names = Guard(3), [[("a",), ("b",)], [("c",), ("d",)]]
-    check = lambda *given: list(trainer.check(guard, 7, *reversed(rollout(*given)), names))
+    check = lambda *given: list(figures.check(guard, 7, rollout(*given), names))
     assert check([True] * 4, [1, 1, 0, 1]) == [] and guard.total == 0
     (line,) = check([False] * 4, [0, 0, 0, 0])
     assert "step 7: nothing trains: 4 of 4 samples without a valid reward" in line and guard.in_row == 1
@@ -62,7 +66,7 @@ def test_evaluations_on_disk(tmp_path):
 
 def test_the_oracle_on_the_scale_of_the_reward():
     """The curves' means: what `of_judgements` gives each sample, on average."""
-    judged = [Judgement(sc=sc, pq=(25.0, 20.0), overall=10.0) for sc in ((25.0, 20.0), (25.0, 5.0), (20.0, 20.0))]
+    judged = [Judgement(overall=Dimension(10.0, scale=25.0), success=good) for good in (True, False, True)]
     point = {"oracle_overall": 10 / 25, "oracle_success": 2 / 3}
     for bonus in (0.0, 4.0):
         wanted = rewards.of_judgements(judged, bonus).values.mean()

@@ -1,0 +1,83 @@
+"""EditScore reward models on Qwen2.5-VL-Instruct of 3B to 72B: LoRA by cross-entropy on the judge's replies.
+
+    python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
+    python scripts/train_rm.py --config configs/rm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rm_7b
+
+configs/rm_7b.py is the same as configs/rm.py:7b, and so are those of the other sizes.
+Recipe of arXiv 2509.23909: rank 32, alpha 64, lr 1e-4, cosine, warm-up 0.1, 3 epochs, about 128 samples a step (rows x
+accum, packed), images of at most 512 x 512 pixels, bf16.
+
+| size | hardware | licence of the base | to expect |
+|---|---|---|---|
+| 3b | a v5e-8 or larger; one H100 | Qwen Research License (no commercial use) | no figure is published |
+| 7b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | the paper's EditScore-7B |
+| 32b | a v6e-16, v5p-32 or larger | Apache-2.0 | the paper's EditScore-32B |
+| 72b | a v5p-128 (4x4x4) or v6e-64 | Qwen License | the paper's EditScore-72B |
+
+Memory and FLOPs: `python scripts/plan.py --config configs/rm.py:7b --topology v5e:4x4`.
+"""
+
+from edit_rl_jax.training.config import default
+
+MESHES = {
+    "3b": {
+        "v5e:2x4": {"fsdp": 8},
+        "v5e:4x4": {"fsdp": 16},
+        "v6e:2x2": {"fsdp": 4},
+        "v6e:2x4": {"fsdp": 8},
+        "v5p:2x2x1": {"fsdp": 4},
+        "h100:1": {"fsdp": 1},
+        "h100:8": {"fsdp": 8},
+    },
+    "7b": {
+        "v5e:4x4": {"fsdp": 16},
+        "v5e:4x8": {"fsdp": 16, "tensor": 2},
+        "v6e:2x4": {"fsdp": 8},
+        "v6e:4x4": {"fsdp": 16},
+        "v5p:2x2x1": {"fsdp": 4},
+        "v5p:2x2x2": {"fsdp": 8},
+        "h100:1": {"fsdp": 1},
+        "h100:8": {"fsdp": 8},
+    },
+    "32b": {
+        "v5e:8x8": {"fsdp": 16, "tensor": 4},
+        "v6e:4x4": {"fsdp": 16},
+        "v6e:4x8": {"fsdp": 16, "tensor": 2},
+        "v5p:2x2x4": {"fsdp": 16},
+        "v5p:2x4x4": {"fsdp": 16, "tensor": 2},
+        "h100:8": {"fsdp": 8},
+    },
+    "72b": {
+        "v5p:2x4x4": {"fsdp": 16, "tensor": 2},
+        "v5p:4x4x4": {"fsdp": 16, "tensor": 4},
+        "v6e:8x8": {"fsdp": 16, "tensor": 4},
+    },
+}
+
+
+def get_config(size="7b"):
+    if size not in MESHES:
+        raise ValueError(f"no size '{size}'; sizes: {', '.join(MESHES)}")
+    c = default(kind="qwen2_5_vl", objective="editscore")
+    c.name = f"rm_{size}"
+    c.epochs = 3.0
+    c.rows = 16
+    c.accum = 2
+    c.model.init_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+    c.model.prompts = "standard"
+    c.model.lora.rank = 32
+    c.model.lora.alpha = 64.0
+    c.model.dtype = "bfloat16"
+    c.data.train = "data/editscore"
+    c.data.max_pixels = 512 * 512
+    c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
+    c.data.workers = 16
+    c.data.on_bad_record = "skip"
+    c.optim.lr = 1e-4
+    c.optim.schedule = "cosine"
+    c.optim.warmup = 0.1
+    c.checkpoint.every = 250
+    c.eval.every = 250
+    with c.unlocked():
+        c.mesh_presets = MESHES[size]
+    return c
