@@ -19,8 +19,6 @@ from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import on_mesh
-from edit_rl_jax.vlm.qwen2_5_vl import sizes
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 
 
 def abstract_batch(program: Program) -> dict[str, Any]:
