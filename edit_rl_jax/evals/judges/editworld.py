@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -31,7 +32,7 @@ def load(
         return made, None
     left = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) is None}  # to the model's folder
     same = dataclasses.replace(options, **{name: getattr(made, name) for name in left if hasattr(made, name)})
-    return made, judges.load(untrained, judge or judges.name_of(folder), same, **load)
+    return made, found.from_folder(Path(untrained), same, **load)  # whatever it was trained for: it need not be a judge
 
 
 def run(
