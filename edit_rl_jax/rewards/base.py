@@ -41,8 +41,8 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-    """Holds one figure: value, spread (standard deviation; None = not known) and scale (its maximum; of an unbounded one
-    what counts as full marks, so that a share is a reward of about 1)."""
+    """Holds one figure: value, spread (standard deviation; None = not known) and scale: its maximum, or of an unbounded
+    figure what counts as full marks."""
 
     value: float
     spread: float | None = None
