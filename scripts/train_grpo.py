@@ -54,10 +54,8 @@ def train(run: session.Session) -> None:
     revision = model_files.revision(base)
     facts = dict(data_hash=source.data_hash[:16], base_hash=st.whole_checksum({**trainable, **frozen}))
     trees = program.state | ({"behind": program.trainable} if r.overlap else {})
-    state, _ = run.resume(trees, steps=config.steps, base_revision=revision, **facts)
-    if state is None:
-        with jax.set_mesh(mesh):
-            state = program.init_state(trainable)
+    begin = lambda: program.init_state(trainable)
+    state, _ = run.resume(trees, begin, steps=config.steps, base_revision=revision, **facts)
     behind = state.pop("behind", None)  # the weights that made the rollout that was under way
     if run.lead:
         evaluation.fetch(folder, run.remote)

@@ -185,6 +185,15 @@ def test_checked_in_plans_fit():
             assert together == memory["together"] <= memory["usable_hbm"], name
 
 
+def test_checked_in_plans_are_those_of_the_configs():
+    for file in (ROOT / "benchmarks/plans").glob("*.json"):
+        made = json.loads(file.read_text())
+        config = config_lib.load(ROOT / "configs" / f"{made['config']}.py")
+        assert made["config"] == config.name and made["topology"] in config.mesh_presets
+        now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
+        assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
+
+
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
     """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
     out = tmp_path / "plan.json"

@@ -34,6 +34,8 @@ def edit_example(record: EditRecord | EditExample) -> EditExample:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
+    """Says how times and latents are drawn."""
+
     times: str = knob("lognormal", ("lognormal", "uniform"))
     shift: str = knob("linear")  # none | linear | sqrt | a number: see flow.matching.Times
     sample_latents: bool = knob(True)  # of the autoencoder's posterior; else its mean

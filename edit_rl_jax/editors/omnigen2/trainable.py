@@ -42,6 +42,8 @@ card = partial(exports.card, title="An image editor")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Says what an editor starts from besides its base, and how much of it is trained."""
+
     init_adapter: str = knob("")  # folder whose LoRA weights are the start
     tokenizer: str = knob("")  # folder, hub id, or "editworld" (the tiny editor's own); "" = init_from's
     vae: str = knob("")  # folder of the autoencoder of an editor that is trained from scratch

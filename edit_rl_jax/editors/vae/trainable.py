@@ -81,6 +81,8 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class Editing:
+    """Says how the trained autoencoder is evaluated at the end."""
+
     prompts: int = knob(0, "[0, 1000000]")  # at the end, right edits of EditWorld encoded and scored; 0 = none
 
 

@@ -18,6 +18,8 @@ from edit_rl_jax.training.config_check import check_values
 
 @dataclasses.dataclass(frozen=True)
 class RL:
+    """Says what a rollout is and what it is rewarded for."""
+
     prompts: int = knob(48, "[1, 65536]")  # (source, instruction) pairs of a rollout
     group: int = knob(12, "[2, 4096]")  # samples of each: they are compared with those of their group
     updates: int = knob(2, "[1, 65536]")  # optimizer updates of a rollout, each on its share of the microbatches
@@ -36,8 +38,8 @@ class RL:
     window_range: tuple = knob((0, 0))  # they lie in [low, high); (0, 0) = anywhere
 
     rewards: tuple = knob((("editscore", 1.0),))  # (name of rl.rewards or "my_pkg.mod:Class", weight)
-    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / 25 + bonus * [SC both >= 20, PQ both >=
-    # 18]) / (1 + bonus)
+    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / its scale + bonus * success) / (1 +
+    # bonus)
     oracle_samples: int = knob(0, "[0, 1000000]")  # samples of a rollout that the oracle also scores, for the curves;
     # built-in world only
 
@@ -51,13 +53,15 @@ class RL:
 
 @dataclasses.dataclass(frozen=True)
 class WindowNoise:
+    """Says which noise the steps of the window have (see `flow.steps.Noise`)."""
+
     kind: str = knob("cps", ("flow_sde", "dance", "cps"))
     level: float = knob(0.8, "[0, 100]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """The reward model of "editscore", the server of "server"."""
+    """Names the reward model of "editscore" and how it judges, or the server of "server"."""
 
     model: str = knob("")
     base: str = knob("")
