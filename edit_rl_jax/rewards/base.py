@@ -42,7 +42,8 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-    """Holds one figure: value, spread (standard deviation; None = not known) and scale (its maximum)."""
+    """Holds one figure: value, spread (standard deviation; None = not known) and scale: its maximum, or of an unbounded
+    figure what counts as full marks."""
 
     value: float
     spread: float | None = None
@@ -111,7 +112,7 @@ class Judgement:
             whole = [rest.pop(k) for k in ("overall", "overall_std", "scale")]
             overall = None if whole == [None] * 3 else _dimension(*whole)
             success, reasons, unread, problem = (rest.pop(k) for k in ("success", "reasons", "unread", "problem"))
-            good = success in (None, True, False) and type(unread) is int and isinstance(problem, str)
+            good = isinstance(success, bool | None) and type(unread) is int and isinstance(problem, str)
             if not good or not isinstance(reasons, list) or not all(isinstance(r, str) for r in reasons):
                 raise ValueError("success, reasons, unread or problem is of another kind")
             if rest.pop("valid") is not (not problem):

@@ -70,7 +70,7 @@ def test_scored_with_its_own_dimensions_and_flags(model, pictures, tmp_path, cap
     assert (line["overall"], line["scale"], line["words"]) == (0.75, 1.0, "mix")
     assert list(scored(capsys, *flags(model, *one, "--blind"))[1]["dimensions"]) == ["closeness"]
     assert not scored(capsys, *flags(model, "--near", 1.5, *one))[1]["success"]
-    with pytest.raises(SystemExit, match="no judge.*--judge NAME"):  # a folder does not choose what is imported
+    with pytest.raises(SystemExit, match="no judge.*--judge mod:Class"):  # a folder does not choose what is imported
         score.main(["--model", str(model), *one])
     edits = [{"source": "0.png", "edited": "50.png", "instruction": "a", "extras": {"asked": "peeked"}}]
     edits += [{"source": ["0.png", "100.png"], "edited": "absent.png", "instruction": "b"}]

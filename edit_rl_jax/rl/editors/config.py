@@ -39,8 +39,8 @@ class RL:
     window_range: tuple = knob((0, 0))  # they lie in [low, high); (0, 0) = anywhere
 
     rewards: tuple = knob((("editscore", 1.0),))  # (name of rl.rewards or "my_pkg.mod:Class", weight)
-    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / 25 + bonus * [SC both >= 20, PQ both >=
-    # 18]) / (1 + bonus)
+    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / its scale + bonus * success) / (1 +
+    # bonus)
     oracle_samples: int = knob(0, "[0, 1000000]")  # samples of a rollout that the oracle also scores, for the curves;
     # built-in world only
 
