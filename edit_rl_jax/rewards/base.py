@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 Image = Any  # encoded bytes, uint8 [H, W, 3], or an array on a device (uint8, or float on [0, 1])
 
 
-def option(default: Any, help: str = "") -> Any:
-    """Declares a field of a judge's `Options`: its default, and what the flag's help says."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str = "", allowed: str | tuple[str, ...] = "") -> Any:
+    """Declares a field of a judge's `Options`: its default, what the flag's help says, and what it may be (see
+    `ranges.knob`), for it is a key of `rl.judge`, too."""
+    return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclasses.dataclass(frozen=True)
