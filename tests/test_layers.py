@@ -80,3 +80,12 @@ def test_no_import_runs_up_or_in_a_circle_registries_included():
         tuple(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as e:
         raise AssertionError(f"a circle: {' -> '.join(e.args[1])}") from None
+
+
+def test_no_file_is_long_and_every_folder_says_what_it_is():
+    """Tables of data would be exempt; there are none."""
+    for module, file in modules().items():
+        text = file.read_text()
+        assert text.count("\n") <= 400, f"{module} has over 400 lines"
+        if file.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(text)), f"{file.parent.name}/__init__.py says nothing"
