@@ -36,12 +36,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from edit_rl_jax.data.images import ImageSettings, load_patches  # noqa: E402
 from edit_rl_jax.rewards.editscore.prompts import STANDARD  # noqa: E402
 from edit_rl_jax.rewards.editscore.questions import Questions  # noqa: E402
 from edit_rl_jax.vlm.engine.engine import Engine  # noqa: E402
 from edit_rl_jax.vlm.engine.sampler import Sampling  # noqa: E402
 from edit_rl_jax.vlm.loading import load_model  # noqa: E402
+from edit_rl_jax.vlm.patches import ImageSettings, load_patches  # noqa: E402
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config  # noqa: E402
 from edit_rl_jax.vlm.tokenizer import load_tokenizer  # noqa: E402
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax.nn.model_files import OFF
-from edit_rl_jax.nn.safetensors_io import weight_files
+from edit_rl_jax.nn.peft import CONFIG
+from edit_rl_jax.nn.safetensors_io import INDEX, weight_files
 from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore import judge as reward
 from edit_rl_jax.rewards.editscore.aggregate import REDUCTIONS
 from edit_rl_jax.rewards.serving.client import KEY, TOKEN, RewardClient, VLMJudge
 from edit_rl_jax.sharding import MESH_AXES, make_mesh
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
+from edit_rl_jax.vlm.folders import base_folder, local_folder
 
 FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", reward.METADATA)
 
@@ -114,10 +115,10 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
 
 def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
     """SHA-256 over the files of a model folder that decide its answers, and over its base's if it is an adapter."""
-    folder = weights.local_folder(model)
+    folder = local_folder(model)
     digest = hashlib.sha256()
     found = {p for pattern in FILES for p in folder.glob(pattern)}
-    if (folder / weights.INDEX).exists():
+    if (folder / INDEX).exists():
         found |= set(weight_files(folder))  # shards may lie in folders below
     for path in sorted(found):
         blob = path.resolve().name  # the hub's cache names large files by their SHA-256
@@ -127,7 +128,7 @@ def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.name} {sha256}\n".encode())
-    if (folder / peft.CONFIG).exists():
-        home = reward.base_folder(folder, base)
+    if (folder / CONFIG).exists():
+        home = base_folder(folder, base)
         digest.update(fingerprint(home).encode())
     return digest.hexdigest()

@@ -18,15 +18,16 @@ from edit_rl_jax.editors.omnigen2.editor import Configs
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import peft_config
+from edit_rl_jax.nn.peft import CONFIG
 from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import on_mesh
-from edit_rl_jax.vlm.loading import base_folder
-from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm import family
+from edit_rl_jax.vlm.folders import base_folder, local_folder
+from edit_rl_jax.vlm.loading import architecture
 
 RELEASED = "OmniGen2/OmniGen2"
 
@@ -41,7 +42,7 @@ class _Counting:
 def editor_configs(config: Any) -> Configs:
     """Reads the architecture of the folder `model.init_from`; that of the released weights needs no download."""
     if config.model.init_from == RELEASED and not Path(RELEASED).exists():
-        return Configs(Config.from_hf(sizes.config("3B")), OmniGen2Config(), VAEConfig())
+        return Configs(architecture("Qwen/Qwen2.5-VL-3B-Instruct"), OmniGen2Config(), VAEConfig())
     return omnigen2.configs(omnigen2.local_folder(config.model.init_from, config.model.revision or None))
 
 
@@ -77,27 +78,24 @@ def resident(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def judge_architecture(config: Any) -> Config | None:
+def judge_architecture(config: Any) -> family.Architecture | None:
     """Finds the architecture of the reward model that `rl.judge` names; None where no reward of the config loads one.
 
-    The four published sizes need no download. Raises ConfigError where the model or its base is not there.
+    Published sizes need no download. Raises ConfigError where the model or its base is not there.
     """
     j = config.rl.judge
     if not any(name == "editscore" and weight for name, weight in config.rl.rewards):
         return None
     if not j.model:
         raise ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
-    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
     try:
         home = j.base or j.model
         if not j.base:
-            home = folder = weights.local_folder(j.model)
-            if (folder / peft.CONFIG).exists():
-                said = peft_config.read(folder / peft.CONFIG).get("base_model_name_or_path")
-                home = said if said in by_id else base_folder(folder)
-        if home in by_id and not Path(home).exists():
-            return Config.from_hf(sizes.config(by_id[home]))
-        return weights.read_config(home)
+            home = folder = local_folder(j.model)
+            if (folder / CONFIG).exists():
+                said = peft_config.read(folder / CONFIG).get("base_model_name_or_path")
+                home = said if family.published(str(said)) else base_folder(folder)
+        return architecture(home)
     except (OSError, ValueError) as e:
         raise ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.images import ImageSettings, patchify
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge_expected
 from edit_rl_jax.rewards.editscore.judge import EditScore
@@ -13,10 +12,13 @@ from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import TINY, answer
 from edit_rl_jax.rewards.wire import from_wire, to_wire
 from edit_rl_jax.vlm.engine.sampler import Sampling
-from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.patches import ImageSettings, patchify
+from edit_rl_jax.vlm.positions import rope_index
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index
-from edit_rl_jax.vlm.tokenizer import Encoded, load_tokenizer
+from edit_rl_jax.vlm.rows import empty_batch, write_row
+from edit_rl_jax.vlm.samples import Encoded
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.vlm.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"
@@ -57,7 +59,7 @@ def one_by_one(model, scores, prompt, images, written, pairs):
     paths = [[*scores.number(a), *scores.separator, *scores.number(b), scores.closing[0]] for a, b in pairs]
     cut = [patchify(image, ImageSettings()) for image in images]
     patches, grids = np.concatenate([p for p, _ in cut]), tuple(g for _, g in cut)
-    batch = empty_batch(Bucket(160, 1, 108, 1), len(pairs), model.cfg.vision.patch_dim)
+    batch = empty_batch(Bucket(160, 1, 108, 1), len(pairs), model.cfg)
     for row, path in enumerate(paths):
         tokens = np.concatenate([prompt.tokens, written, path]).astype(np.int32)
         rope, _ = rope_index(tokens, grids, model.cfg.image_token_id)

@@ -11,7 +11,7 @@ import tokenizers
 from flax import nnx
 from transformers import PreTrainedTokenizerFast
 
-from edit_rl_jax.data.images import ImageSettings, encode_png
+from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.judges import pairs as pairs_lib
 from edit_rl_jax.nn.params import Trainable
@@ -21,13 +21,16 @@ from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
 from edit_rl_jax.vlm.engine.prompt import Shape
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
-from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.patches import ImageSettings
+from edit_rl_jax.vlm.positions import vision_slots
+from edit_rl_jax.vlm.qwen2_5_vl import weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
-from edit_rl_jax.vlm.qwen2_5_vl.positions import vision_slots
-from edit_rl_jax.vlm.tokenizer import encode_example
+from edit_rl_jax.vlm.rows import empty_batch, write_row
+from edit_rl_jax.vlm.samples import encode_example
 from scripts import score
+from tests.vlm.qwen2_5_vl import peft
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -77,7 +80,7 @@ def trained(tmp_path_factory):
     samples = [encode_example(e, tokenizer, cfg, images) for r in RECORDS for e in to_examples(r, prompts=TINY)]
     slots = 2 * vision_slots(samples[0].grids[0], cfg.vision)
     bucket = Bucket(max(len(s.tokens) for s in samples), 1, slots, 64)
-    batch = empty_batch(bucket, len(samples), cfg.vision.patch_dim)
+    batch = empty_batch(bucket, len(samples), cfg)
     for r, s in enumerate(samples):
         write_row(batch, r, [s], cfg)
     batch = jax.tree.map(jax.numpy.asarray, batch)

@@ -13,48 +13,37 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.model_files import METADATA
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_expected
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import END, Image, Prompts, Question, get
 from edit_rl_jax.rewards.editscore.questions import Questions, digest
 from edit_rl_jax.rewards.judgement import Judgement, judge, overall
+from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.loading import base_folder, load_model
-from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
-from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
-from edit_rl_jax.vlm.tokenizer import check_tokenizer, load_tokenizer
+from edit_rl_jax.vlm.patches import ImageSettings
 
-__all__ = ["METADATA", "EditScore", "Judgement", "Triple", "base_folder", "judge", "load_model", "overall"]
+__all__ = ["METADATA", "EditScore", "Judgement", "Triple", "judge", "overall"]
 Triple = tuple[Image, Image, str]
 
 
-def stored_settings(folder: Path) -> tuple[Prompts, dict[str, int]]:
-    """(prompts, pixel budget) in a folder's `edit_rl.json`, else "standard" and 512 x 512. Raises WeightsError naming
-    the file."""
-    stored, where = model_files.stored_metadata(folder), str(folder / METADATA)
-    budget = dict(model_files.section(stored, "images", where)) or {"max_pixels": 512 * 512}
-    for key, value in budget.items():
-        if key not in ("min_pixels", "max_pixels"):
-            raise weights.WeightsError(f"{where}: images has no key {key[:40]!r}")
-        model_files.checked(value, "int", f"{where}: images.{key}", 1, 2**40)
+def stored_prompts(stored: dict[str, Any], where: str) -> Prompts:
+    """The texts in the content of a folder's `edit_rl.json`, else "standard". Raises WeightsError naming `where`."""
     try:
-        texts = get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
+        return get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
     except ValueError as e:
-        raise weights.WeightsError(f"{where}: {e}") from None
-    return texts, budget
+        raise WeightsError(f"{where}: {e}") from None
 
 
 class EditScore:
     """The reward model, loaded and ready.
 
     Args:
-      model: Qwen25VL with loaded weights.
+      model: with loaded weights (`vlm.family.Decoder`).
       tokenizer: its tokenizer.
       prompts: the texts that it was trained with.
       images: how images become patches.
@@ -72,7 +61,7 @@ class EditScore:
 
     def __init__(
         self,
-        model: Qwen25VL,
+        model: Any,
         tokenizer: Any,
         *,
         prompts: Prompts,
@@ -100,7 +89,7 @@ class EditScore:
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy answer stays what it is
         self.expected, self.scores = expected, ScoreTree(tokenizer) if expected else None
         engine["tree"] = self.scores and self.scores.tree
-        engine["automaton"] = reply_automaton(tokenizer, model.cfg.text.vocab_size) if constrained else None
+        engine["automaton"] = reply_automaton(tokenizer, model.cfg.vocab_size) if constrained else None
         self.engine = Engine(model, sampling, slots=rows, seed=seed, mesh=mesh, **engine)
         opening = self.scores.opening if expected == "empty" else ()
         self.questions = Questions(model.cfg, tokenizer, prompts, images, opening)
@@ -126,29 +115,10 @@ class EditScore:
         files with their SHA-256 first (see `nn.model_files`); `settings`: the constructor's.
         Raises WeightsError, one line that names the file, or FileNotFoundError.
         """
-        folder = weights.local_folder(folder, revision)
-        model_files.verify(folder, verify)
-        adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
-        home = base_folder(folder, base) if adapter else folder
-        if home != folder:
-            model_files.verify(home, verify)
-        cfg = weights.read_config(home)
-        has = lambda name: folder if (folder / name).exists() else home
-        texts, budget = stored_settings(has(METADATA))
-        texts = texts if prompts is None else get(prompts)
-        file = has("preprocessor_config.json") / "preprocessor_config.json"
-        images = ImageSettings.from_hf(file if file.exists() else {}, **budget)
-        sizes = (cfg.vision.patch_size, cfg.vision.temporal_patch_size, cfg.vision.spatial_merge_size)
-        if (images.patch_size, images.temporal_patch_size, images.merge_size) != sizes:
-            raise weights.WeightsError(f"{file}: patch and merge sizes are not the model's, {sizes}")
-        home_of_tokenizer = has("tokenizer.json")
-        tokenizer = load_tokenizer(home_of_tokenizer)
-        try:
-            check_tokenizer(tokenizer, cfg)
-        except weights.WeightsError as e:
-            raise weights.WeightsError(f"{home_of_tokenizer}: {e}") from None
-        model = load_model(cfg, home, adapter and (folder, adapter), dtype=dtype, merge=merge, mesh=mesh)
-        return cls(model, tokenizer, prompts=texts, images=images, mesh=mesh, **settings)
+        found = loading.open_model(folder, base, revision=revision, verify=verify)
+        texts = stored_prompts(found.metadata, found.where) if prompts is None else get(prompts)
+        model = found.load(dtype=dtype, merge=merge, mesh=mesh)
+        return cls(model, found.tokenizer, prompts=texts, images=found.images, mesh=mesh, **settings)
 
     def score(
         self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
