@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edit_rl_jax.editors.pixels import to_pixels
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.flow import matching
@@ -59,7 +60,7 @@ def control(seed: int, minutes: float, overrides: dict[str, str], rows: int = 64
     def loss(trainable, frozen, batch, targets, step):
         model = built.merge(trainable, frozen)
         condition = jax.tree.map(lambda a: a[:, 0], program.encode(model, batch)["condition"])
-        data = jax.lax.stop_gradient(model.encode_images(targets.astype(jnp.float32) / 127.5 - 1))
+        data = jax.lax.stop_gradient(model.encode(to_pixels(targets)))
         items = jnp.arange(rows, dtype=jnp.int32)
         keys = item_keys(seed, Purpose.TRAINING, step, items, jnp.zeros_like(items))
         t = times.draw(keys, jnp.full((rows,), data.shape[1]))

@@ -75,9 +75,7 @@ def main(argv=None) -> int:
             overwrite=args.overwrite,
         )
         settings |= {"samples": args.samples, "keep_size": args.keep_size}
-        total, invalid = edit_file.edit_file(
-            sampler, args.input, args.output, settings, overwrite=args.overwrite, **how
-        )
+        total, invalid = edit_file.edit_file(sampler, args.input, args.output, settings, **how)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"{total} edits, {invalid} that could not be made: {args.output / edit_file.RESULTS}")

@@ -35,7 +35,7 @@ def main(argv=None) -> int:
     args = parse(argv)
     try:
         sampler, settings = editor_flags.from_arguments(args)
-        shapes = editworld.buckets(sampler.editor.multiple)
+        shapes = editworld.buckets(sampler.processor.multiple)
         sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
         how = dict(n=args.prompts, split=args.split, seed=args.data_seed, samples=args.samples)
         about = {"model": args.editor, "editor": settings}

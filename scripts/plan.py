@@ -70,7 +70,7 @@ def plan(args, overrides) -> dict:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = "rl" if "rl" in config else args.job
-    facts = {"overrides": overrides, "rows": config.rows, "accum": config.accum}
+    facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
     if job == "score":
         engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices)
@@ -86,7 +86,7 @@ def plan(args, overrides) -> dict:
         programs.append(compile_job(one, chip))
         print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
     return {
-        "config": Path(args.config).stem,
+        "config": config.name or Path(args.config).stem,
         "topology": args.topology,
         "devices": len(devices),
         "job": job,
@@ -128,6 +128,8 @@ def plan_all(output: Path) -> int:
     jobs = [(output / "score", name, "", where, ["--job", "score"]) for name, where in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
         config = config_lib.load(file)
+        if config.name != file.stem:  # a family of configs, whose members have files of their own
+            continue
         parts = EDITING if config.objective == "flow_matching" and "rl" not in config else {"": []}
         for where in [name for name in config.mesh_presets.keys() if name.split(":")[0] in chips.CHIPS]:
             jobs += [(output, file.stem, part, where, flags) for part, flags in parts.items()]

@@ -13,7 +13,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.editors.sampling import EditorSampler, Settings
+from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.evals.editors import editworld
 from edit_rl_jax.flow.sampling import Sampler
@@ -52,8 +52,8 @@ def sampler(done: supervised.Finished) -> EditorSampler:
     mesh = make_mesh({"fsdp": (n := jax.local_device_count())}, jax.local_devices())
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
-    shapes = editworld.buckets(editor.multiple, config.data.resolution)
-    settings = Settings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
+    shapes = editworld.buckets(editor.processor.multiple, config.data.resolution)
+    settings = EditSettings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 

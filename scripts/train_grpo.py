@@ -39,12 +39,12 @@ def train(run: session.Session) -> None:
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
     source = prompts.source(config, "train")
     test = prompts.source(config, "test") if r.eval_prompts else ()
-    read = lambda source, i: prompts.take(source, i, config.data.on_bad_record)
-    held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
+    read = lambda source, i: prompts.take(source, i, config.data.on_bad_record, program.check)
     base, kind = interfaces.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     program = build_program(config, mesh, architecture, tokenizer)
+    held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
     with jax.set_mesh(mesh):
         trainable, frozen = interfaces.initial_weights(kind, program, base)
     run.say("%s", program.sizes)
@@ -54,10 +54,8 @@ def train(run: session.Session) -> None:
     revision = model_files.revision(base)
     facts = dict(data_hash=source.data_hash[:16], base_hash=st.whole_checksum({**trainable, **frozen}))
     trees = program.state | ({"behind": program.trainable} if r.overlap else {})
-    state, _ = run.resume(trees, steps=config.steps, base_revision=revision, **facts)
-    if state is None:
-        with jax.set_mesh(mesh):
-            state = program.init_state(trainable)
+    begin = lambda: program.init_state(trainable)
+    state, _ = run.resume(trees, begin, steps=config.steps, base_revision=revision, **facts)
     behind = state.pop("behind", None)  # the weights that made the rollout that was under way
     if run.lead:
         evaluation.fetch(folder, run.remote)

@@ -11,8 +11,6 @@ import sys
 
 import jax
 
-from edit_rl_jax.evals.judges import editworld
-from edit_rl_jax.evals.judges.pairs import summary
 from edit_rl_jax.training import supervised
 from edit_rl_jax.training.report import write_report
 
@@ -27,6 +25,9 @@ def finish(done: supervised.Finished) -> None:
     if not config.eval.pairs:
         write_report(done.folder)
         return
+    from edit_rl_jax.evals.judges import editworld  # and with it what generates answers: training needs none of it
+    from edit_rl_jax.evals.judges.pairs import summary
+
     supervised.log.info("judging held-out pairs of the built-in world by generation")
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
     settings = dict(pairs=config.eval.pairs, passes=config.eval.passes, resolution=config.data.resolution)

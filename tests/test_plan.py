@@ -186,6 +186,15 @@ def test_checked_in_plans_fit():
             assert together == memory["together"] <= memory["usable_hbm"], name
 
 
+def test_checked_in_plans_are_those_of_the_configs():
+    for file in (ROOT / "benchmarks/plans").glob("*.json"):
+        made = json.loads(file.read_text())
+        config = config_lib.load(ROOT / "configs" / f"{made['config']}.py")
+        assert made["config"] == config.name and made["topology"] in config.mesh_presets
+        now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
+        assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
+
+
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
     """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
     out = tmp_path / "plan.json"
@@ -219,7 +228,7 @@ def test_editing_is_planned():
     mesh = sharding.make_mesh({"fsdp": 4}, devices)
     found = [compiled.compile_job(job, chip) for job in editing.jobs(config, mesh, side=84)]
     plans = {p["program"].split()[0]: p for p in found}
-    assert list(plans) == ["encode_text", "encode_images", "sample", "decode"]
+    assert list(plans) == ["encode", "condition", "sample", "decode"]
     cfg = interfaces.model(config).model_config(config).transformer
     # of the layers alone: each has four square products of attention, with adapters, and three of the feed-forward
     text, images = editing.TEXT, 9

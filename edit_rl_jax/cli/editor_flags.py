@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.cli.judge_flags import fingerprint, mesh_shape
-from edit_rl_jax.editors.sampling import EditorSampler, Settings
-from edit_rl_jax.flow.guidance import Guidance
+from edit_rl_jax.cli.flags import digest, mesh_shape
+from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.names import resolve
 from edit_rl_jax.sharding import make_mesh
@@ -29,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     parser.add_argument("--lora", metavar="DIR", help="LoRA of its transformer: a PEFT folder or diffusers' file")
     parser.add_argument("--lora-alpha", type=float, help="where the LoRA's file does not say it")
     how = parser.add_argument_group("sampling")
-    how.add_argument("--steps", type=int, default=50)
+    how.add_argument("--steps", type=int, help="default: the editor's own (50)")
     how.add_argument("--solver", choices=("euler", "dpm2"), default="euler", help="dpm2: DPM-Solver++ of order 2")
     how.add_argument("--base-res", type=int, help="side at which times are not shifted; default: the folder's (320)")
-    how.add_argument("--text-guidance", type=float, default=5.0, help="1: none at all")
-    how.add_argument("--image-guidance", type=float, default=2.0, help="1: by text alone")
+    how.add_argument("--text-guidance", type=float, help="default: the editor's own (5); 1: none at all")
+    how.add_argument("--image-guidance", type=float, help="default: the editor's own (2); 1: by text alone")
     how.add_argument("--guided-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"))
     how.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
     how.add_argument("--negative-system", metavar="TEXT", help="system text before it; default: the editor's own")
@@ -69,18 +68,22 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     mesh = make_mesh(args.edit_mesh) if args.edit_mesh else None
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=args.lora, alpha=args.lora_alpha, mesh=mesh, dtype=dtype)
-    schedule = kind.schedule(folder, args.steps)
+    own = editor.processor
+    steps = args.steps or own.steps
+    schedule = kind.schedule(folder, steps)
     if args.base_res:
         schedule = dataclasses.replace(schedule, base_res=args.base_res)
-    guidance = Guidance(args.text_guidance, args.image_guidance, *args.guided_range)
+    asked = {"text": args.text_guidance, "image": args.image_guidance} | dict(zip(("start", "stop"), args.guided_range))
+    guidance = dataclasses.replace(own.guidance, **{k: v for k, v in asked.items() if v is not None})
     names = ("negative", "negative_system", "max_pixels", "max_side", "text_length", "tile")
     given = {k: getattr(args, k) for k in names}
     shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
     rows = -(-args.edit_rows // shards) * shards
-    sampling = Settings(Sampler(args.steps, args.solver, guidance), schedule, rows=rows, **given)
+    sampling = EditSettings(Sampler(steps, args.solver, guidance), schedule, rows=rows, **given)
     settings = dataclasses.asdict(sampling) | {"seed": args.edit_seed, "kind": args.editor_kind}
     del settings["rows"], settings["buckets"]
-    weights = {p.name: fingerprint(p) for p in sorted(folder.iterdir()) if p.is_dir()}
+    homes = [p for p in sorted(folder.iterdir()) if p.is_dir()] + [folder] * any(folder.glob("*.safetensors"))
+    weights = {p.name if p != folder else ".": digest(p) for p in homes}
     settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
     settings["lora_alpha"] = args.lora_alpha
     return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from edit_rl_jax.cli.flags import digest, mesh_shape
 from edit_rl_jax.nn.model_files import OFF
 from edit_rl_jax.nn.peft import CONFIG
 from edit_rl_jax.nn.safetensors_io import INDEX, weight_files
@@ -15,11 +15,9 @@ from edit_rl_jax.rewards.cache import Judge
 from edit_rl_jax.rewards.editscore import judge as reward
 from edit_rl_jax.rewards.editscore.aggregate import REDUCTIONS
 from edit_rl_jax.rewards.serving.client import KEY, TOKEN, RewardClient, VLMJudge
-from edit_rl_jax.sharding import MESH_AXES, make_mesh
+from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
 from edit_rl_jax.vlm.folders import base_folder, local_folder
-
-FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", reward.METADATA)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--rows", type=int, default=32, help="answers written side by side")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
-
-
-def mesh_shape(text: str) -> dict[str, int]:
-    """ "fsdp=4,tensor=2" as a mapping; -1 takes the devices that are left. Raises ValueError."""
-    shape = {k: int(v) for k, _, v in (part.partition("=") for part in text.split(","))}
-    if not set(shape) <= set(MESH_AXES):
-        raise ValueError(f"axes are {MESH_AXES}")
-    return shape
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
@@ -116,19 +106,6 @@ def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
 def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
     """SHA-256 over the files of a model folder that decide its answers, and over its base's if it is an adapter."""
     folder = local_folder(model)
-    digest = hashlib.sha256()
-    found = {p for pattern in FILES for p in folder.glob(pattern)}
-    if (folder / INDEX).exists():
-        found |= set(weight_files(folder))  # shards may lie in folders below
-    for path in sorted(found):
-        blob = path.resolve().name  # the hub's cache names large files by their SHA-256
-        if path.is_symlink() and len(blob) == 64:
-            sha256 = blob
-        else:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name} {sha256}\n".encode())
-    if (folder / CONFIG).exists():
-        home = base_folder(folder, base)
-        digest.update(fingerprint(home).encode())
-    return digest.hexdigest()
+    shards = weight_files(folder) if (folder / INDEX).exists() else []  # they may lie in folders below
+    adapter = (folder / CONFIG).exists()
+    return digest(folder, shards, fingerprint(base_folder(folder, base)) if adapter else "")

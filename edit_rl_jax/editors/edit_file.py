@@ -9,8 +9,9 @@ from typing import Any
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image, encode_png, resize
+from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.resumable import complete
-from edit_rl_jax.editors.sampling import Edit, EditError, EditorSampler
+from edit_rl_jax.editors.sampling import Edit, EditorSampler
 
 RESULTS = "edits.jsonl"
 ADDED = ("edited", "candidates", "valid", "problem")
@@ -116,5 +117,5 @@ def edit_file(
 def _problem(sampler: EditorSampler, edit: Edit) -> str | None:
     try:
         sampler.check(edit)
-    except (EditError, ImageError) as error:
+    except RecordError as error:
         return str(error)

@@ -1,6 +1,6 @@
 """The objective `flow_matching` of editors: predict the velocity between noise and the edited image.
 
-Works on anything that is an `editors.base.Editor`, on batches of `data.edit_rows.EditRows`.
+Works on anything that is an `editors.base.Editor`, on batches of `editors.rows.EditRows`.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array
 
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.editors.base import Editor
+from edit_rl_jax.editors.pixels import to_pixels
+from edit_rl_jax.editors.rows import OWN
 from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.ranges import knob
-
-OWN = ("target", "references", "tokens", "seed")  # the rest of a batch is the editor's condition
 
 
 def edit_example(record: EditRecord | EditExample) -> EditExample:
@@ -30,13 +32,10 @@ def edit_example(record: EditRecord | EditExample) -> EditExample:
     return EditExample(record.instruction, (record.source,), record.edited, record.key)
 
 
-def pixels(images: UInt8[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]:
-    """uint8 to [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
 @dataclasses.dataclass(frozen=True)
 class Drawing:
+    """Says how times and latents are drawn."""
+
     times: str = knob("lognormal", ("lognormal", "uniform"))
     shift: str = knob("linear")  # none | linear | sqrt | a number: see flow.matching.Times
     sample_latents: bool = knob(True)  # of the autoencoder's posterior; else its mean
@@ -72,29 +71,28 @@ class FlowMatching:
             example = dataclasses.replace(example, instruction=None, references=kept)
         return [dataclasses.replace(example, seed=seed % 2**31)]
 
-    def loss(self, model: Any, batch: dict[str, Array]):
+    def loss(self, model: Editor, batch: dict[str, Array]):
         """Squared error of the velocity, summed over the numbers of all valid tokens; weight: how many they are."""
         B, R = batch["references"].shape[:2]
         keys = lambda items, passes: item_keys(self.seed, Purpose.TRAINING, 0, items, passes)
         images = jnp.concatenate([batch["target"][:, None], batch["references"]], axis=1)
-        images = pixels(images.reshape(-1, *images.shape[2:]))
+        images = to_pixels(images.reshape(-1, *images.shape[2:]))
         passes = jnp.tile(jnp.arange(1, R + 2, dtype=jnp.int32), B)
-        latents = model.encode_images(images, keys(jnp.repeat(batch["seed"], R + 1), passes) if self.sample else None)
+        latents = model.encode(images, keys(jnp.repeat(batch["seed"], R + 1), passes) if self.sample else None)
         latents = latents.reshape(B, R + 1, *latents.shape[1:])
-        condition = {k: v for k, v in batch.items() if k not in OWN}
-        condition["text"] = model.encode_text(batch["tokens"], batch["text_segments"])
-        if R:
-            condition["references"] = latents[:, 1:].reshape(B, -1, latents.shape[-1])
-        data, mask = latents[:, 0], batch["noise_segments"] > 0
+        arrays = {k: v for k, v in batch.items() if k not in OWN}
+        condition = model.condition(arrays, latents[:, 1:].reshape(B, -1, latents.shape[-1]))
+        data, count = latents[:, 0], batch["reference_count"][:, None]
+        mask = jnp.broadcast_to(count >= 0, data.shape[:2])
         own = keys(batch["seed"], jnp.zeros_like(batch["seed"]))
         t = self.times.draw(own, jnp.sum(mask, axis=1))
         x, target = matching.noised(data, t, own)
         weight = None
         if R and self.changed:
-            there = batch["reference_segments"][:, : data.shape[1]] == 1
             differs = jnp.minimum(jnp.mean(jnp.square(data - latents[:, 1]), axis=-1), 1.0)
-            weight = 1 + self.changed * jnp.where(there, differs, 0.0)
-        squares, counts = matching.loss(model.velocity(x, t, condition), target, mask, weight)
+            weight = 1 + self.changed * jnp.where(count > 0, differs, 0.0)
+        velocity = model.velocity(x, t, jax.tree.map(lambda a: a[:, 0], condition))
+        squares, counts = matching.loss(velocity, target, mask, weight)
         return jnp.sum(squares), jnp.sum(counts), {"rows": (squares, counts)}
 
 

@@ -1,27 +1,31 @@
 """Rows of one edit each: an instruction, the images to edit and the result, for training an editor. NumPy only.
 
-A bucket fixes the text's length, the number of references and one size of image for both; the sizes of a dataset are
-covered by buckets of several shapes. Of an image the middle in its bucket's aspect is resized to its size.
+A shape fixes the text's length, the number of references and one size of image for both; the sizes of a dataset are
+covered by several shapes. Of an image the middle in its shape's aspect is resized to its size.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image, image_size
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.vlm.tokenizer import TextEncoder, Tokenizer
+from edit_rl_jax.editors.base import Preparer, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.ranges import knob
+
+OWN = ("target", "references", "reference_count", "text_mask", "seed")  # arrays of a batch; the rest is the editor's
 
 
 @dataclasses.dataclass(frozen=True)
-class Bucket:
+class EditShape:
     """The shapes of one row: text tokens, reference images, and the height and width of all images in pixels."""
 
     text: int
@@ -44,57 +48,65 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
+class Editing:
+    """The section `eval` of what is trained on these rows, for its SECTIONS (see `training.interfaces`)."""
+
+    prompts: int = knob(0, "[0, 1000000]")  # at the end, held-out prompts of EditWorld edited and scored; 0 = none
+    sample_steps: int = knob(20, "[1, 1000]")  # of those edits, Euler, without guidance
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
-    """An edit with its text encoded and its bucket chosen."""
+    """An edit with its shape chosen and the tokens of its text counted."""
 
     key: str
-    tokens: Int32[np.ndarray, " T"]
+    instruction: str | None
     references: tuple[np.ndarray | bytes, ...]
     target: np.ndarray | bytes
     seed: int
     bucket: int
+    text: int
     valid: bool = True
-
-
-# layout(text lengths, numbers of references, bucket, which rows are no padding) -> further arrays [rows, ...]
-Layout = Callable[[Sequence[int], Sequence[int], Bucket, Sequence[bool]], Mapping[str, np.ndarray]]
 
 
 class EditRows:
     """The `pipeline.Format` of editors. A batch of B rows has
 
-    target u8 [B, H, W, 3], references u8 [B, R, H, W, 3] (zeros where a row has fewer), tokens i32 [B, T],
-    seed i32 [B], and what `layout` gives, `noise_segments` [B, N] (0 = padding) among it.
+    target u8 [B, H, W, 3], references u8 [B, R, H, W, 3] (zeros where a row has fewer), reference_count i32 [B]
+    (-1 = a row of padding), text_mask bool [B, T], seed i32 [B], and what the editor's `prepare` gives for one branch.
 
-    chat: the text of an instruction, or of none; "" where the model reads no text. multiple: sides of images must be
-    multiples of it. Raises ValueError.
+    tokenizer: None where only shapes are wanted. Raises ValueError for sizes that are not the editor's.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        buckets: Sequence[Bucket],
-        layout: Layout,
-        chat: Callable[[str | None], str],
-        multiple: int = 1,
-    ):
-        self.buckets, self.layout, self.chat = tuple(buckets), layout, chat
-        self._text = None if tokenizer is None else TextEncoder(tokenizer)
+    def __init__(self, processor: Preparer, tokenizer: Any, shapes: Sequence[EditShape]):
+        self.buckets, self.processor, self.tokenizer = tuple(shapes), processor, tokenizer
+        self.guidance = dataclasses.replace(processor.guidance, text=1.0, image=1.0)
         for b in self.buckets:
-            if b.height % multiple or b.width % multiple:
-                raise ValueError(f"bucket {b}: sides must be multiples of {multiple} pixels")
+            if b.height % processor.multiple or b.width % processor.multiple:
+                raise ValueError(f"bucket {b}: sides must be multiples of {processor.multiple} pixels")
 
     def measure(self, example: EditExample) -> Row:
-        tokens = np.zeros(0, np.int32) if self._text is None else self._text(self.chat(example.instruction))
         size = image_size(example.target, where=f"{example.key} target", max_pixels=MAX_PIXELS)
         for i, image in enumerate(example.references):
             image_size(image, where=f"{example.key} reference {i}", max_pixels=MAX_PIXELS)
         count = len(example.references)
-        fits = [i for i, b in enumerate(self.buckets) if len(tokens) <= b.text and count <= b.references]
-        if not fits:
-            raise RecordError(example.key, "too long for every bucket", f"{len(tokens)} tokens, {count} references")
+        lengths = {i: self._text(example, b) for i, b in enumerate(self.buckets) if count <= b.references}
+        if not lengths:
+            raise RecordError(example.key, "too many references", f"{count}, no bucket holds so many")
+        if not (fits := [i for i, n in lengths.items() if n <= self.buckets[i].text]):
+            check_text(min(lengths.values()), max(self.buckets[i].text for i in lengths), example.key)
         best = min(fits, key=lambda i: (self.buckets[i].distance(size), self.buckets[i].area))
-        return Row(example.key, tokens, example.references, example.target, example.seed, best)
+        e = example
+        return Row(e.key, e.instruction, e.references, e.target, e.seed, best, lengths[best])
+
+    def _text(self, example: EditExample, shape: EditShape) -> int:
+        request = _request(example.instruction, (), len(example.references), shape)
+        return self.processor.text_length(self.tokenizer, request, self.guidance)
+
+    def _prepared(self, requests: Sequence[Request | None], shape: EditShape) -> dict[str, np.ndarray]:
+        n = tokens(self.processor, (shape.height, shape.width))
+        lengths = TokenLengths(shape.text, shape.references * n, n)
+        return dict(self.processor.prepare(self.tokenizer, requests, lengths, self.guidance))
 
     def load(self, sample: Row) -> tuple[int]:
         return (1,)
@@ -117,12 +129,12 @@ class EditRows:
     def empty(self, bucket: int, rows: int) -> dict[str, np.ndarray]:
         b = self.buckets[bucket]
         image = (b.height, b.width, 3)
-        return {
+        return self._prepared([None] * rows, b) | {
             "target": np.zeros((rows, *image), np.uint8),
             "references": np.zeros((rows, b.references, *image), np.uint8),
-            "tokens": np.zeros((rows, b.text), np.int32),
+            "reference_count": np.full(rows, -1, np.int32),
+            "text_mask": np.zeros((rows, b.text), bool),
             "seed": np.zeros(rows, np.int32),
-            **self.layout([0] * rows, [0] * rows, b, [False] * rows),
         }
 
     def encode(self, sample: Row) -> Row:
@@ -141,23 +153,30 @@ class EditRows:
             batch["target"][row] = sample.target
             if sample.references:
                 batch["references"][row, : len(sample.references)] = sample.references
-            batch["tokens"][row, : len(sample.tokens)] = sample.tokens
+            batch["reference_count"][row] = len(sample.references)
+            batch["text_mask"][row, : sample.text] = True
             batch["seed"][row] = sample.seed
-            index = self.layout([len(sample.tokens)], [len(sample.references)], self.buckets[sample.bucket], [True])
-            for name, values in index.items():
+            shape = self.buckets[sample.bucket]
+            request = _request(sample.instruction, sample.references, len(sample.references), shape)
+            for name, values in self._prepared([request], shape).items():
                 batch[name][row] = values[0]
 
     def counts(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
-        segments = {k: v for k, v in batch.items() if k.endswith("_segments")}
-        real = {k: int((v > 0).sum()) for k, v in segments.items()}
-        images = {k for k in segments if k != "text_segments"}
+        images, text = batch["reference_count"] + 1, batch["text_mask"]  # images of padding: 0
+        n = tokens(self.processor, batch["target"].shape[-3:-1])
+        patches, slots = int(images.sum()) * n, images.size * (1 + batch["references"].shape[-4]) * n
         return {
-            "answers": int((batch["noise_segments"] > 0).any(axis=1).sum()),
-            "tokens": sum(real.values()),
-            "patches": sum(real[k] for k in images),
-            "token_slots": sum(v.size for v in segments.values()),
-            "patch_slots": sum(segments[k].size for k in images),
+            "answers": int((images > 0).sum()),
+            "tokens": int(text.sum()) + patches,
+            "patches": patches,
+            "token_slots": text.size + slots,
+            "patch_slots": slots,
         }
+
+
+def _request(instruction: str | None, images: Any, count: int, shape: EditShape) -> Request:
+    size = (shape.height, shape.width)
+    return Request(instruction, tuple(images), (size,) * count, size)
 
 
 def cover(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

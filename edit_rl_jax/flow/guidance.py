@@ -1,4 +1,9 @@
-"""Classifier-free guidance by text and by images, on a range of steps; one batched forward a guided step."""
+"""Guides a velocity by its branches, on a range of steps, with one batched forward a guided step.
+
+A rule is a class: `Guidance` by text and by images (OmniGen2's), `TrueGuidance` by a negative text with the same images
+(Qwen-Image-Edit's), `EmbeddedGuidance` a number that the network reads (FLUX.1-Kontext's). An editor names its own,
+with its numbers; callers change the numbers by `dataclasses.replace`.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,6 +26,8 @@ class Guidance:
     `full` is the instruction with the reference images, `reference` the negative text with them, `none` the negative
     text alone. As upstream: both scales above 1 need all three branches, `text` alone two (full and none), and
     text <= 1 is no guidance. Guided are the steps i of N with start <= i / N <= stop.
+
+    A rule of an editor's own is a subclass with other `branches` and `combine`.
     """
 
     text: float = knob(1.0, "[0, 1000]")
@@ -30,8 +37,16 @@ class Guidance:
 
     @property
     def branches(self) -> int:
-        """Forwards of a guided step: 3, 2 or 1."""
+        """Counts the forwards of a guided step: 3, 2 or 1."""
         return 1 if self.text <= 1 else 2 if self.image <= 1 else 3
+
+    def combine(self, v: Float[Array, "B branches *latent"], t: Float[Array, " B"]) -> Float[Array, "B *latent"]:
+        """Makes one velocity of those of the branches, which stand in the order above; fp32."""
+        full, none = v[:, 0], v[:, -1]
+        if v.shape[1] == 2:
+            return none + self.text * (full - none)
+        reference = v[:, 1]
+        return none + self.image * (reference - none) + self.text * (full - reference)
 
     def guided(self, step: int, steps: int) -> bool:
         """Whether step number `step` of `steps` is guided."""
@@ -46,6 +61,38 @@ class Guidance:
             else:
                 runs.append((i, i + 1, self.guided(i, steps)))
         return runs
+
+
+@dataclasses.dataclass(frozen=True)
+class TrueGuidance(Guidance):
+    """v = v_negative + text (v_full - v_negative), at the norm of v_full in each token where `keep_norm`.
+
+    The negative branch has the same images, so `image` says nothing.
+    """
+
+    keep_norm: bool = True
+
+    @property
+    def branches(self) -> int:
+        """Counts the forwards of a guided step: 2, or 1 where text <= 1."""
+        return 1 if self.text <= 1 else 2
+
+    def combine(self, v: Float[Array, "B branches *latent"], t: Float[Array, " B"]) -> Float[Array, "B *latent"]:
+        """Makes one velocity of (full, negative); the last axis holds a token's numbers."""
+        full, negative = v[:, 0], v[:, 1]
+        out = negative + self.text * (full - negative)
+        norm = lambda x: jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-30))  # padding is 0
+        return out * (norm(full) / norm(out)) if self.keep_norm else out
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedGuidance(Guidance):
+    """`text` is an input of the network, which the editor's `prepare` writes into its arrays: one branch."""
+
+    @property
+    def branches(self) -> int:
+        """Counts the forwards of a step: 1."""
+        return 1
 
 
 def stack(*conditions: Any) -> Any:
@@ -68,9 +115,4 @@ def predict(
         return velocity(x, t, jax.tree.map(lambda a: a[:, 0], condition)).astype(jnp.float32)
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), condition)
     v = velocity(jnp.repeat(x, n, 0), jnp.repeat(t, n, 0), flat).astype(jnp.float32)
-    v = v.reshape(x.shape[0], n, *x.shape[1:])
-    full, none = v[:, 0], v[:, -1]
-    if n == 2:
-        return none + guidance.text * (full - none)
-    reference = v[:, 1]
-    return none + guidance.image * (reference - none) + guidance.text * (full - reference)
+    return guidance.combine(v.reshape(x.shape[0], n, *x.shape[1:]), t)

@@ -18,30 +18,29 @@ Flat = dict[str, Any]
 
 
 def flatten(state: nnx.State) -> Flat:
-    """{dotted path: value} of every variable of a state."""
+    """Flattens a state: {dotted path: value} of every variable."""
     return {
         ".".join(map(str, path)): v.get_value() for path, v in sorted(nnx.to_flat_state(state), key=lambda x: str(x[0]))
     }
 
 
 def unflatten(template: nnx.State, flat: Mapping[str, Any]) -> nnx.State:
-    """A state shaped like `template` (abstract or not) holding `flat`'s values. KeyError names a missing one."""
+    """Makes a state shaped like `template` (abstract or not) of `flat`'s values. KeyError names a missing one."""
     return nnx.from_flat_state([(p, v.replace(flat[".".join(map(str, p))])) for p, v in nnx.to_flat_state(template)])
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """`tree` as `jax.ShapeDtypeStruct`s that carry the shardings."""
+    """Makes `tree` abstract: `jax.ShapeDtypeStruct`s that carry the shardings."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
 def global_norm(flat: Any) -> Array:
-    """L2 norm over all leaves, fp32."""
+    """Computes the L2 norm over all leaves, fp32."""
     return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(flat)), jnp.float32(0)))
 
 
 def checksum(x: Array) -> UInt32[Array, ""]:
-    """A 32-bit position-weighted sum of the bits, modulo 2^32: the same on every mesh, changed by any single flipped
-    bit.
+    """Adds up the bits, weighted by position, modulo 2^32: the same on every mesh, changed by any one flipped bit.
 
     Integer addition is associative, so the order in which devices add does not matter; the weights are odd, so a flip
     of bit k changes the sum by 2^k times an odd number, which is never 0 modulo 2^32.
@@ -58,12 +57,12 @@ def checksum(x: Array) -> UInt32[Array, ""]:
 
 @jax.jit
 def checksums(tree: Any) -> Any:
-    """`checksum` of every leaf."""
+    """Takes the `checksum` of every leaf."""
     return jax.tree.map(checksum, tree)
 
 
 def digest(plain: Any) -> str:
-    """SHA-256, in hex, of a value that JSON can hold: the same after it was written and read."""
+    """Takes the SHA-256, in hex, of a value that JSON can hold: the same after it was written and read."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(plain)), sort_keys=True).encode()).hexdigest()
 
 

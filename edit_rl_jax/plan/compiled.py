@@ -90,7 +90,7 @@ def compile_job(job: Job, chip: Chip) -> dict[str, Any]:
             "ici_s": ici_s,
             "step_s": max(compute_s, ici_s),
             "step_no_overlap_s": compute_s + ici_s,
-            "mfu_at_most": job.model / job.devices / chip.flops / max(compute_s, ici_s),
+            "mfu_at_most": job.model / job.devices / chip.flops / max(compute_s, ici_s, 1e-30),
         }
     refuse(out)
     return out

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.editors.omnigen2 import weights as omnigen2
-from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.editor import Configs
-from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import peft_config
 from edit_rl_jax.nn.peft import CONFIG
@@ -29,28 +24,12 @@ from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.folders import base_folder, local_folder
 from edit_rl_jax.vlm.loading import architecture
 
-RELEASED = "OmniGen2/OmniGen2"
-
-
-class _Counting:
-    """A tokenizer that only has to give a text some tokens."""
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [0] * 16
-
-
-def editor_configs(config: Any) -> Configs:
-    """Reads the architecture of the folder `model.init_from`; that of the released weights needs no download."""
-    if config.model.init_from == RELEASED and not Path(RELEASED).exists():
-        return Configs(architecture("Qwen/Qwen2.5-VL-3B-Instruct"), OmniGen2Config(), VAEConfig())
-    return omnigen2.configs(omnigen2.local_folder(config.model.init_from, config.model.revision or None))
-
 
 def abstract_batch(program: Program) -> dict[str, Any]:
     """Gives the shapes of a rollout's host batch, whole on every device."""
     r = program.config.rl
     blank = Prompt("", np.zeros((*r.size, 3), np.uint8), "edit")
-    batch = host_batch(program.config, program.editor, _Counting(), [blank] * r.prompts, range(r.prompts), r.group)
+    batch = host_batch(program.config, program.editor.processor, None, [blank] * r.prompts, range(r.prompts), r.group)
     place = NamedSharding(program.mesh, PartitionSpec())
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), batch)
 
@@ -110,7 +89,8 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
     if len(local) % r.judge.tensor:
         raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
-    program = build_program(config, on_mesh.make_mesh(config, devices), editor_configs(config))
+    kind = interfaces.model(config)
+    program = build_program(config, on_mesh.make_mesh(config, devices), kind.model_config(config))
     engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)

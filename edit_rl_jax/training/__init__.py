@@ -1,1 +1,1 @@
-"""Supervised training: configs, the run and its loop, the compiled step, checkpoints, metrics, reports."""
+"""Training: the session that every loop has, the supervised loop, its compiled step, checkpoints, metrics, reports."""

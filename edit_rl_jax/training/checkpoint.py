@@ -74,13 +74,13 @@ class Checkpoints:
         return self._open
 
     def steps(self) -> list[int]:
-        """Steps of complete checkpoints, oldest first."""
+        """Lists the steps of complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, trees: Mapping[str, Any], data: Any, extra: Mapping[str, Any] | None = None) -> None:
         """Starts to save the state after `step` updates and returns once the arrays may be donated.
 
-        trees: {"trainable": ..., "opt_state": ...}. data: the iterator state that came with the last consumed batch;
+        trees: the train state (see `on_mesh.State`). data: the iterator state that came with the last consumed batch;
         extra: anything else. Both plain JSON and the same on every process. Raises SaveError where this save, or the
         one before in the background, fails.
         """
@@ -102,7 +102,7 @@ class Checkpoints:
             raise SaveError(f"checkpoint {step} was not saved")
 
     def restore(self, trees: Mapping[str, Any]) -> tuple[int, dict[str, Any], Any, dict[str, Any]] | None:
-        """(step, trees, data, extra) of the newest checkpoint that is whole, or None where there is none.
+        """Restores the newest checkpoint that is whole: (step, trees, data, extra), or None where there is none.
 
         trees: abstract, with the shardings wanted: any mesh. Damaged ones are logged by step and reason and moved to
         `damaged-STEP`. Raises CheckpointError when checkpoints exist and all are damaged, or when the weights' names
@@ -152,7 +152,7 @@ class Checkpoints:
         self._manager.reload()
 
     def saving(self) -> bool:
-        """Whether a save is under way in the background."""
+        """Says whether a save is under way in the background."""
         return self._open is not None and self._open.is_saving_in_progress()
 
     def wait(self) -> None:
@@ -164,7 +164,7 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def close(self) -> None:
-        """`wait`, then frees the background threads."""
+        """Waits as `wait`, then frees the background threads."""
         self.wait()
         if self._open is not None:
             self._open.close()

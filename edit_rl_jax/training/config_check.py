@@ -27,7 +27,7 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def check_values(config: ConfigDict, parts: Sections) -> None:
     """Raises ConfigError where a key of the sections is missing or the config has another in them, and where a value is
     not of the default's type, no choice, or not in its range."""
-    flat, known = dict(flatten(config)), {key: (old, allowed) for key, old, allowed in knobs(parts)}
+    flat, known = dict(flatten(config)), {key: (old, allowed) for key, old, allowed in sorted(knobs(parts))}
     tops = {key.partition(".")[0] for key in known}
     if missing := sorted(tops - set(config)):
         made = f"kind='{config.model.kind}', objective='{config.objective}'"

@@ -21,6 +21,8 @@ AXIS = "-1 or [1, 1048576]"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
+    """Says what a run is called, how long it is and on which mesh."""
+
     name: str = knob("")
     seed: int = knob(0, INT32_OR_0)
     objective: str = knob("")  # a name of `training.interfaces`, or "my_pkg.mod:Class"
@@ -34,6 +36,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
+    """Says which model is trained, from what, and how."""
+
     kind: str = knob("")  # a name of `training.interfaces`, or "my_pkg.mod"
     init_from: str = knob("")  # Hugging Face folder or hub id; "" = random weights from model.config
     revision: str = knob("")  # hub revision (commit) of init_from
@@ -48,6 +52,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
+    """Says which records are read."""
+
     # editworld | editworld_perception | editworld_edits | a folder written by prepare_data.py | "my_pkg.mod:function"
     train: str = knob("editworld")
     validation: str = knob("")  # as train; "" = the same source's validation split (built-in worlds only)
@@ -59,6 +65,8 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
+    """Says how weights change (see `optim.make`)."""
+
     name: str = knob("adamw", ("adamw", "muon"))  # muon: matrices; embeddings, norms and biases by adamw
     lr: float = knob(1e-4, "[1e-30, 1000]")  # peak; floats are float32, where less than 1e-30 is nothing
     adam_lr: float = knob(0.0, "0 or [1e-30, 1000]")  # muon only: peak for what is not a matrix; 0 = lr
@@ -77,6 +85,8 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
+    """Says how many devices each axis has."""
+
     data: int = knob(1, AXIS)
     fsdp: int = knob(-1, AXIS)  # -1 = what is left of the devices
     tensor: int = knob(1, AXIS)
@@ -84,6 +94,8 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+    """Says when a run is saved."""
+
     every: int = knob(250, INT32)
     keep: int = knob(3, INT32)
     max_failed: int = knob(10, INT32)  # saves in a row that may fail
@@ -91,11 +103,15 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+    """Says when a run is evaluated."""
+
     every: int = knob(0, INT32_OR_0)  # validation every so many steps; 0 = only at the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
+    """Says what is logged."""
+
     every: int = knob(1, INT32)
     tensorboard: bool = knob(True)
     wandb: bool = knob(False)
@@ -111,12 +127,16 @@ RUN: Sections = {
 
 @dataclasses.dataclass(frozen=True)
 class Epochs:
+    """Says how much a step reads."""
+
     epochs: float = knob(0.0, "[0, 1000000]")  # passes over the data; used when steps is 0
     accum: int = knob(1, "[1, 65536]")  # microbatches a step
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
+    """Says how records become batches."""
+
     validation_size: int = knob(256, "[1, 1000000000]")
     resolution: int = knob(84, "[1, 4096]")  # pixels of a built-in world
     buckets: tuple = knob(((1024, 1, 1024, 128),))  # of a row, at most 8, each of the kind's numbers
@@ -127,11 +147,15 @@ class Batches:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
+    """Says how much is held out."""
+
     batches: int = knob(8, "[0, 1000000]")  # of the validation loss; 0 = none
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
+    """Says what an objective that asks in words asks."""
+
     prompts: str = knob("")  # named prompt texts; "" = those stored with init_from, else the objective's own
 
 

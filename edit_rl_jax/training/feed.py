@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
-    """(index, count) of the share of a batch's rows that this process feeds.
+    """Finds the share of a batch's rows that this process feeds: (index, count).
 
     Processes whose devices hold the same rows (tensor parallelism across processes) feed the same share.
     """
@@ -28,7 +28,7 @@ def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
 
 
 def local_rows(mesh: Mesh, rows: int, process: int | None = None) -> list[int]:
-    """Index in the whole batch of each row that a process (default: this one) feeds; they need not lie together."""
+    """Lists the rows of the whole batch that a process (default: this one) feeds; they need not lie together."""
     return sorted(_held(mesh, rows)[jax.process_index() if process is None else process])
 
 
@@ -53,7 +53,7 @@ class Fed:
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh, shards: int = 1) -> dict[str, jax.Array]:
-    """This process's rows of a batch, [accum, B / shards, ...], as part of the whole batch on the devices."""
+    """Puts this process's rows of a batch, [accum, B / shards, ...], on the devices as part of the whole batch."""
     shape = lambda v: (v.shape[0], v.shape[1] * shards, *v.shape[2:])
     whole = {k: jax.ShapeDtypeStruct(shape(v), v.dtype) for k, v in batch.items()}
     places = sharding.batch_shardings(whole, mesh, accum=True)

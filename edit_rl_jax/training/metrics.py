@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a `metrics.jsonl` in the order of their steps, each step once; damaged lines are left out."""
+    """Reads the objects of a `metrics.jsonl` in the order of their steps, each once; damaged lines are left out."""
     return _scan(epath.Path(path))[0]
 
 
@@ -61,7 +60,7 @@ def _set_aside(path: Path | epath.Path) -> str:
 
 
 def run_id(workdir: Path | epath.Path, name: str) -> str:
-    """Id of a run among all of a W&B project: the same for a resumption, another for another folder or config."""
+    """Makes the id of a run in a W&B project: the same for a resumption, another for another folder or config."""
     where = str(workdir) if "://" in str(workdir) else str(Path(workdir).resolve())
     return f"{workdir.name}-{hashlib.sha256(f'{where} {name}'.encode()).hexdigest()[:12]}"
 
@@ -142,6 +141,7 @@ class Writer:
                 epath.Path(path).copy(target, overwrite=True)
 
     def close(self) -> None:
+        """Writes and mirrors what is left."""
         try:
             self.mirror_now()
         finally:
@@ -204,17 +204,7 @@ class Progress:
 
     def show(self, step: int, values: dict[str, Any]) -> None:
         """Shows the figures of a finished step."""
-        keys = (
-            "loss",
-            "reward_mean",
-            "oracle_success",
-            "token_accuracy",
-            "grad_norm",
-            "lr",
-            "tokens_per_s",
-            "mfu",
-            "validation_loss",
-        )
+        keys = "loss reward_mean oracle_success token_accuracy grad_norm lr tokens_per_s mfu validation_loss".split()
         text = {k: f"{values[k]:.4g}" for k in keys if isinstance(values.get(k), (int, float))}
         if self._bar is not None:
             self._bar.set_postfix(text, refresh=False)
@@ -225,6 +215,7 @@ class Progress:
             print(f"step {step}/{self.steps} {figures} left {left / 60:.1f} min", flush=True)
 
     def close(self) -> None:
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 
@@ -233,9 +224,11 @@ class Table(dict):
     """Running (sum, weight) pairs of several evaluation batches; `means()` divides."""
 
     def add(self, sums: dict[str, tuple[Any, Any]]) -> None:
+        """Adds the sums and weights of a batch."""
         for k, (s, w) in sums.items():
             old = self.get(k, (0.0, 0.0))
             self[k] = (old[0] + float(s), old[1] + float(w))
 
-    def means(self, prefix: str = "", keys: Iterable[str] | None = None) -> dict[str, float]:
-        return {prefix + k: s / w for k, (s, w) in self.items() if w and (keys is None or k in keys)}
+    def means(self, prefix: str = "") -> dict[str, float]:
+        """Divides; a figure of no weight is left out."""
+        return {prefix + k: s / w for k, (s, w) in self.items() if w}

@@ -20,7 +20,7 @@ _MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 def is_matrix(name: str) -> bool:
-    """Whether the weight of that name is a matrix (weight decay applies), going by its leaf name."""
+    """Says whether the weight of that name is a matrix (weight decay applies), going by its leaf name."""
     return name.rsplit(".", 1)[-1] in _MATRICES
 
 
@@ -112,7 +112,7 @@ def transformation(config: Any) -> optax.GradientTransformation:
 
 
 def schedule(config: Any, steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """Learning rate of an update: linear warm-up to `lr` (reached by update number `warmup`), then decay
+    """Makes the learning rate of an update: linear warm-up to `lr` (reached by update number `warmup`), then decay
     towards `end` * lr, which step number `steps` would have. Update n is made at step_number n - 1."""
     warmup = max(1, round(config.warmup * steps) if config.warmup < 1 else round(config.warmup))
 

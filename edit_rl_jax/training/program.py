@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from edit_rl_jax import flops, sharding
+from edit_rl_jax.data.pipeline import Format
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.training import interfaces, optim, step
 from edit_rl_jax.training.on_mesh import OnMesh, State, dtype, places
@@ -30,7 +31,7 @@ class Program(OnMesh):
     loss: Callable  # (trainable, frozen, batch) -> (sum, (weight, metrics)), see `step.make_loss`
 
     def model_flops(self, bucket: Any, remat: bool = False) -> int:
-        """FLOPs that the mathematics of one step needs, over all devices: forward and backward without
+        """Counts the FLOPs that the mathematics of one step needs, over all devices: forward and backward without
         rematerialisation (with `remat`: as executed). That is 4N + attention a token for LoRA and 6N + attention for
         full training, less what needs no gradient."""
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batches[bucket])
@@ -39,9 +40,9 @@ class Program(OnMesh):
             return self.config.accum * flops.count(grad, self.trainable, self.frozen, part, remat=remat)
 
 
-def abstract_batches(config: Any, cfg: Any, mesh: Mesh) -> dict[Any, dict[str, jax.ShapeDtypeStruct]]:
+def abstract_batches(config: Any, form: Format, mesh: Mesh) -> dict[Any, dict[str, jax.ShapeDtypeStruct]]:
     """Gives shapes and shardings of every bucket's batch, with the accumulation axis in front."""
-    form, out = interfaces.model(config).batch_format(config, cfg, None), {}
+    out = {}
     for i, bucket in enumerate(form.buckets):
         empty = form.empty(i, config.rows)
         batch = {k: jax.ShapeDtypeStruct((config.accum, *v.shape), v.dtype) for k, v in empty.items()}
@@ -66,7 +67,7 @@ def build_program(config: Any, mesh: Mesh, steps: int = 0) -> Program:
         config=config,
         model_config=cfg,
         state=state,
-        batches=abstract_batches(config, cfg, mesh),
+        batches=abstract_batches(config, kind.batch_format(config, cfg, None), mesh),
         step=jax.jit(
             step.make_step(loss, optimizer), out_shardings=(places(state), model.everywhere), donate_argnums=0
         ),

@@ -61,7 +61,7 @@ class Session:
     """A run: processes, mesh, workdir and lease, resuming, figures, signals, saves.
 
         def train(run):
-            state, data = run.resume(program.state, steps=..., data_hash=..., base_hash=..., base_revision=...)
+            state, data = run.resume(program.state, begin, steps=..., data_hash=..., base_hash=..., base_revision=...)
             for step in run.steps():
                 state, out = ...
                 run.record(step, figures)
@@ -94,8 +94,8 @@ class Session:
             stack.callback(self._lease.close)
         self.say("%d x %s, mesh %s", self.mesh.size, self.mesh.devices.flat[0].device_kind, dict(self.mesh.shape))
 
-    def resume(self, state: Any, *, steps: int, **facts: Any) -> tuple[Any, Any]:
-        """Enters the workdir; returns (state, data) of the newest whole checkpoint, (None, None) where there is none.
+    def resume(self, state: Any, begin: Callable[[], Any], *, steps: int, **facts: Any) -> tuple[Any, Any]:
+        """Enters the workdir; returns (state, data) of the newest whole checkpoint, (`begin()`, None) without one.
 
         state: abstract, with the shardings wanted. steps: of the whole run. facts: more of `config.json`, of which
         `workdir.FIXED` may not change. Raises ConfigError for the folder of another run, CheckpointError where no
@@ -106,9 +106,10 @@ class Session:
         self._checkpoints = Checkpoints((self.remote or self.folder) / "checkpoints", c.keep)
         closing(self.stack, self._checkpoints.close)
         found = self._checkpoints.restore(state)
-        self.done, state, data, extra = found or (0, None, None, {})
         if found:
-            self.say("resuming after step %d", self.done)
+            self.say("resuming after step %d", found[0])
+        with jax.set_mesh(self.mesh):
+            self.done, state, data, extra = found or (0, begin(), None, {})
         self.guard = Guard(self.config.max_bad_steps, **extra.get("guard", {}))
         self._writer = None
         if self.lead:

@@ -72,7 +72,7 @@ def make_step(loss: Loss, optimizer: Optimizer) -> Callable[..., tuple[State, di
 
 
 def make_evaluate(loss: Loss) -> Callable[[st.Flat, st.Flat, Batch], dict[str, tuple[Array, Array]]]:
-    """evaluate(trainable, frozen, batch) -> {name: (sum, weight)} over a batch of [accum, B, ...] arrays."""
+    """Makes evaluate(trainable, frozen, batch) -> {name: (sum, weight)} over a batch of [accum, B, ...] arrays."""
 
     def evaluate(trainable: st.Flat, frozen: st.Flat, batch: Batch):
         def micro(part: Batch):

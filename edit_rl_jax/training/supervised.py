@@ -70,11 +70,9 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     run.say("%s", program.sizes)
     revision = model_files.revision(given.base)
     facts = dict(data_hash=given.fingerprint(source), base_hash=st.whole_checksum(frozen))
-    state, position = run.resume(program.state, steps=steps, base_revision=revision, **facts)
-    if state is None:
-        with jax.set_mesh(mesh):
-            state = program.init_state(trainable)
-    else:
+    begin = lambda: program.init_state(trainable)
+    state, position = run.resume(program.state, begin, steps=steps, base_revision=revision, **facts)
+    if run.done:
         batches.set_state(position)
     del trainable
 

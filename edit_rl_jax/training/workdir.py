@@ -21,7 +21,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def local_folder(workdir: str) -> tuple[Path, epath.Path | None]:
-    """(folder to write to, remote folder to mirror to or None)."""
+    """Says where a workdir lies: (folder to write to, remote folder to mirror to or None)."""
     if "://" not in workdir:
         return Path(workdir), None
     name = workdir.rstrip("/").replace("://", "_").replace("/", "_")
@@ -36,7 +36,7 @@ def _version(package: str) -> str:
 
 
 def git_commit() -> str:
-    """Commit of the checkout that this package runs from, with "+changes" if it differs; "" outside a checkout."""
+    """Finds the commit of the checkout that this package runs from, with "+changes" if it differs; else ""."""
     git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
     root = Path(__file__).resolve().parents[2]
     try:
@@ -49,7 +49,7 @@ def git_commit() -> str:
 
 
 def describe(config: Any, mesh: Any, **facts: Any) -> dict[str, Any]:
-    """The content of `config.json`: the config and everything else that a reader needs to repeat the run.
+    """Gives the content of `config.json`: the config and all else that a reader needs to repeat the run.
 
     facts: `steps`, `data_hash` and `base_hash` among them, which must not change on resume.
     """
@@ -72,7 +72,7 @@ FIXED = ("steps", "data_hash", "base_hash")
 
 
 def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:
-    """Whether the folder already holds this run. Raises ConfigError, printing the difference, when it holds another.
+    """Says whether the folder holds this run. Raises ConfigError, printing the difference, when it holds another.
 
     What ended before its first checkpoint is no run: the corrected command may use its folder.
     """

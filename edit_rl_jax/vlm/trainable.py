@@ -32,12 +32,16 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Says what a VLM starts from besides its base."""
+
     init_adapter: str = knob("")  # PEFT folder whose LoRA weights are the start
     tokenizer: str = knob("")  # folder, hub id, or "editworld" (trained on the spot, in a second); "" = init_from's
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
+    """Bounds the pixels of an image."""
+
     min_pixels: int = knob(56 * 56, "[1, 1000000000]")
     max_pixels: int = knob(512 * 512, "[784, 1000000000]")  # a larger image is shrunk to that; 784: 28 x 28 pixels are
     # one place in the model's text
@@ -45,6 +49,8 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
+    """Says how the trained model is judged at the end."""
+
     pairs: int = knob(0, "[0, 1000000]")  # at the end, pairs scored by generation for eval.json; 0 = no pairs
     passes: int = knob(1, "[1, 1000]")  # sampled answers a question, averaged; 1 = greedy
 

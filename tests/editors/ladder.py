@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from edit_rl_jax.editors.omnigen2 import layout, transformer
-from edit_rl_jax.editors.omnigen2.layout import Bucket
+from edit_rl_jax.editors.base import TokenLengths
+from edit_rl_jax.editors.omnigen2 import transformer
 from edit_rl_jax.editors.omnigen2.weights import TRANSFORMER
 from edit_rl_jax.nn import weights
 from tests.editors import tiny
@@ -20,9 +20,9 @@ from tests.editors.tiny import ROWS
 from tests.editors.upstream import upstream
 from tests.parity.ladder import LAYER, NETWORK, error, jit, layer
 
-WIDER = Bucket(text=20, references=64, noise=33)
+WIDER = TokenLengths(text=20, references=64, noise=33)
 """Another padding of the same rows."""
-EQUAL = Bucket(text=60, references=60, noise=60)
+EQUAL = TokenLengths(text=60, references=60, noise=60)
 """A third, of which all refiners see one shape: op by op, an operator is compiled once for all of them."""
 ours = functools.cache(functools.partial(tiny.ours, remat="none"))  # less to compile, the same arithmetic
 
@@ -168,10 +168,10 @@ def target_image(i: tiny.Inputs, b: int) -> np.ndarray:
     return np.random.default_rng(b).normal(size=(c, *i.latents[b].shape[1:])).astype(np.float32)
 
 
-def loss(model, i: tiny.Inputs, bucket: Bucket, fill: float = 0.0):
+def loss(model, i: tiny.Inputs, bucket: TokenLengths, fill: float = 0.0):
     """The mean squared distance of `torch_gradients`, masked to real tokens, and the velocities."""
     out = model(*i.jax(bucket, fill))
-    targets = layout.padded([i.tokens(target_image(i, b)) for b in range(len(i.rows))], bucket.noise)
+    targets = tiny.padded([i.tokens(target_image(i, b)) for b in range(len(i.rows))], bucket.noise)
     live = (i.jax(bucket)[2]["noise_segments"] > 0)[..., None]
     return jnp.sum(jnp.where(live, out - targets, 0) ** 2) / (jnp.sum(live.astype(jnp.float32)) * out.shape[-1]), out
 

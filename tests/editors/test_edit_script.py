@@ -113,7 +113,7 @@ def test_odd_files_through_omnigen2(tmp_path):
     for line, want in zip(found, seen.values(), strict=True):
         assert line["valid"] == isinstance(want, np.ndarray)
         if line["valid"]:
-            size = floor_resize(*want.shape[:2], multiple=editor().multiple, max_side=24)
+            size = floor_resize(*want.shape[:2], multiple=editor().processor.multiple, max_side=24)
             assert decode_image(tmp_path / "out" / line["edited"]).shape == (*size, 3)
         else:
             assert "too narrow" in line["problem"]

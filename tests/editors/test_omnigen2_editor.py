@@ -13,10 +13,12 @@ import safetensors.torch
 import torch
 from flax import nnx
 
-from edit_rl_jax.editors.base import Editor
+from edit_rl_jax.editors.base import Editor, Request, TokenLengths
+from edit_rl_jax.editors.omnigen2 import prompts
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
-from edit_rl_jax.editors.omnigen2.prompts import chat, tokenize
+from edit_rl_jax.editors.omnigen2.prompts import chat
+from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.nn.safetensors_io import WeightsError
@@ -107,7 +109,7 @@ def test_images_there_and_back():
 
     @jit
     def run(m, x):
-        latents = m.encode_images(x)
+        latents = m.encode(x)
         return latents, m.decode(jnp.pad(latents, ((0, 0), (0, 3), (0, 0))), 8, 12), m.vae.decode(m.vae.encode(x))
 
     latents, got, want = run(ours, x)
@@ -127,29 +129,39 @@ def test_branches_of_guidance_are_one_batch():
         assert error(velocity(ours, noise, t, c), half) < 1e-5
 
 
-class Words:
-    """A tokenizer of one id a character."""
-
-    def encode(self, text, add_special_tokens):
-        assert not add_special_tokens
-        return [ord(c) for c in text]
-
-
 def test_the_chat_is_chatml_without_an_answer(shared):
     tokenizer = load_tokenizer(shared / "data/qwen2_5_tokenizer")
     text = chat("Make the <b>cup</b> red\nnow", "Be kind.")
     assert text == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nMake the <b>cup</b> red\nnow<|im_end|>\n"
-    tokens, segments, (wanted,) = tokenize(tokenizer, [text], 64)
     start, end, line = 151644, 151645, 198
-    kept = tokens[0, :wanted].tolist()
+    kept = tokenizer.encode(text, add_special_tokens=False)
     assert (kept.count(start), kept.count(end), kept[0], kept[-2:]) == (2, 2, start, [end, line])
-    assert tokenizer.decode(kept) == text and segments[0].sum() == wanted
+    assert tokenizer.decode(kept) == text
 
 
-def test_long_text_is_cut_on_the_right_and_counted():
-    tokens, segments, wanted = tokenize(Words(), ["abc", "abcdefgh"], 5)
-    assert wanted == [3, 8] and segments.sum(1).tolist() == [3, 5]
-    assert bytes(tokens[1].tolist()) == b"abcde" and tokens[0, 3:].tolist() == [0, 0]
+def test_texts_and_branches_of_a_request(shared):
+    """Each text is encoded once; a branch of guidance reads its own, with the references or without."""
+    tokenizer = load_tokenizer(shared / "data/qwen2_5_tokenizer")
+    processor, guided = editor().processor, Guidance(4.0, 2.0)
+    asked = Request("Make it red", (), ((8, 8), (4, 8)), (8, 12), "a blurred picture", "Be kind.")
+    length = processor.text_length(tokenizer, asked, guided)
+    lengths = TokenLengths(length, 8, 8)
+    arrays = processor.prepare(tokenizer, [asked, None], lengths, guided)
+    texts = [tokenizer.decode(t[:n]) for t, n in zip(arrays["tokens"][0], arrays["token_segments"][0].sum(-1))]
+    assert texts == [chat("Make it red"), chat("a blurred picture", "Be kind.")]
+    assert (arrays["text_segments"][0] > 0).sum(-1).tolist() == arrays["token_segments"][0].sum(-1)[[0, 1, 1]].tolist()
+    assert (arrays["reference_segments"][0] > 0).sum(-1).tolist() == [6, 6, 0]
+    assert (arrays["noise_segments"][0] > 0).sum(-1).tolist() == [6] * 3
+    assert not any(a[1].any() for a in arrays.values())  # padding
+    references = jnp.ones((2, 8, processor.channels))
+    given = jit(lambda m, *a: m.condition(*a))(editor(), jax.tree.map(jnp.asarray, dict(arrays)), references)
+    assert given["text"].shape[:3] == (2, 3, length) and given["references"].shape[:3] == (2, 3, 8)
+    np.testing.assert_array_equal(given["text"][:, 1], given["text"][:, 2])
+    dropped = processor.prepare(tokenizer, [asked._replace(instruction=None)], lengths, Guidance())
+    (row,) = dropped["tokens"][0]
+    assert tokenizer.decode(row[: dropped["token_segments"].sum()]) == chat("", prompts.DROPPED)
+    with pytest.raises(ValueError, match=f"row 0: {length} tokens"):
+        processor.prepare(tokenizer, [asked], TokenLengths(length - 1, 8, 8), guided)
 
 
 @functools.cache

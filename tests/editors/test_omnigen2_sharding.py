@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from edit_rl_jax.editors.base import TokenLengths
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.layout import Bucket
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
@@ -30,7 +30,7 @@ MANY = (
     Row(5, ((1, 4), (2, 3)), (4, 4)),
     Row(17, ((6, 6),), (5, 6)),
 )
-BUCKET = Bucket(text=17, references=53, noise=30)
+BUCKET = TokenLengths(text=17, references=53, noise=30)
 
 
 def make(**padding):

@@ -13,10 +13,10 @@ from PIL import Image
 
 from edit_rl_jax import flops
 from edit_rl_jax.data.images import ImageError, floor_resize
-from edit_rl_jax.editors.base import Bucket
+from edit_rl_jax.editors.base import EditError, Request, TokenLengths
 from edit_rl_jax.editors.omnigen2 import weights as omnigen2
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
-from edit_rl_jax.editors.sampling import Edit, EditError, EditorSampler, Ready, Settings
+from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings, Ready
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.keys import Purpose
 from edit_rl_jax.flow.sampling import Sampler
@@ -30,13 +30,13 @@ from tests.parity import tiny as qwen
 from tests.parity.ladder import FAST, error
 
 DUAL = Guidance(4.0, 2.0, stop=0.6)
-BUCKET = Bucket(text=160, references=64, noise=48)
+BUCKET = TokenLengths(text=160, references=64, noise=48)
 
 
 @functools.cache
 def sampler(guidance: Guidance = DUAL) -> EditorSampler:
     how = dict(max_pixels=600, max_side=40, rows=3, buckets=(BUCKET,))
-    made = Settings(Sampler(20, guidance=guidance), Schedule(20), **how)
+    made = EditSettings(Sampler(20, guidance=guidance), Schedule(20), **how)
     return EditorSampler(editor(), tokenizer(), made, compiler_options=FAST)
 
 
@@ -47,8 +47,8 @@ def noise_of(s: EditorSampler, ready, seed: int) -> list[np.ndarray]:
         key = jax.random.key(seed)
         for n in (Purpose.INITIAL, 0, r.item, r.member):
             key = jax.random.fold_in(key, int(n))
-        h, w = (n // s.editor.downscale for n in r.size)
-        tokens = jax.random.normal(key, (h * w // 4, s.editor.channels))
+        h, w = (n // s.processor.downscale for n in r.request.size)
+        tokens = jax.random.normal(key, (h * w // 4, s.processor.channels))
         out.append(np.asarray(unpack(tokens[None], 2, h, w))[0].transpose(2, 0, 1))
     return out
 
@@ -99,7 +99,7 @@ def test_the_whole_pipeline_is_the_reference():
     """Text, references, 20 guided (0 to 0.6) and unguided steps, decoding; from the same noise."""
     s = sampler()
     ready = s.prepare(EDITS)
-    assert [r.size for r in ready] == [(20, 24), (16, 16), (16, 32)]
+    assert [r.request.size for r in ready] == [(20, 24), (16, 16), (16, 32)]
     got = s.latents(ready, seed=5)
     noise = noise_of(s, ready, 5)
     options = dict(max_pixels=600, max_input_image_side_length=40, num_inference_steps=20)
@@ -107,7 +107,7 @@ def test_the_whole_pipeline_is_the_reference():
     latents, images = Pipeline()(EDITS, noise, **options, **guidance)
     for ours, theirs in zip(got, latents):
         assert error(ours, pack(jnp.asarray(theirs.transpose(1, 2, 0))[None], 2)[0]) < 1e-3
-    for ours, theirs in zip(s.decode(got, [r.size for r in ready]), images):
+    for ours, theirs in zip(s.decode(got, [r.request.size for r in ready]), images):
         assert np.abs(ours - 255 * theirs).max() < 1
 
 
@@ -116,10 +116,9 @@ def test_a_guided_range_saves_its_flops():
 
     def cost(stop: float) -> int:
         s = EditorSampler(editor(), tokenizer(), sampler(Guidance(4.0, 2.0, stop=stop)).settings)
-        none = np.zeros((0, s.editor.channels), np.float32)
-        text = np.zeros((9, 64), np.float32)
-        ready = Ready(BUCKET, (16, 16), (16, 16), (), none, text, text, 0, 0)
-        return flops.count(s._sample, s.state, s.placed(s.batch([ready])), jnp.uint32(0))
+        none = np.zeros((0, s.processor.channels), np.float32)
+        ready = Ready(Request("a house", (), (), (16, 16)), BUCKET, (16, 16), none, 0, 0)
+        return flops.count(s._sample, s.state, s.batch([ready]), jnp.uint32(0))
 
     assert cost(0.6) == pytest.approx(46 / 60 * cost(1.0), rel=0.02)
 
@@ -129,7 +128,7 @@ def test_an_edit_does_not_know_its_company_nor_its_bucket():
     alone, both = s.edit(EDITS[1:2], seed=1), s.edit(EDITS[::-1], seed=1)
     np.testing.assert_array_equal(alone[0], both[1])
     ready = s.prepare(EDITS[:2])
-    wider = [r._replace(bucket=Bucket(170, 80, 60)) for r in ready]
+    wider = [r._replace(lengths=TokenLengths(170, 80, 60)) for r in ready]
     for a, b, c in zip(s.latents(ready), s.latents(wider), s.latents(ready, seed=1)):
         assert error(a, b) < 1e-3 < 0.1 < error(a, c)
 
@@ -164,12 +163,12 @@ def test_what_cannot_be_edited_is_named():
 def test_large_images_are_decoded_in_tiles():
     """As diffusers tiles; images that are no larger than a tile are decoded whole."""
     plain = sampler()
-    many, down, vae = plain.editor.multiple, plain.editor.downscale, plain.editor.cfg.vae
+    many, down, vae = plain.processor.multiple, plain.processor.downscale, editor().cfg.vae
     how = dataclasses.replace(plain.settings, tile=4 * many)
     tiled = EditorSampler(editor(), tokenizer(), how, compiler_options=FAST)
     sizes = [(7 * many, 5 * many), (4 * many, 3 * many), (7 * many, 5 * many)]
     rng = np.random.default_rng(0)
-    latents = [rng.normal(size=(h * w // many**2, plain.editor.channels)).astype(np.float32) for h, w in sizes]
+    latents = [rng.normal(size=(h * w // many**2, plain.processor.channels)).astype(np.float32) for h, w in sizes]
     got, whole = tiled.decode(latents, sizes), plain.decode(latents, sizes)
     np.testing.assert_array_equal(got[1], whole[1])
     theirs = copy.deepcopy(torch_vae())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from edit_rl_jax.editors.base import Bucket, Editor
-from edit_rl_jax.editors.sampling import Edit, EditorSampler, Settings
+from edit_rl_jax.editors.base import Editor, Processor, TokenLengths
+from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
@@ -15,7 +15,7 @@ NONE = Guidance()
 
 
 def sampler(guidance=NONE, solver="euler", steps=4, **settings) -> EditorSampler:
-    made = Settings(Sampler(steps, solver, guidance), Schedule(steps, "static"), **settings)
+    made = EditSettings(Sampler(steps, solver, guidance), Schedule(steps, "static"), **settings)
     return EditorSampler(
         toy.Editor(), toy.folder_tokenizer(), made, compiler_options={"xla_backend_optimization_level": 0}
     )
@@ -26,7 +26,7 @@ def sampler(guidance=NONE, solver="euler", steps=4, **settings) -> EditorSampler
 )
 def test_a_guided_edit_is_the_sum_that_guidance_means(guidance, solver):
     """none + image (reference - none) + text (full - reference); none = 0.1, reference = x + 0.1, full = x + 0.2."""
-    assert isinstance(toy.Editor(), Editor)
+    assert isinstance(toy.Editor(), Editor) and isinstance(toy.Processor(), Processor)
     x, (text, image) = picture(10, 14) // 4 + 90, guidance  # far from black and white: nothing is clipped
     value = x / 127.5 - 1
     want = {
@@ -40,7 +40,7 @@ def test_a_guided_edit_is_the_sum_that_guidance_means(guidance, solver):
 
 
 def test_edits_come_back_in_order_at_their_sizes_from_few_shapes():
-    s = sampler(rows=2, buckets=(Bucket(8, 60, 35), Bucket(8, 60, 80)), max_side=20)
+    s = sampler(rows=2, buckets=(TokenLengths(8, 60, 35), TokenLengths(8, 60, 80)), max_side=20)
     sizes = [(10, 14), (13, 20), (10, 14), (20, 8), (40, 20)]
     pictures = [picture(*size, seed=i) // 2 + 50 for i, size in enumerate(sizes)]
     edits = [Edit("+" * i, (x,), item=i) for i, x in enumerate(pictures)]

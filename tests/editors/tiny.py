@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from flax import nnx
 
+from edit_rl_jax.editors.base import TokenLengths
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.layout import Bucket, layout, padded
+from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
 from edit_rl_jax.editors.omnigen2.weights import TRANSFORMER
 from edit_rl_jax.nn import weights
@@ -33,7 +34,7 @@ CONFIGS = {
     "heads_equal": _config(64, 4, 4, 3, 2, (8, 4, 4), 32, ffn_dim_multiplier=0.7, in_channels=16),
     "wide_patches": _config(80, 2, 1, 1, 2, (16, 12, 12), 64, patch_size=4, in_channels=3),
 }
-BUCKET = Bucket(text=17, references=60, noise=30)
+BUCKET = TokenLengths(text=17, references=60, noise=30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Inputs:
         p = self.cfg.patch_size
         return image.reshape(C, H // p, p, W // p, p).transpose(1, 3, 2, 4, 0).reshape(-1, p * p * C)
 
-    def jax(self, bucket: Bucket = BUCKET, fill: float = 0.0):
+    def jax(self, bucket: TokenLengths = BUCKET, fill: float = 0.0):
         """(latents, t, condition); `fill` goes where padding is."""
         index = layout(
             [r.text for r in self.rows], [r.references for r in self.rows], [r.size for r in self.rows], bucket
@@ -141,3 +142,14 @@ def inputs(name: str, rows: tuple[Row, ...] = ROWS, seed: int = 0) -> Inputs:
         cfg,
         rows,
     )
+
+
+def padded(rows, length: int) -> np.ndarray:
+    """[B, length, C] fp32 of ragged rows of tokens [n, C] (or lists of them, which follow each other), zero after."""
+    joined = [np.concatenate(list(r)) if isinstance(r, list | tuple) and len(r) else np.asarray(r) for r in rows]
+    width = next(r.shape[-1] for r in joined if r.ndim == 2)
+    out = np.zeros((len(joined), length, width), np.float32)
+    for b, r in enumerate(joined):
+        if r.ndim == 2:
+            out[b, : len(r)] = r
+    return out

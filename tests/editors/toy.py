@@ -4,6 +4,7 @@ Its latents are the pixels in patches of 2, its text features the number of "+" 
 reference + 0.1 x features of the last token, or to that shift alone where there is no reference.
 """
 
+import dataclasses
 import types
 from pathlib import Path
 
@@ -11,45 +12,69 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from edit_rl_jax.data.images import floor_resize
+from edit_rl_jax.editors.base import EditError
 from edit_rl_jax.editors.omnigen2.editor import pack, unpack
+from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.schedules import Schedule
 
 BRIGHTER = 0.1
 
 
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    multiple: int = 2
+    downscale: int = 1
+    channels: int = 12
+    steps: int = 4
+    guidance: Guidance = Guidance(3.0, 1.2)
+
+    def fit(self, images, size, max_pixels, max_side, where):
+        if size is None and len(images) != 1:
+            raise EditError(where, f"{len(images)} images do not say the size")
+        cut = lambda shape, side: floor_resize(*shape, 2, max_pixels, side, where)
+        references = tuple(cut(i, max_side) for i in images)
+        return references, references[0] if size is None else cut(size, max(size))
+
+    def text_length(self, tokenizer, request, guidance):
+        texts = [request.instruction or ""] + [request.negative] * (guidance.branches > 1)
+        return max(len(tokenizer.encode(t)) for t in texts)
+
+    def prepare(self, tokenizer, requests, lengths, guidance):
+        n = guidance.branches
+        text = np.zeros((len(requests), n, lengths.text), np.int32)
+        seen = np.zeros((len(requests), n, lengths.references, 1), bool)
+        valid = np.zeros((len(requests), n, lengths.noise, 1), bool)
+        area = lambda images: sum(h * w // 4 for h, w in images)
+        for b, r in enumerate(requests):
+            if r is None:
+                continue
+            for k in range(n):
+                ids = tokenizer.encode((r.negative if k else r.instruction) or "")
+                text[b, k, : len(ids)] = ids
+                seen[b, k, : 0 if k and k == n - 1 else area(r.references)] = True
+                valid[b, k, : area([r.size])] = True
+        return {"text": text, "seen": seen, "valid": valid}
+
+
 class Editor(nnx.Module):
-    multiple, downscale, channels = 2, 1, 12
+    processor = Processor()
 
     def __init__(self):
         self.brighter = nnx.Param(jnp.float32(BRIGHTER))
 
-    def chat(self, instruction, system=None):
-        return f"{system or ''}{instruction}."
+    def condition(self, arrays, references):
+        shift = self.brighter[...] * jnp.sum(arrays["text"] == ord("+"), axis=-1).astype(jnp.float32)
+        seen = jnp.where(arrays["seen"], references[:, None], 0)
+        return {"shift": shift, "references": seen, "valid": arrays["valid"]}
 
-    def layout(self, text_lengths, references, sizes, bucket):
-        marks = lambda lengths, n: (np.arange(n)[None] < np.array(lengths)[:, None]).astype(np.int32)
-        area = lambda images: sum(h * w for h, w in images)
-        return {
-            "text_segments": marks(text_lengths, bucket.text),
-            "reference_segments": marks([area(r) for r in references], bucket.references),
-            "noise_segments": marks([area([s]) for s in sizes], bucket.noise),
-        }
-
-    def encode_text(self, tokens, segments):
-        plus = (tokens == ord("+")) & (segments > 0)
-        return jnp.cumsum(plus.astype(jnp.float32), axis=1)[..., None]
-
-    def encode_images(self, pixels, keys=None):
+    def encode(self, pixels, keys=None):
         return pack(pixels, 2)
 
     def velocity(self, latents, t, condition):
-        c, n = condition, latents.shape[1]
-        shift = jnp.max(jnp.where(c["text_segments"][..., None] > 0, c["text"], 0), axis=1, keepdims=True)
-        target = jnp.broadcast_to(self.brighter[...] * shift, latents.shape)
-        if "references" in c:
-            seen = jnp.where(c["reference_segments"][..., None] > 0, c["references"], 0)[:, :n]
-            target = target + jnp.pad(seen, ((0, 0), (0, n - seen.shape[1]), (0, 0)))
-        return (target - latents) / (1 - t[:, None, None])
+        n, seen = latents.shape[1], condition["references"][:, : latents.shape[1]]
+        target = condition["shift"][:, None, None] + jnp.pad(seen, ((0, 0), (0, n - seen.shape[1]), (0, 0)))
+        return jnp.where(condition["valid"], (target - latents) / (1 - t[:, None, None]), 0)
 
     def decode(self, latents, height, width):
         return unpack(latents, 2, height, width)
@@ -57,7 +82,7 @@ class Editor(nnx.Module):
 
 def folder_tokenizer(folder=None):
     """A character is a token."""
-    return types.SimpleNamespace(encode=lambda text, add_special_tokens: [ord(c) for c in text])
+    return types.SimpleNamespace(encode=lambda text: [ord(c) for c in text])
 
 
 def local_folder(path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edit_rl_jax.editors.base import EditError
 from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import evaluation, program, prompts
@@ -35,16 +36,19 @@ def built(folder, mesh, **changes):
 
 def test_host_batch_and_its_branches(folder):
     p, _, _, asked, batch = built(folder, make_mesh({"fsdp": 1}), rl__guidance=GUIDED)
-    lay, lengths = batch["layout"], (batch["segments"] > 0).sum(-1)  # [P, (instruction, negative)]
+    lay, lengths = batch["arrays"], (batch["arrays"]["token_segments"] > 0).sum(-1)  # [P, (instruction, negative)]
     assert batch["prompt"].tolist() == [[0] * 4, [1] * 4] and batch["member"].tolist() == [[0, 1, 2, 3]] * 2
     np.testing.assert_array_equal(lay["text_segments"].sum(-1), lengths[:, [0, 1, 1]])
     np.testing.assert_array_equal((lay["reference_segments"] > 0).sum(-1), [[16, 16, 0]] * 2)  # 4 x 4 tokens
-    texts = [p.tokenizer.decode(t[:n]) for t, n in zip(batch["tokens"][:, 0], lengths[:, 0])]
+    texts = [p.tokenizer.decode(t[:n]) for t, n in zip(lay["tokens"][:, 0], lengths[:, 0])]
     assert all(a.instruction in t for a, t in zip(asked, texts)) and lengths[0, 1] == lengths[1, 1]
-    assert "You are a helpful assistant.<|im_end|>" in p.tokenizer.decode(batch["tokens"][0, 1])
+    assert "You are a helpful assistant.<|im_end|>" in p.tokenizer.decode(lay["tokens"][0, 1])
     long = prompts.Prompt("k", asked[0].source, "x" * 300)
-    cut = p.batch([long] * 2, [0, 1], 4)
-    assert (cut["segments"][:, 0] == 1).all() and (cut["layout"]["text_segments"][:, 0] == 1).all()
+    assert p.check(asked[0]) is None
+    with pytest.raises(EditError, match=r"k .*rl\.text.*text too long .*tokens of text are more than 240"):
+        p.check(long)
+    with pytest.raises(ValueError, match="row 0"):
+        p.batch([long] * 2, [0, 1], 4)
 
 
 def test_evaluation_has_its_own_number_of_steps(folder):
@@ -113,7 +117,10 @@ def test_a_trained_lora_leaves_and_comes_back(folder, tmp_path):
     assert all(np.array_equal(frozen_again[k], v) for k, v in frozen.items())
     condition = program.encode(p.merge(trained, frozen), p.put(batch))["condition"]
     one = jax.tree.map(lambda a: a[:, 0], condition)
-    latents, t = jnp.asarray(rng.normal(size=(2, 16, p.editor.channels)), jnp.float32), jnp.float32([0.2, 0.7])
+    latents, t = (
+        jnp.asarray(rng.normal(size=(2, 16, p.editor.processor.channels)), jnp.float32),
+        jnp.float32([0.2, 0.7]),
+    )
     want = p.merge(trained, frozen).velocity(latents, t, one)
     got = weights.from_folder(folder, lora=tmp_path).velocity(latents, t, one)
     np.testing.assert_allclose(got, want, atol=1e-5)

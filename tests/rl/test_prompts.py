@@ -8,8 +8,9 @@ from PIL import Image
 
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
-from edit_rl_jax.editors.rows import Bucket as EditBucket
-from edit_rl_jax.editors.rows import EditRows
+from edit_rl_jax.editors.base import EditError
+from edit_rl_jax.editors.rows import EditRows, EditShape
+from edit_rl_jax.editors.vae.trainable import Images
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import candidate
 from edit_rl_jax.editworld.scene import rng
@@ -94,6 +95,20 @@ def test_an_image_that_cannot_be_read(tmp_path):
         prompts.take(source, 0, "skip")
 
 
+def test_a_prompt_that_the_editor_does_not_take():
+    """Stops, or the next one takes its place, as one whose image cannot be read."""
+    source = prompts.source(tiny_editor.config("none"), "train")
+    long = source[3].instruction
+
+    def check(prompt):
+        if prompt.instruction == long:
+            raise EditError(prompt.key, "text too long")
+
+    assert prompts.take(source, 3, "skip", check).key == source[4].key
+    with pytest.raises(EditError, match=f"{source[3].key}: text too long"):
+        prompts.take(source, 3, "error", check)
+
+
 def test_a_photograph_is_cropped_as_in_training(tmp_path):
     """The editor that is improved sees what it was trained on: one crop for both."""
     picture = np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8)
@@ -102,5 +117,5 @@ def test_a_photograph_is_cropped_as_in_training(tmp_path):
     file.write_text(json.dumps({"source": "a.png", "instruction": "brighter"}))
     source = prompts.source(tiny_editor.config("none", data__train=str(file)), "train")
     row = EditExample("brighter", ((tmp_path / "a.png").read_bytes(),), (tmp_path / "a.png").read_bytes(), "a")
-    rows = EditRows(None, [EditBucket(8, 1, 32, 32)], lambda *_: {}, lambda text: "")
+    rows = EditRows(Images(8), None, [EditShape(8, 1, 32, 32)])
     np.testing.assert_array_equal(source[0].source, rows.encode(rows.measure(row)).references[0])

@@ -12,7 +12,8 @@ import jax
 import pytest
 from etils import epath
 
-from edit_rl_jax.training import metrics, on_mesh
+from edit_rl_jax.evals.judges import editworld
+from edit_rl_jax.training import checkpoint, metrics, on_mesh, workdir
 from edit_rl_jax.training import supervised as run_lib
 from tests.system.sharded_step import FAST
 from tests.training import toy
@@ -61,13 +62,13 @@ def run(train_rm, main, tmp_path_factory):
     def count(event, duration, **_):
         seen.compiled += event == "/jax/core/compile/backend_compile_duration"
 
-    def validation_batches(*args, real=run_lib.data_lib.Input.validation_batches):
+    def validation_batches(*args, real=run_lib.Input.validation_batches):
         began = seen.compiled
         yield from real(*args)
         seen.late += PAUSE
         seen.compiled_validating.append(seen.compiled - began)
 
-    def save(self, step, trees, *args, real=run_lib.checkpoint.Checkpoints.save):
+    def save(self, step, trees, *args, real=checkpoint.Checkpoints.save):
         rows = metrics.read(remote / "metrics.jsonl")
         seen.mirrored[step] = rows[-1]["step"] if rows else 0
         weights.update(x.shape for x in jax.tree.leaves(trees) if x.size > 1000)
@@ -86,10 +87,10 @@ def run(train_rm, main, tmp_path_factory):
     jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + seen.late))
-        patch.setattr(run_lib.workdir, "local_folder", lambda name: (folder, remote))
-        patch.setattr(run_lib.data_lib.Input, "validation_batches", validation_batches)
-        patch.setattr(run_lib.checkpoint.Checkpoints, "save", save)
-        patch.setattr(train_rm.editworld, "run", judge)
+        patch.setattr(workdir, "local_folder", lambda name: (folder, remote))
+        patch.setattr(run_lib.Input, "validation_batches", validation_batches)
+        patch.setattr(checkpoint.Checkpoints, "save", save)
+        patch.setattr(editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
         assert main("gs://nowhere/run", steps=4, **every) == 0
     jax.monitoring.unregister_event_duration_listener(count)
@@ -150,7 +151,7 @@ def test_a_sick_run_stops_and_is_closed(train_rm, main, tmp_path, caplog):
     initial = lambda *args: jax.tree.map(lambda x: x * float("nan"), real(*args))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_lib.interfaces, "initial_weights", initial)
-        for owner in (run_lib.metrics.Writer, run_lib.checkpoint.Checkpoints):
+        for owner in (run_lib.metrics.Writer, checkpoint.Checkpoints):
             close = lambda self, real=owner.close: (closed.append(type(self).__name__), real(self))
             patch.setattr(owner, "close", close)
         assert main(tmp_path, max_bad_steps=2, **{"eval.batches": 0}) == 1

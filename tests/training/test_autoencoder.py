@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.editors.flow_matching import pixels
+from edit_rl_jax.editors.pixels import to_pixels
 from edit_rl_jax.editors.vae import flux_vae as vae
 from edit_rl_jax.editors.vae import trainable as autoencoder
 from edit_rl_jax.sharding import make_mesh
@@ -43,7 +43,7 @@ def test_patches_are_fitted_to_the_training_images(made):
     np.testing.assert_allclose(model.cfg.scaling_factor, (0.5 - 0.25**2) ** -0.5)
     objective = interfaces.objective(program.config)
     images = jnp.asarray(np.stack([objective.to_examples(source[i], i)[0].target for i in range(64)]))
-    latents = np.asarray(jax.jit(lambda x: model.encode(pixels(x)))(images)).reshape(-1, model.cfg.patch_channels)
+    latents = np.asarray(jax.jit(lambda x: model.encode(to_pixels(x)))(images)).reshape(-1, model.cfg.patch_channels)
     np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(np.square(latents).mean(), 1, rtol=1e-3)
     covariance = np.cov(latents, rowvar=False)

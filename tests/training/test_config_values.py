@@ -82,7 +82,7 @@ def files(tmp_path_factory):
 
 def table(folder):
     """[(key, value, whether it should be taken, None or the error)] over every number of all configs."""
-    asked = {key: name for name, default in DEFAULTS.items() for key in numbers(default)}
+    asked = {key: name for name, default in reversed(DEFAULTS.items()) for key in numbers(default)}
     means = {0: ZERO, -1: MINUS_ONE, 10**12: TRILLION}
     return [
         (key, value, key in means.get(value, ()), error)

@@ -11,9 +11,8 @@ import pytest
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import EditRecord, RecordError
-from edit_rl_jax.editors.base import Bucket as Lengths
 from edit_rl_jax.editors.flow_matching import FlowMatching
-from edit_rl_jax.editors.rows import Bucket, EditRows, cover
+from edit_rl_jax.editors.rows import EditRows, EditShape, cover
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
 from edit_rl_jax.training import on_mesh, optim
@@ -70,14 +69,8 @@ def test_dropped_instructions_and_references():
 
 def toy_rows(examples: list[EditExample], rows: int):
     """A batch of the toy editor, whose velocity leads to reference + 0.1 x pluses."""
-    editor, tokens = toy.Editor(), SIDE * SIDE // 4
-
-    def layout(lengths, references, bucket, real):
-        size = (SIDE // 2, SIDE // 2)
-        sizes = [size if r else (0, 0) for r in real]
-        return editor.layout(lengths, [[size] * k for k in references], sizes, Lengths(bucket.text, tokens, tokens))
-
-    form = EditRows(toy.folder_tokenizer(), [Bucket(6, 1, SIDE, SIDE)], layout, lambda text: editor.chat(text or ""), 2)
+    editor = toy.Editor()
+    form = EditRows(editor.processor, toy.folder_tokenizer(), [EditShape(6, 1, SIDE, SIDE)])
     out = form.empty(0, rows)
     for r, example in enumerate(examples):
         form.write(out, r, [form.encode(form.measure(example))])
@@ -116,7 +109,7 @@ def test_what_changed_weighs_more():
     before, after = (np.asarray(x.loss(editor, rows)[2]["rows"][0]) for x in (plain, weighted))
     wanted = before * (1 + 4 * np.array([0, 20 / 127.5, 55 / 127.5, 0]) ** 2)
     np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-5)
-    bare = rows | {"reference_segments": jnp.zeros_like(rows["reference_segments"])}
+    bare = rows | {"reference_count": jnp.minimum(rows["reference_count"], 0)}
     same = (np.asarray(x.loss(editor, bare)[2]["rows"][0]) for x in (plain, weighted))
     np.testing.assert_array_equal(*same)
 
@@ -133,13 +126,14 @@ def test_padding_reaches_no_loss():
     p = program()
     weights, rows = start(p), batch()
     first = {k: jnp.asarray(v[0]) for k, v in rows.items()}
-    empty = jnp.all(first["reference_segments"] == 0, axis=1) | (jnp.arange(4) == 3)
-    for name in ("reference_segments", "noise_segments", "text_segments"):
-        first[name] = jnp.where((jnp.arange(4) == 3)[:, None], 0, first[name])
+    for name in [k for k in first if k.endswith("segments")]:
+        first[name] = first[name].at[3].set(0)
+    first["reference_count"] = first["reference_count"].at[3].set(-1)
     other = dict(first)
     other["target"] = other["target"].at[3].set(77)
+    empty = first["reference_count"] <= 0
     other["references"] = jnp.where(empty[:, None, None, None, None], 99, other["references"]).astype(jnp.uint8)
-    other["tokens"] = jnp.where(first["text_segments"] > 0, first["tokens"], 5)
+    other["tokens"] = jnp.where(first["token_segments"] > 0, first["tokens"], 5)
     other["seed"] = other["seed"].at[3].set(1)
     with jax.set_mesh(p.mesh):
         grad = jax.jit(jax.value_and_grad(p.loss, has_aux=True))
@@ -185,21 +179,22 @@ def test_it_learns_one_batch_by_heart():
 
 def test_rows_of_edits():
     picture = lambda h, w: np.full((h, w, 3), 9, np.uint8)
-    layout = lambda lengths, references, bucket, real: {"noise_segments": np.ones((len(real), 1), np.int32)}
-    buckets = [Bucket(4, 1, 32, 32), Bucket(9, 1, 32, 32), Bucket(4, 1, 24, 48)]
-    form = EditRows(toy.folder_tokenizer(), buckets, layout, lambda text: text or "", 8)
+    shapes = [EditShape(4, 1, 32, 32), EditShape(9, 1, 32, 32), EditShape(4, 1, 24, 48)]
+    form = EditRows(toy.Processor(8), toy.folder_tokenizer(), shapes)
     row = lambda text, *sizes: form.measure(
         EditExample(text, tuple(map(picture, *zip(*sizes[1:]))), picture(*sizes[0]), "k")
     )
     assert row("ab", (64, 60), (32, 32)).bucket == 0
     assert row("abcdef", (64, 60), (32, 32)).bucket == 1
     assert row("ab", (20, 44), (20, 44)).bucket == 2
-    with pytest.raises(RecordError, match="too long for every bucket .*10 tokens"):
+    with pytest.raises(RecordError, match="k: text too long .*10 tokens of text are more than 9"):
         row("0123456789", (32, 32), (32, 32))
     with pytest.raises(ImageError, match="k target"):
         form.measure(EditExample("a", (), b"no image", "k"))
     with pytest.raises(ValueError, match="multiples of 10"):
-        EditRows(None, buckets, layout, str, 10)
+        EditRows(toy.Processor(10), None, shapes)
+    with pytest.raises(RecordError, match="k: too many references"):
+        row("ab", (32, 32), (32, 32), (32, 32))
     batches, rest = form.plan(
         [dataclasses.replace(row("a", (32, 32), (32, 32)), bucket=b) for b in (0, 1, 0, 0)], 2, False, None
     )

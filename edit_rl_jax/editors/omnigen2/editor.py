@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from edit_rl_jax.editors.base import Condition
-from edit_rl_jax.editors.omnigen2 import prompts
+from edit_rl_jax.editors.base import Arrays, Condition
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.layout import layout
+from edit_rl_jax.editors.omnigen2.processor import BRANCHES, Processor
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
 from edit_rl_jax.editors.vae.flux_vae import Autoencoder, VAEConfig
 from edit_rl_jax.nn.params import LoRAConfig
@@ -38,9 +37,10 @@ class Configs:
             raise ValueError(f"latents have {self.vae.channels} channels, not {self.transformer.in_channels}")
 
     @property
-    def multiple(self) -> int:
-        """Pixels a token: images' sides are multiples of it (16)."""
-        return self.vae.downscale * self.transformer.patch_size
+    def processor(self) -> Processor:
+        """The half of the editor that works on the host; a token is 16 x 16 pixels as released."""
+        down = self.vae.downscale
+        return Processor(down * self.transformer.patch_size, down, self.transformer.token_dim)
 
 
 class OmniGen2(nnx.Module):
@@ -75,14 +75,19 @@ class OmniGen2(nnx.Module):
         self.vae = Autoencoder(cfg.vae, rngs=rngs, dtype=dtype)
         self.cfg = cfg
 
-    layout = staticmethod(layout)
-    multiple = property(lambda self: self.cfg.multiple)
-    downscale = property(lambda self: self.cfg.vae.downscale)
-    channels = property(lambda self: self.cfg.transformer.token_dim)
+    processor = property(lambda self: self.cfg.processor)
 
-    def chat(self, instruction: str, system: str | None = None) -> str:
-        """ChatML of an instruction, under the system text of editing or another (`prompts`)."""
-        return prompts.chat(instruction, prompts.EDIT if system is None else system)
+    def condition(self, arrays: Arrays, references: Float[Array, "B S C"]) -> Condition:
+        """`OmniGen2Transformer.__call__`'s condition for each branch: `layout`'s arrays, `text` and `references`.
+
+        Each text is encoded once; where a branch has no references, the layout says so.
+        """
+        index = {k: v for k, v in arrays.items() if k not in ("tokens", "token_segments")}
+        which = [text for text, _ in BRANCHES[index["noise_segments"].shape[1]]]
+        tokens, segments = (arrays[k].reshape(-1, arrays[k].shape[-1]) for k in ("tokens", "token_segments"))
+        text = self.encode_text(tokens, segments).reshape(*arrays["tokens"].shape, -1)
+        text = text if len(which) == text.shape[1] else text[:, jnp.asarray(which)]
+        return index | {"text": text, "references": jnp.repeat(references[:, None], len(which), axis=1)}
 
     def encode_text(self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Float[Array, "B T F"]:
         """The decoder's last hidden states, after its final norm. Padding holds nothing of use."""
@@ -92,14 +97,14 @@ class OmniGen2(nnx.Module):
         batch = {"tokens": tokens, "positions": positions, "segments": segments, "image_index": none}
         return self.mllm.hidden(batch)
 
-    def encode_images(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
+    def encode(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
         """Latents of images in [-1, 1] whose sides are multiples of 16; tokens row by row."""
         return pack(self.vae.encode(pixels, keys), self.cfg.transformer.patch_size)
 
     def velocity(
         self, latents: Float[Array, "B N C"], t: Float[Array, B], condition: Condition
     ) -> Float[Array, "B N C"]:
-        """dx/dt; condition as in `OmniGen2Transformer.__call__`: `layout`'s arrays, `text` and `references`."""
+        """Computes dx/dt; condition: of one branch a row."""
         return self.transformer(latents, t, condition)
 
     def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:

@@ -8,17 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from edit_rl_jax.editors.base import Bucket as Lengths
-from edit_rl_jax.editors.omnigen2 import prompts, tiny, weights
+from edit_rl_jax.editors.omnigen2 import tiny, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
-from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.weights import local_folder
-from edit_rl_jax.editors.rows import Bucket, EditRows
+from edit_rl_jax.editors.rows import Editing, EditRows
+from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.names import ConfigError
@@ -44,16 +42,12 @@ card = partial(exports.card, title="An image editor")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Says what an editor starts from besides its base, and how much of it is trained."""
+
     init_adapter: str = knob("")  # folder whose LoRA weights are the start
     tokenizer: str = knob("")  # folder, hub id, or "editworld" (the tiny editor's own); "" = init_from's
     vae: str = knob("")  # folder of the autoencoder of an editor that is trained from scratch
     train_text: bool = knob(False)  # the language model too, all weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Editing:
-    prompts: int = knob(0, "[0, 1000000]")  # at the end, held-out prompts of EditWorld edited and scored; 0 = none
-    sample_steps: int = knob(20, "[1, 1000]")  # of those edits, Euler, without guidance
 
 
 SECTIONS = {"model": Options, "model.lora": LoRA, "eval": Editing}
@@ -112,23 +106,10 @@ def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Any:
     return found
 
 
-def chat(instruction: str | None) -> str:
-    """The released model's chat; of a dropped instruction, that of its training."""
-    return prompts.chat("", prompts.DROPPED) if instruction is None else prompts.chat(instruction)
-
-
-def index_arrays(multiple: int, lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
-    """`layout`'s arrays of rows; those that are not `real` are padding."""
-    size = (bucket.height // multiple, bucket.width // multiple)
-    n = size[0] * size[1]
-    made = [size if r else (0, 0) for r in real]
-    return dict(layout(lengths, [[size] * k for k in references], made, Lengths(bucket.text, bucket.references * n, n)))
-
-
 def batch_format(config: Any, cfg: Configs, tokenizer: Any) -> EditRows:
     buckets = [Bucket(*b) for b in config.data.buckets]
     try:
-        return EditRows(tokenizer, buckets, partial(index_arrays, cfg.multiple), chat, cfg.multiple)
+        return EditRows(cfg.processor, tokenizer, buckets)
     except ValueError as e:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 

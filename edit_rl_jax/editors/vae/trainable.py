@@ -22,9 +22,13 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.pipeline import Source
 from edit_rl_jax.data.records import EditRecord
-from edit_rl_jax.editors.flow_matching import edit_example, pixels
-from edit_rl_jax.editors.rows import Bucket, EditRows, cover
+from edit_rl_jax.editors.base import Arrays, Request
+from edit_rl_jax.editors.flow_matching import edit_example
+from edit_rl_jax.editors.pixels import to_pixels
+from edit_rl_jax.editors.rows import EditRows, cover
+from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.editors.vae.flux_vae import NAMING, Autoencoder, Patches, VAEConfig
+from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import exports, weights
@@ -59,8 +63,8 @@ class Reconstruction:
 
     def loss(self, model: Autoencoder, batch: dict[str, Array]):
         """Sum over images; weight: their number. The moments of the latents are among the metrics."""
-        real = jnp.any(batch["noise_segments"] > 0, axis=1)
-        images = pixels(batch["target"])
+        real = batch["reference_count"] >= 0
+        images = to_pixels(batch["target"])
         keys = item_keys(self.seed, Purpose.TRAINING, 0, batch["seed"], jnp.zeros_like(batch["seed"]))
         mean, log_variance = model.moments(images)
         z = mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
@@ -77,6 +81,8 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class Editing:
+    """Says how the trained autoencoder is evaluated at the end."""
+
     prompts: int = knob(0, "[0, 1000000]")  # at the end, right edits of EditWorld encoded and scored; 0 = none
 
 
@@ -107,19 +113,24 @@ def tokenizer(config: Any, base: Path | None, cfg: VAEConfig) -> None:
     return None
 
 
-def _no_text(instruction: str | None) -> str:
-    return ""
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images without text, for `EditRows`: an `editors.base.Preparer`."""
 
+    multiple: int
+    guidance: Guidance = Guidance()
 
-def index_arrays(lengths, references, bucket: Bucket, real) -> dict[str, np.ndarray]:
-    """Which images are no padding."""
-    return {"noise_segments": np.array(real, np.int32)[:, None]}
+    def text_length(self, tokenizer: None, request: Request, guidance: Guidance) -> int:
+        return 0
+
+    def prepare(self, tokenizer: None, requests, lengths, guidance: Guidance) -> Arrays:
+        return {}
 
 
 def batch_format(config: Any, cfg: VAEConfig, tokenizer: None) -> EditRows:
     buckets = [Bucket(*b) for b in config.data.buckets]
     try:
-        return EditRows(None, buckets, index_arrays, _no_text, cfg.downscale)
+        return EditRows(Images(cfg.downscale), None, buckets)
     except ValueError as e:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 
@@ -140,7 +151,7 @@ def fit_patches(config, source: Source, model: Autoencoder, examples: int = 512,
     size, rows = config.data.buckets[0][2:], min(rows, len(source))
     picture = lambda i: cover(decode_image(objective.to_examples(source[i], i)[0].target), *size)
     graphdef, state = nnx.split(model)
-    cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(pixels(x))[0])))
+    cut = jax.jit(lambda s, x: (m := nnx.merge(graphdef, s)).patches.cut(m.scaled(m.moments(to_pixels(x))[0])))
     for i in range(0, min(examples, len(source)) // rows * rows, rows):
         found.append(np.asarray(cut(state, np.stack([picture(k) for k in range(i, i + rows)]))))
     patches = np.concatenate(found).astype(np.float64)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.editors.base import Bucket
+from edit_rl_jax.editors.base import TokenLengths
+from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.editors.sampling import Edit
 from edit_rl_jax.editworld import edits as world
 from edit_rl_jax.editworld import oracle
@@ -28,10 +28,12 @@ def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
     return [world.random_edit(rng("asked edit", split, seed, i), split, tasks[i % len(tasks)]) for i in range(n)]
 
 
-def buckets(multiple: int, resolution: int = NATIVE) -> tuple[Bucket, ...]:
-    """Shapes for edits of one picture of the world, by the text's length: `Settings.buckets`, so that few compile."""
+def buckets(multiple: int, resolution: int = NATIVE) -> tuple[TokenLengths, ...]:
+    """Shapes for edits of one picture of the world, by the text's length: `EditSettings.buckets`, so that few compile.
+
+    multiple: pixels of a token's side."""
     n = (resolution // multiple) ** 2
-    return tuple(Bucket(text, n, n) for text in (16, 32, 64, 128))
+    return tuple(TokenLengths(2**k, n, n) for k in range(4, 11))
 
 
 def run(
@@ -72,8 +74,7 @@ def reconstruct(
     @jax.jit
     def through(state, images):
         model = nnx.merge(graphdef, state)
-        found = model.decode(model.encode(images.astype(jnp.float32) / 127.5 - 1))
-        return jnp.round(jnp.clip(found / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+        return to_levels(model.decode(model.encode(to_pixels(images))))
 
     images = [x for i in range(0, n, 32) for x in np.asarray(through(state, _batch(results[i : i + 32], 32)))][:n]
     return _write(output, asked, results, images, range(n), {"benchmark": "editworld, reconstruction"})

@@ -18,6 +18,8 @@ from edit_rl_jax.training.config_check import check_values
 
 @dataclasses.dataclass(frozen=True)
 class RL:
+    """Says what a rollout is and what it is rewarded for."""
+
     prompts: int = knob(48, "[1, 65536]")  # (source, instruction) pairs of a rollout
     group: int = knob(12, "[2, 4096]")  # samples of each: they are compared with those of their group
     updates: int = knob(2, "[1, 65536]")  # optimizer updates of a rollout, each on its share of the microbatches
@@ -27,7 +29,7 @@ class RL:
     overlap: bool = knob(False)  # a server or the host scores while the next rollout runs, with weights one behind
 
     size: tuple = knob((512, 512))  # pixels of sources and edits: sources are cropped and resized to it
-    text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are cut
+    text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are refused
     steps: int = knob(20, "[1, 1000]")
     solver: str = knob("euler", ("euler", "dpm2"))
     negative: str = knob("")  # the other branches' instruction
@@ -51,13 +53,15 @@ class RL:
 
 @dataclasses.dataclass(frozen=True)
 class WindowNoise:
+    """Says which noise the steps of the window have (see `flow.steps.Noise`)."""
+
     kind: str = knob("cps", ("flow_sde", "dance", "cps"))
     level: float = knob(0.8, "[0, 100]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """The reward model of "editscore", the server of "server"."""
+    """Names the reward model of "editscore" and how it judges, or the server of "server"."""
 
     model: str = knob("")
     base: str = knob("")

@@ -48,7 +48,7 @@ def check(guard: Guard, step: int, updates: Sequence[dict[str, Any]], names: Seq
 
 
 def oracle_figures(prompts: Sequence[Prompt], images: Any, count: int) -> dict[str, float]:
-    """The oracle's means over `count` samples spread over a rollout: dimensions / 25, success, and success by task."""
+    """Takes the oracle's means over `count` samples spread over a rollout: dimensions / 25, success, also by task."""
     at = np.unique(np.linspace(0, len(prompts) - 1, min(count, len(prompts))).astype(int))
     chosen = [prompts[i] for i in at]
     found = evaluation.of_oracle(rewards.Samples(chosen, rewards.gather(images)[at]))
@@ -61,5 +61,5 @@ def oracle_figures(prompts: Sequence[Prompt], images: Any, count: int) -> dict[s
 
 
 def text(point: dict[str, float]) -> str:
-    """A point of a curve as a line."""
+    """Writes a point of a curve as a line."""
     return ", ".join(f"{k} {v:.4g}" for k, v in point.items() if k != "step")

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from edit_rl_jax import sharding
-from edit_rl_jax.editors.base import Bucket, Editor
-from edit_rl_jax.editors.omnigen2.prompts import tokenize
-from edit_rl_jax.editors.sampling import levels
+from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.flow.schedules import Schedule
@@ -35,8 +33,8 @@ from edit_rl_jax.training import interfaces, optim
 from edit_rl_jax.training.on_mesh import OnMesh, State, dtype, places
 
 Batch = dict[str, Any]
-"""What the host gives a rollout: `tokens`, `segments` i32 [P, 1 or 2, T] (instruction; with guidance the negative),
-`pixels` u8 [P, H, W, 3], `layout` {name: [P, branches, ...]}; times, item, prompt, member of `rl.rollout.Prompts`."""
+"""What the host gives a rollout: `arrays` {name: [P, ...]} of the editor's `prepare`, `sources` u8 [P, H, W, 3]; times,
+item, prompt, member of `rl.rollout.Prompts`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,42 +68,35 @@ class Program(OnMesh):
         """A host batch on the mesh, whole on every device; the same on every process."""
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec()))
 
+    def check(self, prompt: Prompt) -> None:
+        """Refuses a prompt whose text is longer than `rl.text`. Raises EditError."""
+        processor, asked = self.editor.processor, request(self.config, prompt)
+        length = processor.text_length(self.tokenizer, asked, self.algorithm.sampler.guidance)
+        check_text(length, self.config.rl.text, f"{prompt.key} (config key 'rl.text')")
+
     def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
         """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
-        return host_batch(self.config, self.editor, self.tokenizer, prompts, items, members, steps)
+        return host_batch(self.config, self.editor.processor, self.tokenizer, prompts, items, members, steps)
 
 
 def host_batch(
     config: Any,
-    editor: Editor,
+    processor: Processor,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     items: Sequence[int],
     members: int,
     steps: int = 0,
 ) -> Batch:
-    """See `Program.batch`. Text longer than `rl.text` is cut, as in the released pipeline."""
-    r, (height, width), count = config.rl, config.rl.size, len(prompts)
-    n = guidance(config).branches
-    negative = [editor.chat(r.negative, r.negative_system)] * (n > 1)
-    chats = [c for p in prompts for c in (editor.chat(p.instruction), *negative)]
-    tokens, segments, wanted = tokenize(tokenizer, chats, r.text)
-    wanted = [min(w, r.text) for w in wanted]
-    size = (height // editor.multiple, width // editor.multiple)
-    patches = size[0] * size[1]
-    bucket = Bucket(r.text, patches, patches)
-    # Branches: the instruction; with guidance the negative, with the source (of three) and without.
-    each = 1 + len(negative)
-    texts = [wanted[::each], *([wanted[1::each]] * (n - 1))]
-    references = [[size], *([[size]] if n == 3 else []), *([()] if n > 1 else [])]
-    index = [editor.layout(t, [ref] * count, [size] * count, bucket) for t, ref in zip(texts, references)]
-    times = schedule(config, steps or r.steps).times(height * width // editor.downscale**2)
+    """See `Program.batch`. Without a tokenizer rows are padding. Raises ValueError for text that `check` refuses."""
+    r, count, size, guided = config.rl, len(prompts), tuple(config.rl.size), guidance(config, processor)
+    rows = [None if tokenizer is None else request(config, p) for p in prompts]
+    n = tokens(processor, size)
+    times = schedule(config, steps or r.steps).times(size[0] * size[1] // processor.downscale**2)
     numbers = np.repeat(np.arange(count, dtype=np.int32), members)
     return {
-        "tokens": tokens.reshape(count, each, -1),
-        "segments": segments.reshape(count, each, -1),
-        "pixels": np.stack([p.source for p in prompts]),
-        "layout": jax.tree.map(lambda *a: np.stack(a, 1), *map(dict, index)),
+        "arrays": dict(processor.prepare(tokenizer, rows, TokenLengths(r.text, n, n), guided)),
+        "sources": np.stack([p.source for p in prompts]),
         "times": np.broadcast_to(times, (count, len(times))).copy(),
         "item": np.asarray(items, np.int32),
         "prompt": numbers.reshape(-1, config.rows),
@@ -113,9 +104,15 @@ def host_batch(
     }
 
 
-def guidance(config) -> Guidance:
-    """`rl.guidance`."""
-    return Guidance(**config.rl.guidance.to_dict())
+def request(config: Any, prompt: Prompt) -> Request:
+    """What an editor is asked for a prompt: one reference, of the result's size."""
+    r, size = config.rl, tuple(config.rl.size)
+    return Request(prompt.instruction, (prompt.source,), (size,), size, r.negative, r.negative_system, prompt.key)
+
+
+def guidance(config, processor: Processor) -> Guidance:
+    """The editor's guidance with the numbers of `rl.guidance`."""
+    return dataclasses.replace(processor.guidance, **config.rl.guidance.to_dict())
 
 
 def schedule(config, steps: int) -> Schedule:
@@ -123,42 +120,36 @@ def schedule(config, steps: int) -> Schedule:
     return Schedule(steps, **config.rl.schedule.to_dict())
 
 
-def algorithm(config) -> Algorithm:
+def algorithm(config, guidance: Guidance) -> Algorithm:
     """The pair (sampler, loss) of `rl.algorithm`. Raises ConfigError."""
     r = config.rl
     options = {**r.loss.to_dict(), "clip": tuple(r.loss.clip)}
     beta = options.pop("beta")
     try:
         if r.algorithm == "nft":
-            sampler, clip = Sampler(r.steps, r.solver, guidance(config)), r.advantage.clip
+            sampler, clip = Sampler(r.steps, r.solver, guidance), r.advantage.clip
             return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps)
         low_high = tuple(r.window_range) if any(r.window_range) else None
         noise = Noise(r.noise.kind, r.noise.level)
-        return PolicyGradient(Sampler(r.steps, r.solver, guidance(config), noise, r.window, low_high), **options)
+        return PolicyGradient(Sampler(r.steps, r.solver, guidance, noise, r.window, low_high), **options)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"config key 'rl': {e}") from e
 
 
 def encode(model: Editor, batch: Batch) -> Prompts:
-    """Text and source of each prompt once, as the condition of its samples; the source by its posterior's mean."""
-    pixels, tokens = batch["pixels"], batch["tokens"]
-    rows = lambda a: a.reshape(-1, *a.shape[2:])
-    text = _over_mesh(model.encode_text, rows(tokens), rows(batch["segments"])).reshape(*tokens.shape, -1)
-    references = _over_mesh(model.encode_images, pixels.astype(jnp.float32) / 127.5 - 1)
-    n = batch["layout"]["text_segments"].shape[1]
-    condition = batch["layout"] | {
-        "text": text[:, jnp.asarray([0, 1, 1][:n])],
-        "references": jnp.repeat(references[:, None], n, 1),
-    }
+    """The condition of each prompt's samples, made once; of the source by its posterior's mean."""
+    references = _over_mesh(lambda sources: model.encode(to_pixels(sources)), batch["sources"])
+    condition = _over_mesh(model.condition, batch["arrays"], references)
     return Prompts(condition=condition, mask=None, **{k: batch[k] for k in ("times", "item", "prompt", "member")})
 
 
-def _over_mesh(encode: Callable[..., Array], *arrays: Array) -> Array:
-    """Encodes rows over the mesh; where they do not divide, empty rows are added and cut off again."""
-    count = arrays[0].shape[0]
+def _over_mesh(make: Callable[..., Any], *trees: Any) -> Any:
+    """Makes arrays of rows over the mesh; where they do not divide, empty rows are added and cut off again."""
+    count = jax.tree.leaves(trees)[0].shape[0]
     more = -count % sharding.row_shards()
-    filled = [jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))) for a in arrays]
-    return encode(*(sharding.shard(a, "batch", *(None,) * (a.ndim - 1)) for a in filled))[:count]
+    filled = jax.tree.map(lambda a: jnp.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))), trees)
+    spread = jax.tree.map(lambda a: sharding.shard(a, "batch", *(None,) * (a.ndim - 1)), filled)
+    return jax.tree.map(lambda a: a[:count], make(*spread))
 
 
 def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -> Program:
@@ -173,19 +164,20 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     with jax.set_mesh(mesh):
         abstract_editor = model.merge(model.trainable, model.frozen)
         bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
-    unit = abstract_editor.multiple
+    processor = abstract_editor.processor
+    unit, guided = processor.multiple, guidance(config, processor)
     if height % unit or width % unit:
         raise ConfigError(f"config key 'rl.size': sides are multiples of {unit}, got {height} x {width}")
     merge = model.merge
     velocity = lambda t, f, x, time, c: merge(t, f).velocity(x, time, c)
     reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(model.frozen_state, f)).velocity(x, time, c)
-    method = algorithm(config)
-    latent = (height // unit * (width // unit), abstract_editor.channels)
+    method = algorithm(config, guided)
+    latent = (tokens(processor, (height, width)), processor.channels)
     cpu = mesh.devices.flat[0].platform == "cpu"
 
     def drawing(sampler: Sampler):
         def draw(t, f, batch, seed, step, start):
-            finish = lambda f, final, _: levels(merge(t, f).decode(final, height, width))
+            finish = lambda f, final, _: to_levels(merge(t, f).decode(final, height, width))
             prompts = encode(merge(t, f), batch)
             rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=None if cpu else finish)
             drawn = rollout(t, f, prompts, seed, step, start)
@@ -195,7 +187,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
 
         return draw
 
-    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guidance(config))
+    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guided)
     optimizer = optim.make(config.optim, config.steps * r.updates)
     change = make_update(
         method, velocity, optimizer, microbatches=r.prompts * r.group // config.rows // r.updates,

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from edit_rl_jax import json_files
-from edit_rl_jax.data.images import ImageError, decode_image
+from edit_rl_jax.data.images import decode_image
+from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.editors.rows import cover
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
@@ -122,12 +123,19 @@ def source(config: Any, split: str) -> Source:
     raise ConfigError(f"no prompts '{name}'{hint}: editworld, a .jsonl file or my_pkg.mod:function")
 
 
-def take(source: Source, index: int, on_bad_record: str) -> Prompt:
-    """A prompt. "skip": instead of one whose image cannot be read the next that can, with a warning; "error" raises."""
+def take(
+    source: Source, index: int, on_bad_record: str, check: Callable[[Prompt], None] = lambda prompt: None
+) -> Prompt:
+    """Reads a prompt; `check` raises RecordError for one that the editor does not take.
+
+    "skip": instead of one that cannot be used the next that can, with a warning; "error" raises.
+    """
     for i in range(index, index + len(source)):
         try:
-            return source[i % len(source)]
-        except ImageError as e:
+            prompt = source[i % len(source)]
+            check(prompt)
+            return prompt
+        except RecordError as e:
             if on_bad_record == "error" or i == index + len(source) - 1:
                 raise
             log.warning("skipped: %s", e)
