@@ -27,7 +27,7 @@ def parse(argv=None):
     parser.add_argument("--input", metavar="JSONL", help="with --editor: instructions and sources")
     parser.add_argument("--samples", type=int, default=8, help="with --editor: edits of each input")
     parser.add_argument("--output", required=True, metavar="DIR")
-    judge_flags.add_arguments(parser)
+    judge_flags.add_arguments(parser, argv)
     editor_flags.add_arguments(parser, beside_judge=True)
     args = parser.parse_args(argv)
     if (args.editor is None) == (args.candidates is None) or (args.editor is None) != (args.input is None):
@@ -54,9 +54,8 @@ def main(argv=None) -> int:
         if args.editor:
             args.candidates = sampled(args)
         best_of_n.read(args.candidates)  # a malformed line is named before a model is loaded
-        judge, settings = judge_flags.from_arguments(args)
-        cached = Cached(judge, settings, f"{args.output}/cache.jsonl")
-        about = {"model": args.model or args.server or args.endpoint, **settings}
+        cached = Cached(judge_flags.from_arguments(args), f"{args.output}/cache.jsonl")
+        about = {"model": args.model or args.server or args.endpoint, **cached.settings()}
         figures = best_of_n.run(args.candidates, args.output, cached, about)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

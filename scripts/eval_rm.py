@@ -9,12 +9,13 @@
 25, equally many of every task x error kind x severity third, in scenes with held-out combinations of attributes. Ties
 and answers that cannot be read are wrong. Beside the accuracy stand the same base's before training, and controls that
 should not work: images blanked, instructions shuffled, the plain pixel distance to the source. With --passes K a table
-compares Avg@1, 2, 4, ..., K on the same answers; --expected measures expected scores.
+compares Avg@1, 2, 4, ..., K on the same answers; --expected measures expected scores. A judge with other dimensions
+than the world's is measured by its overall figure.
 
 `editreward_bench`, EditScore's EditReward-Bench, from a folder of its arrow or parquet files or a hub id: strict
 accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
 and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
-`overall`) without a model.
+`overall`, or lines of score.py with a `key`) without a model.
 """
 
 import argparse
@@ -24,13 +25,12 @@ from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.evals.judges import editscore_bench, editworld
 from edit_rl_jax.evals.judges.pairs import summary
 from edit_rl_jax.rewards.cache import Cached
-from edit_rl_jax.sharding import make_mesh
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench"])
-    judge_flags.add_arguments(parser)
+    judge_flags.add_arguments(parser, argv)
     parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
     world = parser.add_argument_group("editworld")
@@ -46,12 +46,15 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.benchmark == "editreward_bench" and not args.data:
         parser.error("editreward_bench needs --data")
-    if args.benchmark == "editworld" and not args.model:
-        parser.error("editworld needs --model")
+    if args.untrained and not args.model:
+        parser.error("--untrained is compared with --model")
+    if args.benchmark == "editworld" and args.predictions:
+        parser.error("editworld judges by itself: no --predictions")
     if judge_flags.given(args) + (args.predictions is not None) != 1:
         parser.error("give one of --model, --server, --endpoint, --predictions")
-    args.rows = args.rows or (128 if args.benchmark == "editworld" else 32)
-    args.max_new_tokens = args.max_new_tokens or (224 if args.benchmark == "editworld" else 512)
+    for name, value in {"rows": 32, "max_new_tokens": 512}.items():
+        value = editworld.OPTIONS[name] if args.benchmark == "editworld" else value
+        setattr(args, name, getattr(args, name) or value)
     return args
 
 
@@ -65,32 +68,20 @@ def main(argv=None) -> int:
 
 def evaluate(args) -> int:
     if args.benchmark == "editworld":
-        figures = editworld.run(
-            args.model,
-            args.output,
-            base=args.base,
-            untrained=args.untrained,
-            pairs=args.pairs,
-            split=args.split,
-            resolution=args.resolution,
-            seed=args.seed,
-            rows=args.rows,
-            sampling=judge_flags.sampling(args),
-            passes=args.passes,
-            prompts=args.prompts,
-            mesh=make_mesh(args.mesh) if args.mesh else None,
-            controls=not args.no_controls,
-            modes=judge_flags.modes(args),
-        )
-        print(summary(figures))
+        if args.untrained:
+            how = dict(base=args.base, mesh=judge_flags.mesh_of(args), verify=not args.no_verify)
+            judge, before = editworld.load(args.model, args.untrained, args.judge, judge_flags.options_of(args), **how)
+        else:
+            judge, before = judge_flags.from_arguments(args), None
+        about = {"model": args.model or args.server or args.endpoint, "settings": judge.settings()}
+        drawn = dict(pairs=args.pairs, split=args.split, resolution=args.resolution, seed=getattr(args, "seed", 0))
+        drawn |= dict(controls=not args.no_controls, about=about)
+        print(summary(editworld.run(judge, args.output, untrained=before, **drawn)))
     else:
         judge, about = None, None
         if not args.predictions:
-            judge, settings = judge_flags.from_arguments(args)
-            judge, about = (
-                Cached(judge, settings, f"{args.output}/cache.jsonl"),
-                {"model": args.model or args.server or args.endpoint, **settings},
-            )
+            judge = Cached(judge_flags.from_arguments(args), f"{args.output}/cache.jsonl")
+            about = {"model": args.model or args.server or args.endpoint, **judge.settings()}
         options = dict(revision=args.revision, judge=judge, about=about, predictions=args.predictions)
         print(editscore_bench.summary(editscore_bench.run(args.output, args.data, **options)))
     print(f"{args.output}/eval.json, {args.output}/report.html")

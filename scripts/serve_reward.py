@@ -20,7 +20,7 @@ from edit_rl_jax.cli import judge_flags
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    judge_flags.add_arguments(parser)
+    judge_flags.add_arguments(parser, argv)
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8300, help="default 8300; 0 takes a free one")
     parser.add_argument("--token-file", metavar="FILE", type=Path, help=f"instead of ${judge_flags.TOKEN}")
@@ -54,10 +54,10 @@ def main(argv=None) -> int:
         batch=args.batch,
     )
     try:
-        judge, settings = judge_flags.from_arguments(args)
+        judge = judge_flags.from_arguments(args)
+        app = server.create_app(judge, token, limits)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    app = server.create_app(judge, token, settings, limits)
     print(f"limits {dataclasses.asdict(limits)}\nserving on http://{args.host}:{args.port}", flush=True)
     server.server(app, host=args.host, port=args.port, limits=limits).run()
     return 0

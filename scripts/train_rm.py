@@ -30,9 +30,11 @@ def finish(done: supervised.Finished) -> None:
 
     supervised.log.info("judging held-out pairs of the built-in world by generation")
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
-    settings = dict(pairs=config.eval.pairs, passes=config.eval.passes, resolution=config.data.resolution)
-    settings["mesh"] = done.mesh if alone else None
-    found = editworld.run(done.model, done.folder, base=done.given.base, untrained=done.given.base, **settings)
+    how = dict(base=done.given.base, mesh=done.mesh if alone else None)
+    judge, before = editworld.load(done.model, done.given.base, options={"passes": config.eval.passes}, **how)
+    drawn = dict(pairs=config.eval.pairs, resolution=config.data.resolution)
+    about = {"model": str(done.model), "passes": config.eval.passes}
+    found = editworld.run(judge, done.folder, untrained=before, about=about, **drawn)
     keys = ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")
     done.write_card({k: found[k] for k in keys})
     print(summary(found))

@@ -14,8 +14,9 @@ from edit_rl_jax.editors import edit_file as editor_files
 from edit_rl_jax.evals import best_of_n
 from edit_rl_jax.evals.judges import editscore_bench
 from edit_rl_jax.rewards import score_file
+from edit_rl_jax.rewards.base import Edit, Judge
 from edit_rl_jax.rewards.cache import Cached
-from edit_rl_jax.rewards.editscore.judge import Judgement
+from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rl.editors import prompts
 from tests.rl import tiny_editor
@@ -24,16 +25,19 @@ SEPARATORS = "a\u2028b\u2029c\x85d\\u000be\\u000cf\\u001c"  # none of them ends 
 PNG = encode_png(np.zeros((8, 8, 3), np.uint8))
 
 
-class Judge:
+class Scorer(Judge):
     """Gives every edit the scores (20, 22), (20, 22); `calls` counts the edits."""
 
-    def __init__(self, raw=""):
-        self.raw, self.calls = raw, 0
+    def __init__(self, raw="", **settings):
+        self.raw, self.calls, self.about = raw, 0, settings
 
-    def score(self, items, *, questions=("sc", "pq"), progress=True):
-        self.calls += len(items)
+    def settings(self):
+        return self.about
+
+    def score(self, edits, *, only=None, progress=True):
+        self.calls += len(edits)
         reply = Reply((20.0, 22.0), self.raw, self.raw, (20.0, 22.0))
-        return [Judgement((20.0, 22.0), (20.0, 22.0), 20.0, 0.0, (reply,), (reply,)) for _ in items]
+        return [judge([reply], [reply]) for _ in edits]
 
 
 def read_prompts(path):
@@ -113,10 +117,10 @@ def test_a_file_with_line_separators_is_resumed(shared, tmp_path):
     folder = tmp_path / "case"
     shutil.copytree(shared / "cases" / "resume_line_separator", folder)
     assert "\u2028" in (folder / "pairs.jsonl").read_text(encoding="utf-8")
-    output, judges = tmp_path / "out.jsonl", [Judge(), Judge()]
+    output, judges = tmp_path / "out.jsonl", [Scorer(), Scorer()]
     seen = []
-    for judge in judges:
-        score_file.score_file(judge, folder / "pairs.jsonl", output, {"seed": 0}, progress=False)
+    for one in judges:
+        score_file.score_file(one, folder / "pairs.jsonl", output, progress=False)
         seen.append(output.read_bytes())
     assert seen[0] == seen[1] and judges[0].calls > 0 == judges[1].calls
 
@@ -125,9 +129,9 @@ def test_what_a_judge_writes_is_always_written(file, tmp_path):
     file.write_text(line(SEPARATORS) + line("b"), encoding="utf-8")
     output, cache = tmp_path / "out.jsonl", tmp_path / "cache.jsonl"
     for calls in (2, 0):
-        judge = Judge("half \ud83d, whole 🙂\u2028\x85")
-        score_file.score_file(judge, file, output, {}, progress=False)
-        Cached(judge, {}, cache).score([(PNG, PNG, "x")], progress=False)
+        judge = Scorer("half \ud83d, whole 🙂\u2028\x85")
+        score_file.score_file(judge, file, output, progress=False)
+        Cached(judge, cache).score([Edit(PNG, PNG, "x")], progress=False)
         assert judge.calls == calls + (calls > 0)
     (_, first), _ = whole_lines(output)
     assert first["scores"]["passes"]["sc"][0]["raw"] == "half \ufffd, whole 🙂\u2028\x85"
@@ -149,28 +153,28 @@ def test_what_a_judge_writes_is_always_written(file, tmp_path):
 def test_a_damaged_output_is_named_and_kept(file, tmp_path, damage):
     file.write_text(line("first") + line("second"))
     output = tmp_path / "out.jsonl"
-    score_file.score_file(Judge(), file, output, {}, progress=False)
+    score_file.score_file(Scorer(), file, output, progress=False)
     output.write_bytes(damage(output.read_bytes()))
     before = output.read_bytes()
     with pytest.raises(ValueError, match=r"out\.jsonl:[12]\b") as error:
-        score_file.score_file(Judge(), file, output, {}, progress=False)
+        score_file.score_file(Scorer(), file, output, progress=False)
     assert "\n" not in str(error.value) and output.read_bytes() == before
-    assert score_file.score_file(Judge(), file, output, {}, progress=False, overwrite=True)[0] == 2
+    assert score_file.score_file(Scorer(), file, output, progress=False, overwrite=True)[0] == 2
 
 
 def test_damaged_settings_are_named(file, tmp_path):
     file.write_text(line("first"))
     output = tmp_path / "out.jsonl"
-    score_file.score_file(Judge(), file, output, {"seed": 0}, progress=False)
+    score_file.score_file(Scorer(seed=0), file, output, progress=False)
     beside = tmp_path / "out.jsonl.settings.json"
     for text, said in (("{", "malformed"), ("[]", "an object wanted"), ('{"seed": NaN}', "NaN")):
         beside.write_text(text)
         with pytest.raises(json_files.JSONError, match=rf"settings\.json: .*{said}"):
-            score_file.score_file(Judge(), file, output, {"seed": 0}, progress=False)
+            score_file.score_file(Scorer(seed=0), file, output, progress=False)
         assert beside.read_text() == text
     beside.unlink()
     with pytest.raises(ResumeError, match="seed: None -> 0"):
-        score_file.score_file(Judge(), file, output, {"seed": 0}, progress=False)
+        score_file.score_file(Scorer(seed=0), file, output, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -178,19 +182,19 @@ def test_damaged_settings_are_named(file, tmp_path):
 )
 def test_a_damaged_cache_is_named(tmp_path, bad):
     cache = tmp_path / "cache.jsonl"
-    Cached(Judge(), {}, cache).score([(PNG, PNG, "x"), (PNG, PNG, "y")], progress=False)
+    Cached(Scorer(), cache).score([Edit(PNG, PNG, "x"), Edit(PNG, PNG, "y")], progress=False)
     first, second = cache.read_text().splitlines()
     cache.write_text(f"{first}\n{bad}\n{second}\n")
     with pytest.raises(ValueError, match=r"cache\.jsonl:2: "):
-        Cached(Judge(), {}, cache)
+        Cached(Scorer(), cache)
 
 
 def test_a_judgement_of_another_kind_in_a_cache_is_named(tmp_path):
     cache = tmp_path / "cache.jsonl"
-    Cached(Judge(), {}, cache).score([(PNG, PNG, "x"), (PNG, PNG, "y")], progress=False)
+    Cached(Scorer(), cache).score([Edit(PNG, PNG, "x"), Edit(PNG, PNG, "y")], progress=False)
     cache.write_text(cache.read_text().replace('"overall": 20.0', '"overall": "20"'))
     with pytest.raises(ValueError, match=r"cache\.jsonl:2: not a judgement"):
-        Cached(Judge(), {}, cache).score([(PNG, PNG, "y")], progress=False)
+        Cached(Scorer(), cache).score([Edit(PNG, PNG, "y")], progress=False)
 
 
 def test_a_path_that_no_file_has_is_a_reason(file):

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.cli.flags import digest, mesh_shape
+from edit_rl_jax.cli.flags import mesh_shape
 from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Sampler
 from edit_rl_jax.names import resolve
+from edit_rl_jax.nn.model_files import fingerprint
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training.interfaces import EDITORS
 
@@ -83,7 +84,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     settings = dataclasses.asdict(sampling) | {"seed": args.edit_seed, "kind": args.editor_kind}
     del settings["rows"], settings["buckets"]
     homes = [p for p in sorted(folder.iterdir()) if p.is_dir()] + [folder] * any(folder.glob("*.safetensors"))
-    weights = {p.name if p != folder else ".": digest(p) for p in homes}
+    weights = {p.name if p != folder else ".": fingerprint(p) for p in homes}
     settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
     settings["lora_alpha"] = args.lora_alpha
     return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))

@@ -1,13 +1,11 @@
 """What the flags of judges and of editors share."""
 
-import hashlib
-from collections.abc import Iterable
-from pathlib import Path
+import dataclasses
+import types
+import typing
+from typing import Any
 
-from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.sharding import MESH_AXES
-
-FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", METADATA)
 
 
 def mesh_shape(text: str) -> dict[str, int]:
@@ -18,16 +16,17 @@ def mesh_shape(text: str) -> dict[str, int]:
     return shape
 
 
-def digest(folder: Path, more: Iterable[Path] = (), then: str = "") -> str:
-    """Hashes names and contents of a folder's files that decide what its model does; `more` files, and a text after."""
-    digest = hashlib.sha256()
-    for path in sorted({p for pattern in FILES for p in folder.glob(pattern)} | set(more)):
-        blob = path.resolve().name  # the hub's cache names large files by their SHA-256
-        if path.is_symlink() and len(blob) == 64:
-            sha256 = blob
+def add_options(group: Any, options: type) -> None:
+    """Adds a flag for each field of a dataclass of settings: its type, default, choices and help."""
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        kind, told = hints[field.name], dict(default=field.default, help=field.metadata.get("help") or None)
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        if kind is bool:
+            told["action"] = "store_true"
+        elif typing.get_origin(kind) is typing.Literal:
+            told["choices"] = [c for c in typing.get_args(kind) if c]
         else:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name} {sha256}\n".encode())
-    digest.update(then.encode())
-    return digest.hexdigest()
+            told["type"] = kind
+        group.add_argument(f"--{field.name.replace('_', '-')}", **told)

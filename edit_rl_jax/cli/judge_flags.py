@@ -1,111 +1,88 @@
-"""A judge from the command line: the flags that all scripts share, and the settings that name its answers."""
+"""A judge from the command line: the flags that all scripts share, among them the options of the judge itself."""
 
 import argparse
 import dataclasses
-import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.cli.flags import digest, mesh_shape
+from edit_rl_jax.cli.flags import add_options, mesh_shape
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.model_files import OFF
-from edit_rl_jax.nn.peft import CONFIG
-from edit_rl_jax.nn.safetensors_io import INDEX, weight_files
-from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore import judge as reward
-from edit_rl_jax.rewards.editscore.aggregate import REDUCTIONS
-from edit_rl_jax.rewards.serving.client import KEY, TOKEN, RewardClient, VLMJudge
+from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.rewards import judges
+from edit_rl_jax.rewards.base import Judge
+from edit_rl_jax.rewards.serving.client import TOKEN, RewardClient
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.folders import base_folder, local_folder
+
+KEY = "OPENAI_API_KEY"  # environment variables: secrets are no flags, which all users can list
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of a judge: which model, how it generates, on what."""
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> None:
+    """Adds the flags of a judge: which model, on what, and the options of the judge that `argv` (default: the
+    command's) names with --judge, or by its model's folder."""
     parser.add_argument("--model", metavar="DIR", help="model or adapter folder, or hub id")
+    known = ", ".join(judges.JUDGES)
+    parser.add_argument(
+        "--judge", metavar="NAME", default="", help=f"{known} or my_pkg.mod:Class; default: the folder's"
+    )
     parser.add_argument("--server", metavar="URL", help=f"or a reward server (serve_reward.py); its token: ${TOKEN}")
     parser.add_argument("--endpoint", metavar="URL", help=f"or an OpenAI-compatible end point, .../v1; its key: ${KEY}")
     parser.add_argument("--endpoint-model", metavar="NAME", help="the model that the end point should use")
     parser.add_argument("--base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
-    parser.add_argument("--prompts", metavar="NAME", help="prompt texts; default: those stored with the model")
     skip = f"do not compare an export with its SHA-256 before it is loaded (for all commands: {OFF}=0)"
     parser.add_argument("--no-verify", action="store_true", help=skip)
-    how = parser.add_argument_group("generation")
-    how.add_argument("--passes", type=int, default=1, help="answers a question, averaged; 1 is greedy unless sampled")
-    how.add_argument("--reduction", choices=REDUCTIONS, default=REDUCTIONS[0], help="of the passes (see aggregate.py)")
-    how.add_argument("--expected", choices=("reasoned", "empty"), help="expected scores, after a reasoning or without")
-    how.add_argument("--constrained", action="store_true", help="only a valid reply can be written")
-    how.add_argument("--retries", type=int, default=2, help="sampled answers that cannot be read are written anew")
-    how.add_argument("--temperature", type=float, help="default 0 (greedy) for one pass, 0.7 for more")
-    how.add_argument("--top-k", type=int, default=20)
-    how.add_argument("--top-p", type=float, default=0.9)
-    how.add_argument("--max-new-tokens", type=int, default=512)
-    how.add_argument("--rows", type=int, default=32, help="answers written side by side")
-    how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
+    parser.add_argument("--mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
+    try:
+        name = _named(sys.argv[1:] if argv is None else argv)
+        options = judges.kind(name).Options
+    except ConfigError as error:
+        parser.error(str(error))
+    parser.set_defaults(options=options)
+    add_options(parser.add_argument_group(f"judge {name}"), options)
 
 
-def sampling(args: argparse.Namespace) -> Sampling:
-    """How answers are drawn: greedily for a single pass, unless a temperature is given."""
-    temperature = (0.7 if args.passes > 1 else 0.0) if args.temperature is None else args.temperature
-    if temperature == 0:
-        return greedy(args.max_new_tokens)
-    return Sampling(temperature, args.top_k, args.top_p, args.max_new_tokens)
+def _named(argv: Sequence[str]) -> str:
+    """The judge that a command line names, as far as it can be told before the flags are read."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--model", "--judge"):
+        peek.add_argument(flag, default="")
+    try:
+        said = peek.parse_known_args(argv)[0]
+        return judges.name_of(Path(said.model), said.judge) if said.model else said.judge or judges.DEFAULT
+    except (argparse.ArgumentError, WeightsError):  # told when the flags are read, and when the model is
+        return judges.DEFAULT
 
 
-def modes(args: argparse.Namespace) -> dict[str, Any]:
-    """How scores are read: settings of `EditScore`."""
-    names = ("constrained", "retries", "reduction")
-    return {"expected": args.expected or "", **{name: getattr(args, name) for name in names}}
+def options_of(args: argparse.Namespace) -> Any:
+    """Returns the judge's options that the flags say."""
+    return args.options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(args.options)})
+
+
+def mesh_of(args: argparse.Namespace) -> Any:
+    """Makes the mesh that the flags ask for; None for one device."""
+    return make_mesh(args.mesh) if args.mesh else None
 
 
 def given(args: argparse.Namespace) -> int:
-    """How many judges the flags name."""
+    """Counts the judges that the flags name."""
     return sum(x is not None for x in (args.model, args.server, args.endpoint))
 
 
-def from_arguments(args: argparse.Namespace) -> tuple[Judge, dict[str, Any]]:
-    """The judge, and the settings that decide its answers, as JSON.
-
-    How many answers are written side by side, and on which devices, is not among them: it changes rounding only. Raises
-    ValueError unless the flags name one judge, and what `EditScore.load` raises.
-    """
+def from_arguments(args: argparse.Namespace) -> Judge:
+    """Makes the judge. Raises ValueError unless the flags name one, and what `judges.load` raises."""
     if given(args) != 1 or (args.endpoint is None) != (args.endpoint_model is None):
         raise ValueError("one judge is wanted: --model, --server, or --endpoint with --endpoint-model")
-    if not args.model and (args.expected or args.constrained):
+    if not args.model and (getattr(args, "expected", "") or getattr(args, "constrained", False)):
         raise ValueError("--expected and --constrained look into the model: they want --model")
     if args.server:
-        client = RewardClient(args.server, os.environ.get(TOKEN, ""), must_answer=True)
-        return client, {"server": client.settings()}
+        return RewardClient(args.server, os.environ.get(TOKEN, ""), must_answer=True)
+    options = options_of(args)
     if args.endpoint:
-        drawn = sampling(args)
-        options = dict(passes=args.passes, temperature=drawn.temperature, top_p=drawn.top_p, seed=args.seed)
-        options |= dict(max_new_tokens=args.max_new_tokens, prompts=args.prompts or "standard")
-        options |= dict(attempts=1 + args.retries, reduction=args.reduction, must_answer=True)
-        vlm = VLMJudge(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), **options)
-        return vlm, vlm.settings()
-    options = dict(sampling=sampling(args), passes=args.passes, rows=args.rows, seed=args.seed)
-    how = modes(args)
-    mesh = make_mesh(args.mesh) if args.mesh else None
-    options["verify"] = not args.no_verify
-    judge = reward.EditScore.load(args.model, base=args.base, prompts=args.prompts, mesh=mesh, **options, **how)
-    settings = {
-        "weights_sha256": fingerprint(args.model, args.base),
-        "prompts": judge.prompts.name,
-        "prompts_sha256": judge.prompts.sha256,
-        "images": dataclasses.asdict(judge.images),
-        "sampling": dataclasses.asdict(options["sampling"]),
-        "passes": args.passes,
-        "seed": args.seed,
-        **how,
-        "retries": judge.retries,
-    }
-    return judge, json.loads(json.dumps(settings))
+        from edit_rl_jax.rewards.editscore.endpoint import VLMJudge
 
-
-def fingerprint(model: str | Path, base: str | Path | None = None) -> str:
-    """SHA-256 over the files of a model folder that decide its answers, and over its base's if it is an adapter."""
-    folder = local_folder(model)
-    shards = weight_files(folder) if (folder / INDEX).exists() else []  # they may lie in folders below
-    adapter = (folder / CONFIG).exists()
-    return digest(folder, shards, fingerprint(base_folder(folder, base)) if adapter else "")
+        return VLMJudge.of_options(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), options)
+    how = dict(base=args.base, mesh=mesh_of(args), verify=not args.no_verify)
+    return judges.load(args.model, args.judge, options, **how)

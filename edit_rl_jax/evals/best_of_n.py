@@ -17,8 +17,7 @@ from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
-from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore.judge import Judgement
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.training.report import write_report
 
 CHUNK = 256  # edits in memory at once
@@ -51,24 +50,29 @@ def expected(rewards: Sequence[float | None], values: Sequence[float], n: int) -
 
 
 def read(file: str | Path) -> list[dict[str, Any]]:
-    """Inputs with their candidates: JSON lines with `source`, `instruction` and `candidates` (paths, from the file's
-    folder), and if known `truth` (a number for each candidate). An input that could not be edited has none, and `valid`
-    false. Raises ValueError, naming the line."""
+    """Reads inputs with their candidates: JSON lines with `source` (or a list of several), `instruction`, `candidates`
+    (paths, from the file's folder), and if known `truth` (a number for each candidate). An input that could not be
+    edited has none, and `valid` false. Raises ValueError, naming the line."""
     return list(json_files.rows(file, _input))
 
 
 def _input(where: str, line: Any) -> dict[str, Any]:
     try:
-        paths = [line["source"], line["instruction"], *line["candidates"]]
-        truth = line.get("truth")
-        good = (len(paths) > 2 or line.get("valid") is False) and all(isinstance(p, str) for p in paths)
-        good &= truth is None or len(truth) == len(paths) - 2 and all(isinstance(t, int | float) for t in truth)
+        candidates, truth = line["candidates"], line.get("truth")
+        texts = [*_sources(line), line["instruction"], *candidates]
+        good = bool(candidates or line.get("valid") is False) and all(isinstance(t, str) for t in texts)
+        good &= len(texts) - len(candidates) > 1
+        good &= truth is None or len(truth) == len(candidates) and all(isinstance(t, int | float) for t in truth)
     except (KeyError, TypeError, AttributeError):
         good = False
     if not good:
         wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
         raise ValueError(f"{where}: wanted is an object with {wanted}")
     return line
+
+
+def _sources(line: Mapping[str, Any]) -> list[str]:
+    return line["source"] if isinstance(line["source"], list) else [line["source"]]
 
 
 def _bytes(path: Path) -> bytes:
@@ -89,8 +93,10 @@ def score(
             while stop < len(inputs) and sum(len(x["candidates"]) for x in inputs[start : stop + 1]) <= CHUNK:
                 stop += 1
             part = inputs[start:stop]
-            sources = [_bytes(folder / x["source"]) for x in part]
-            items = [(s, _bytes(folder / c), x["instruction"]) for s, x in zip(sources, part) for c in x["candidates"]]
+            sources = [[_bytes(folder / s) for s in _sources(x)] for x in part]
+            items = [
+                Edit(s, _bytes(folder / c), x["instruction"]) for s, x in zip(sources, part) for c in x["candidates"]
+            ]
             judged = iter(judge.score(items, progress=False))
             out += [[next(judged) for _ in x["candidates"]] for x in part]
             bar.update(len(items))
@@ -111,7 +117,7 @@ def run(
     home.mkdir(parents=True, exist_ok=True)
     inputs = read(file)
     judged = score(judge, inputs, file.parent, progress)
-    rewards = [[j.overall if j.valid else None for j in js] for js in judged]
+    rewards = [[j.value("overall") if j.valid else None for j in js] for js in judged]
     picks: list[int | None] = []
     with (home / "picks.jsonl").open("w", encoding="utf-8") as out:
         for line, found, js in zip(inputs, rewards, judged):
@@ -178,7 +184,10 @@ def examples(
         if pick is None or len(valued) < 2 or len(rows) == most:
             continue
         worst = min(valued, key=lambda i: found[i])
-        names = [(line["source"], "source"), *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst))]
+        names = [
+            *((s, "source") for s in _sources(line)),
+            *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst)),
+        ]
         try:
             rows.append((line["instruction"], [(decode_image(folder / path), text) for path, text in names]))
         except ImageError:

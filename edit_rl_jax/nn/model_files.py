@@ -16,13 +16,14 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax import json_files
-from edit_rl_jax.nn.safetensors_io import WeightsError, listing
+from edit_rl_jax.nn.safetensors_io import INDEX, WeightsError, listing, weight_files
 
 METADATA = "edit_rl.json"  # what inference must share with training, and the hashes
 FILES, SELF = "sha256", "self_sha256"
 MADE_BY = f"edit_rl_jax, see {METADATA}"  # in preprocessor_config.json: says that the other file must be there
 INLINE = "config key 'model.config'"  # where a config may stand as text
 OFF = "EDIT_RL_VERIFY"  # environment variable; "0": hashes are not compared
+_DECIDE = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", METADATA)
 # what a loader reads where it finds it: in an export none of these may stand beside the list
 _READ = set(
     "config.json adapter_config.json preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json "
@@ -202,6 +203,22 @@ def _hashes(folder: Path, names: Sequence[str]) -> list[str]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
         return list(pool.map(one, names))
+
+
+def fingerprint(folder: Path, base: Path | None = None) -> str:
+    """SHA-256 over the files of a model folder that decide its answers, and over its base's if it is an adapter."""
+    digest = hashlib.sha256()
+    found = {p for pattern in _DECIDE for p in folder.glob(pattern)}
+    if (folder / INDEX).exists():
+        found |= set(weight_files(folder))  # shards may lie in folders below
+    for path in sorted(found):
+        blob = path.resolve().name  # the hub's cache names large files by their SHA-256
+        linked = path.is_symlink() and len(blob) == 64
+        sha256 = blob if linked else _hashes(path.parent, [path.name])[0]
+        digest.update(f"{path.name} {sha256}\n".encode())
+    if base:
+        digest.update(fingerprint(base).encode())
+    return digest.hexdigest()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,17 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.nn import peft_config
-from edit_rl_jax.nn.peft import CONFIG
 from edit_rl_jax.plan import scoring
 from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import on_mesh
-from edit_rl_jax.vlm import family
-from edit_rl_jax.vlm.folders import base_folder, local_folder
-from edit_rl_jax.vlm.loading import architecture
 
 
 def abstract_batch(program: Program) -> dict[str, Any]:
@@ -57,24 +53,18 @@ def resident(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def judge_architecture(config: Any) -> family.Architecture | None:
-    """Finds the architecture of the reward model that `rl.judge` names; None where no reward of the config loads one.
+def judge_architecture(config: Any) -> Any:
+    """Finds the architecture of the reward model that `rl.judge` names; None where no reward of the config loads one,
+    and for a judge that has none to plan.
 
-    Published sizes need no download. Raises ConfigError where the model or its base is not there.
+    Raises ConfigError where the model or its base is not there.
     """
     j = config.rl.judge
-    if not any(name == "editscore" and weight for name, weight in config.rl.rewards):
-        return None
-    if not j.model:
-        raise ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
     try:
-        home = j.base or j.model
-        if not j.base:
-            home = folder = local_folder(j.model)
-            if (folder / CONFIG).exists():
-                said = peft_config.read(folder / CONFIG).get("base_model_name_or_path")
-                home = said if family.published(str(said)) else base_folder(folder)
-        return architecture(home)
+        found = rewards.judge_class(config)
+        return found.architecture(j.model, j.base) if hasattr(found, "architecture") else None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as e:
         raise ConfigError(f"config key 'rl.judge': {str(e).splitlines()[0]}") from e
 
@@ -83,7 +73,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     """Lowers rollout, update and, where a reward model of the config lies on the same chips, its prefill and decode.
 
     Beside rollout and update lie the weights of the reward model that `rl.judge` names; beside scoring the policy's,
-    what the rollout left and the images. As `EditScoreReward` the reward model lies on the devices of one process.
+    what the rollout left and the images. As in `JudgeReward` the reward model lies on the devices of one process.
     Raises ConfigError where `rl.judge.tensor` does not divide a process's devices, or the reward model is not there.
     """
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)

@@ -2,26 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from edit_rl_jax.data.resumable import append_lines, whole_lines
-from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
-from edit_rl_jax.rewards.editscore.prompts import Question
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.rewards.serving.service import ServiceError
-from edit_rl_jax.rewards.wire import from_wire, to_wire
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """What scores edits: EditScore on this machine, or a client of one elsewhere."""
-
-    def score(
-        self, items: Sequence[Triple], *, questions: Sequence[Question] = ..., progress: bool = ...
-    ) -> list[Judgement]: ...
 
 
 def content_id(*pieces: Any) -> str:
@@ -43,31 +32,39 @@ class Cached:
     """A judge behind a cache in a JSONL file.
 
     Args:
-      settings: everything beside the content that decides an answer (`judges.from_arguments` gives it).
       file: read on start, appended to after each call; a damaged line raises ValueError, named.
 
     Attributes:
       hits, asked: items of the calls so far that were found, and that the judge was asked for.
     """
 
-    def __init__(self, judge: Judge, settings: Mapping[str, Any], file: str | Path):
-        self.judge, self.settings, self.file = judge, dict(settings), Path(file)
+    def __init__(self, judge: Judge, file: str | Path):
+        self.judge, self.file, self._settings = judge, Path(file), judge.settings()
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.known: dict[str, Any] = {}  # wire format, with its file:line where it was read
+        self.known: dict[str, Any] = {}  # as JSON, with its file:line where it was read
         for where, entry in whole_lines(self.file):
             if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or "judgement" not in entry:
                 raise ValueError(f"{where}: an object with `id` and `judgement` is wanted")
             self.known[entry["id"]] = (where, entry["judgement"])
         self.hits = self.asked = 0
 
+    def dimensions(self) -> tuple[str, ...]:
+        """Names the judge's dimensions."""
+        return self.judge.dimensions()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the judge's settings."""
+        return self._settings
+
     def score(
-        self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
+        self, edits: Sequence[Edit], *, only: Collection[str] | None = None, progress: bool = True
     ) -> list[Judgement]:
-        """As the judge's. What got no answer (no image, no server) is not remembered, so it is tried again."""
-        ids = [content_id(self.settings, list(questions), *item) for item in items]
-        new = {i: item for i, item in zip(ids, items) if i not in self.known}
+        """Judges as the judge does. What got no answer (no image, no server) is not remembered and so tried again."""
+        about = [self._settings, None if only is None else sorted(only)]
+        ids = [content_id(*about, *e.sources, e.edited, e.instruction, dict(e.extras)) for e in edits]
+        new = {i: edit for i, edit in zip(ids, edits) if i not in self.known}
         try:
-            found = self.judge.score(list(new.values()), questions=questions, progress=progress) if new else []
+            found = self.judge.score(list(new.values()), only=only, progress=progress) if new else []
         except ServiceError as error:  # what was answered before it is not asked again
             self._remember({i: error.answered[n] for n, i in enumerate(new) if n in error.answered})
             raise
@@ -77,13 +74,13 @@ class Cached:
         return [judged[i] if i in judged else self._remembered(i) for i in ids]
 
     def _remember(self, judged: Mapping[str, Judgement]) -> None:
-        good = {i: to_wire(j) for i, j in judged.items() if j.valid or j.sc_replies or j.pq_replies}
+        good = {i: j.to_json() for i, j in judged.items() if j.valid or j.unread}
         append_lines(self.file, [{"id": i, "judgement": j} for i, j in good.items()])
         self.known |= {i: (str(self.file), j) for i, j in good.items()}
 
     def _remembered(self, name: str) -> Judgement:
         where, stored = self.known[name]
         try:
-            return from_wire(stored)
+            return Judgement.from_json(stored)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None

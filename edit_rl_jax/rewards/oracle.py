@@ -1,4 +1,4 @@
-"""EditWorld's oracle as a reward: the truth about any pixels, with the interface of a judgement."""
+"""EditWorld's oracle as a judge: the truth about any pixels of an edit that it knows."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,10 @@ import numpy as np
 
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.edits import Edit
-from edit_rl_jax.rewards.editscore.judge import Judgement
+from edit_rl_jax.rewards.base import Dimension, Judgement
+
+SCALE = 25.0
+DIMENSIONS = tuple(oracle.ENOUGH)
 
 
 def judge(edit: Edit, pixels: np.ndarray) -> Judgement:
@@ -18,8 +21,8 @@ def judge(edit: Edit, pixels: np.ndarray) -> Judgement:
         found = oracle.score(pixels, edit)
     except ValueError as error:
         return Judgement(problem=str(error))
-    sc, pq = (found.success, found.over_editing), (found.naturalness, found.artifacts)
-    return Judgement(sc=sc, pq=pq, overall=found.overall, overall_std=0.0)
+    figures = {name: Dimension(getattr(found, name), None, SCALE) for name in DIMENSIONS}
+    return Judgement(figures, Dimension(found.overall, None, SCALE), found.is_success)
 
 
 def score(items: Sequence[tuple[Edit, np.ndarray]]) -> list[Judgement]:

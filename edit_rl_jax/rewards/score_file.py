@@ -8,18 +8,17 @@ from edit_rl_jax import json_files
 from edit_rl_jax.data import readers
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.resumable import complete
-from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 
 WANTED = ("source", "edited", "instruction")
 
 
-def entries(path: Path) -> Iterator[tuple[dict[str, Any], Triple | str]]:
-    """For each edit of a file its output line without scores, and the triple or the reason why there is none.
+def entries(path: Path) -> Iterator[tuple[dict[str, Any], Edit | str]]:
+    """Yields for each edit of a file its output line without scores, and the edit or the reason why there is none.
 
-    JSONL: objects with `source` and `edited` (paths, from the file's folder) and `instruction`. Parquet: as
-    `readers.read`, images as bytes or paths. A line that is no such object raises ValueError, named; a missing image is
-    a reason.
+    JSONL: objects with `source` (a path from the file's folder, or a list of several), `edited` (a path) and
+    `instruction`; what else the judge should know may stand in an object `extras`. Parquet: as `readers.read`, images
+    as bytes or paths. A line that is no such object raises ValueError, named; a missing image is a reason.
     """
     if path.suffix == ".parquet":
         for where, record in readers.read(path):
@@ -27,28 +26,33 @@ def entries(path: Path) -> Iterator[tuple[dict[str, Any], Triple | str]]:
                 yield {"key": where}, str(record)
             else:
                 line = {"key": record.key, "instruction": record.instruction, "task": record.task}
-                yield line, (record.source, record.edited, record.instruction)
+                yield line, Edit(record.source, record.edited, record.instruction)
         return
     for line in json_files.rows(path, _line):
-        yield line, read_triple(line, path.parent)
+        yield line, read_edit(line, path.parent)
 
 
-def read_triple(line: Mapping[str, str], folder: Path) -> Triple | str:
-    """The triple that a line names, or why an image cannot be read."""
+def read_edit(line: Mapping[str, Any], folder: Path) -> Edit | str:
+    """Reads the images of the edit that a line names; returns why, where one cannot be read."""
+    sources = line["source"] if isinstance(line["source"], list) else [line["source"]]
     try:
-        images = [(folder / line[k]).read_bytes() for k in ("source", "edited")]
+        *images, edited = [(folder / path).read_bytes() for path in (*sources, line["edited"])]
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except ValueError as error:  # a path that no file can have
         return f"{line['source']!r}, {line['edited']!r}: {error}"
-    return (*images, line["instruction"])
+    return Edit(images, edited, line["instruction"], line.get("extras", {}))
 
 
 def _line(where: str, line: Any) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise ValueError(f"{where}: not a JSON object: {type(line).__name__}")
-    if missing := [k for k in WANTED if not isinstance(line.get(k), str)]:
+    sources = line.get("source")
+    several = isinstance(sources, list) and sources and all(isinstance(s, str) for s in sources)
+    if missing := [k for k in WANTED if not isinstance(line.get(k), str) and not (k == "source" and several)]:
         raise ValueError(f"{where}: no text under {', '.join(missing)}")
+    if not isinstance(line.get("extras", {}), dict):
+        raise ValueError(f"{where}: extras is no object")
     return line
 
 
@@ -61,7 +65,7 @@ def count(path: Path) -> int:
     return sum(1 for _ in json_files.rows(path, _line))
 
 
-def judge_entries(judge: Judge, found: list[tuple[dict[str, Any], Triple | str]]) -> list[Judgement]:
+def judge_entries(judge: Judge, found: list[tuple[dict[str, Any], Edit | str]]) -> list[Judgement]:
     """Judges entries in order; one without images is a judgement that is not valid."""
     judged = iter(judge.score([t for _, t in found if not isinstance(t, str)], progress=False))
     return [Judgement(problem=t) if isinstance(t, str) else next(judged) for _, t in found]
@@ -71,7 +75,6 @@ def score_file(
     judge: Judge,
     source: Path,
     output: Path,
-    settings: Mapping[str, Any],
     *,
     chunk: int = 128,
     overwrite: bool = False,
@@ -79,12 +82,13 @@ def score_file(
 ) -> tuple[int, int, float | None]:
     """Scores what `output` does not hold yet; returns (edits, those without a score, mean overall of the others).
 
-    A line of the output is the input's line with `scores`; resumes, and raises, as `data.results.complete`.
+    A line of the output is the input's line with `scores`, a judgement's JSON; resumes, and raises, as
+    `data.resumable.complete`.
     """
     total = count(source)
     work = lambda part: [{"scores": j.to_json()} for j in judge_entries(judge, part)]
     how = dict(adds=("scores",), good=_is_scored, source=source, chunk=chunk, overwrite=overwrite, progress=progress)
-    lines = complete(output, entries(source), total, work, settings, **how)
+    lines = complete(output, entries(source), total, work, judge.settings(), **how)
     valid = [x["scores"]["overall"] for x in lines if x["scores"]["overall"] is not None]
     return total, total - len(valid), sum(valid) / len(valid) if valid else None
 

@@ -1,6 +1,7 @@
 """Rewards of RL: of a rollout's images, a value in about [0, 1] and whether it is valid. Several are added by weight.
 
-A reward is a class with `__init__(config, mesh)` and `__call__(samples) -> Scores`, by name or "my_pkg.mod:Class".
+A reward is a class with `__init__(config, mesh)` and `__call__(samples) -> Scores`, by name or "my_pkg.mod:Class"; a
+judge (`rewards.judges`), by its name or class, stands for what it says of the model `rl.judge.model`.
 On one process images stay on the device for rewards that take them there; with several, each process scores its share
 of them, on its own devices or its host, and the values are gathered.
 """
@@ -18,17 +19,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
-from edit_rl_jax.editworld.oracle import is_success
 from edit_rl_jax.names import ConfigError, resolve
-from edit_rl_jax.rewards import oracle
-from edit_rl_jax.rewards.editscore.judge import EditScore
-from edit_rl_jax.rewards.judgement import Judgement
+from edit_rl_jax.rewards import judges, oracle
+from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.serving.client import TOKEN, RewardClient
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
 
-SCALE = 25.0  # of judgements
+SCALE = oracle.SCALE
 
 
 class Scores(NamedTuple):
@@ -61,12 +59,16 @@ def _apart(images: UInt8[Array, "N H W 3"]) -> list[UInt8[Array, "H W 3"]]:
 
 
 def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:
-    """Overall scores on [0, 1]: (overall / 25 + bonus * whether it is a success) / (1 + bonus)."""
+    """Returns overall scores on [0, 1]: (overall / its scale + bonus * whether it is a success) / (1 + bonus).
+
+    Raises ConfigError where there is a bonus and the judge does not say what a success is.
+    """
     valid = np.array([j.valid and j.overall is not None for j in found], bool)
 
     def value(j: Judgement) -> float:
-        success = bonus > 0 and is_success(j.sc, j.pq)
-        return (j.overall / SCALE + bonus * success) / (1 + bonus)
+        if bonus > 0 and j.success is None:
+            raise ConfigError("config key 'rl.success_bonus': this judge does not say what a success is")
+        return (j.overall.share + bonus * (bonus > 0 and j.success)) / (1 + bonus)
 
     return Scores(np.array([value(j) if ok else 0.0 for j, ok in zip(found, valid)], np.float32), valid)
 
@@ -82,29 +84,30 @@ def judge_mesh(mesh: Any, tensor: int) -> Any:
     return make_mesh({"data": len(local) // tensor, "tensor": tensor}, local) if len(local) > 1 else None
 
 
-class EditScoreReward:
+class JudgeReward:
     """The reward model of `rl.judge` on the policy's devices: each process has its own copies, which write
-    `rl.judge.rows` answers at a time, and scores its share. On one process images do not leave the device."""
+    `rl.judge.rows` answers at a time, and scores its share. On one process images do not leave the device, for a judge
+    that takes them there.
 
-    def __init__(self, config: Any, mesh: Any):
+    name: of the judge (`rewards.judges`); "": as its folder says.
+    """
+
+    def __init__(self, config: Any, mesh: Any, name: str = ""):
         j = config.rl.judge
         if not j.model:
-            raise ConfigError("config key 'rl.judge.model': the reward 'editscore' wants a model's folder")
-        temperature = j.temperature or (0.7 if j.passes > 1 else 0.0)
-        drawn = Sampling(temperature, 20, 0.9, j.max_new_tokens) if temperature else greedy(j.max_new_tokens)
-        options = dict(sampling=drawn, passes=j.passes, rows=j.rows, seed=config.seed)
-        if j.expected:
-            options["expected"] = j.expected
+            raise ConfigError(f"config key 'rl.judge.model': the reward '{name or 'judge'}' wants a model's folder")
         over = judge_mesh(mesh, j.tensor)
         self.place = over and NamedSharding(over, PartitionSpec())
-        options |= {"mesh": over} if over else {}
         self.bonus = config.rl.success_bonus
-        self.judge = EditScore.load(j.model, base=j.base or None, prompts=j.prompts or None, **options)
+        said = {key: value for key, value in j.items() if value} | {"seed": config.seed}
+        options = judges.options(judges.find(j.model, name)[1], said)
+        self.judge = judges.load(j.model, name, options, base=j.base or None, mesh=over)
 
     def __call__(self, samples: Samples) -> Scores:
-        images = samples.on_device(self.place)
-        triples = [(p.source, i, p.instruction) for p, i in zip(samples.prompts, images, strict=True)]
-        return of_judgements(self.judge.score(triples, progress=False), self.bonus)
+        on_device = getattr(self.judge, "device_images", False)
+        images = samples.on_device(self.place) if on_device else samples.host
+        edits = [Edit(p.source, i, p.instruction) for p, i in zip(samples.prompts, images, strict=True)]
+        return of_judgements(self.judge.score(edits, progress=False), self.bonus)
 
 
 class ServerReward:
@@ -117,8 +120,8 @@ class ServerReward:
         self.client = RewardClient(config.rl.judge.server, os.environ.get(TOKEN, ""))
 
     def __call__(self, samples: Samples) -> Scores:
-        triples = [(p.source, i, p.instruction) for p, i in zip(samples.prompts, samples.host, strict=True)]
-        return of_judgements(self.client.score(triples, progress=False), self.bonus)
+        edits = [Edit(p.source, i, p.instruction) for p, i in zip(samples.prompts, samples.host, strict=True)]
+        return of_judgements(self.client.score(edits, progress=False), self.bonus)
 
 
 class OracleReward:
@@ -151,11 +154,31 @@ class SaturationReward:
 
 
 REWARDS = {
-    "editscore": "edit_rl_jax.rl.rewards:EditScoreReward",
+    "judge": "edit_rl_jax.rl.rewards:JudgeReward",
     "server": "edit_rl_jax.rl.rewards:ServerReward",
     "oracle": "edit_rl_jax.rl.rewards:OracleReward",
     "saturation": "edit_rl_jax.rl.rewards:SaturationReward",
 }
+
+
+def judge_class(config: Any) -> Any:
+    """Returns the class of the judge that is loaded for RL; None where no reward of the config is one.
+
+    Raises ConfigError where there is no model, and what `judges.find` raises.
+    """
+    for name, _ in [r for r in config.rl.rewards if r[1]]:
+        found = resolve(name, judges.JUDGES | REWARDS)
+        if found is JudgeReward or hasattr(found, "from_folder"):
+            if not config.rl.judge.model:
+                raise ConfigError(f"config key 'rl.judge.model': the reward '{name}' wants a model's folder")
+            return judges.find(config.rl.judge.model)[1] if found is JudgeReward else found
+    return None
+
+
+def reward(name: str, config: Any, mesh: Any) -> Callable[[Samples], Scores]:
+    """Makes a reward by its name. Raises ConfigError."""
+    found = resolve(name, judges.JUDGES | REWARDS)
+    return JudgeReward(config, mesh, name) if hasattr(found, "from_folder") else found(config, mesh)
 
 
 def make(config: Any, mesh: Any) -> Callable[[Samples], Scores]:
@@ -163,15 +186,15 @@ def make(config: Any, mesh: Any) -> Callable[[Samples], Scores]:
 
     Raises ConfigError for a name that is unknown or a reward that wants more than the config says.
     """
-    parts = [(resolve(name, REWARDS)(config, mesh), float(weight)) for name, weight in config.rl.rewards]
+    parts = [(reward(name, config, mesh), float(weight)) for name, weight in config.rl.rewards]
     if not any(weight for _, weight in parts):
         raise ConfigError("config key 'rl.rewards' gives no reward a weight")
 
     def score(samples: Samples) -> Scores:
         total, valid = np.zeros(len(samples.prompts), np.float32), np.ones(len(samples.prompts), bool)
-        for reward, weight in parts:
+        for part, weight in parts:
             if weight:
-                found = reward(samples)
+                found = part(samples)
                 ok = found.valid & np.isfinite(found.values)
                 total, valid = total + weight * np.where(ok, found.values, 0), valid & ok
         return Scores(total.astype(np.float32), valid)

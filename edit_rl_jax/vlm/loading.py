@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edit_rl_jax.nn import model_files, peft, weights
+from edit_rl_jax.nn import model_files, peft, peft_config, weights
 from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.safetensors_io import WeightsError
@@ -95,10 +95,19 @@ def _images(file: Path, own: ImageSettings, budget: dict[str, int]) -> ImageSett
     return images
 
 
-def architecture(name: str | Path, revision: str | None = None) -> family.Architecture:
-    """The architecture of a folder or hub id; the published ones need no download. Raises WeightsError or OSError."""
-    known = None if Path(name).exists() else family.published(str(name))
-    source = known[0] if known else local_folder(name, revision)
+def architecture(name: str | Path, base: str | Path | None = None) -> family.Architecture:
+    """The architecture of a model or adapter folder, or hub id; published ones need no download.
+
+    Raises WeightsError or OSError where the model or its base is not there.
+    """
+    home = base or name
+    if not base and not family.published(str(name)):
+        home = folder = local_folder(name)
+        if (folder / peft.CONFIG).exists():
+            said = peft_config.read(folder / peft.CONFIG).get("base_model_name_or_path")
+            home = said if family.published(str(said)) else base_folder(folder)
+    known = None if Path(home).exists() else family.published(str(home))
+    source = known[0] if known else local_folder(home)
     return family.of(source).architecture(source)
 
 

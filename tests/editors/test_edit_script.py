@@ -12,7 +12,8 @@ from edit_rl_jax.data.images import decode_image, floor_resize, resize
 from edit_rl_jax.editors import edit_file
 from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.evals import best_of_n
-from edit_rl_jax.rewards.editscore.judge import judge
+from edit_rl_jax.rewards.base import Judge
+from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import parse
 from scripts import best_of_n as best_script
 from scripts import edit as script
@@ -137,10 +138,10 @@ def test_best_of_n_samples_its_candidates(tmp_path):
         [*flags, *editor, "--samples", "3", "--steps", "2", "--text-guidance", "1", "--edit-rows", "2"]
     )
 
-    class Second:
+    class Second(Judge):
         """Likes the second of three most."""
 
-        def score(self, items, *, questions=("sc", "pq"), progress=True):
+        def score(self, items, *, only=None, progress=True):
             marks = (f'{{"reasoning": "r", "score": [{(5, 20, 9)[i % 3]}, 9]}}' for i in range(len(items)))
             return [judge([parse(m)], [parse("[25, 4]")]) for m in marks]
 

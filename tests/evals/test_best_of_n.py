@@ -8,8 +8,9 @@ import pytest
 
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.evals import best_of_n as B
+from edit_rl_jax.rewards.base import Judge, Judgement
 from edit_rl_jax.rewards.cache import Cached
-from edit_rl_jax.rewards.editscore.judge import Judgement, judge
+from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import parse
 from scripts import best_of_n as script
 
@@ -38,15 +39,15 @@ def test_the_estimator_is_the_mean_over_all_subsets(n):
         B.weights(rewards, 7)
 
 
-class Levels:
+class Levels(Judge):
     """Likes bright pictures."""
 
     def __init__(self):
         self.asked = 0
 
-    def score(self, items, *, questions=("sc", "pq"), progress=True):
-        self.asked += len(items)
-        return [self.one(edited) for _, edited, _ in items]
+    def score(self, edits, *, only=None, progress=True):
+        self.asked += len(edits)
+        return [self.one(edit.edited) for edit in edits]
 
     def one(self, edited):
         try:
@@ -74,7 +75,7 @@ def test_picks_curve_and_montage(tmp_path):
     ]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, inputs)))
     judge = Levels()
-    cached = lambda: Cached(judge, {}, tmp_path / "out/cache.jsonl")
+    cached = lambda: Cached(judge, tmp_path / "out/cache.jsonl")
     figures = B.run(tmp_path / "c.jsonl", tmp_path / "out", cached(), progress=False)
     picks = [json.loads(x) for x in (tmp_path / "out/picks.jsonl").read_text().splitlines()]
     assert [(p["pick"], p["index"], p["reward"]) for p in picks] == [

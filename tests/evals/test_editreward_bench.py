@@ -11,8 +11,9 @@ import pytest
 
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.evals.judges import editscore_bench as B
+from edit_rl_jax.rewards.base import Judge, Judgement
 from edit_rl_jax.rewards.cache import Cached
-from edit_rl_jax.rewards.editscore.judge import Judgement, judge
+from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from scripts import eval_rm
 
@@ -76,13 +77,17 @@ def data(request, tmp_path):
 
 
 @dataclasses.dataclass
-class ColourJudge:
+class ColourJudge(Judge):
     """Reads scores off the pixels, which must have the source's size."""
 
     seen: list = dataclasses.field(default_factory=list)
+    seed: int = 0
 
-    def score(self, items, *, questions=("sc", "pq"), progress=True):
-        return [self.one(*item) for item in items]
+    def settings(self):
+        return {"seed": self.seed}
+
+    def score(self, edits, *, only=None, progress=True):
+        return [self.one(*edit.sources, edit.edited, edit.instruction) for edit in edits]
 
     def one(self, source, edited, instruction):
         self.seen.append(edited if isinstance(edited, bytes) else edited.tobytes())
@@ -143,14 +148,14 @@ def test_accuracy_by_a_judge_each_edit_once_at_its_inputs_size(data, tmp_path):
 
 def test_results_are_cached_by_content_and_settings(data, tmp_path):
     runs = []
-    for settings in ({"seed": 0}, {"seed": 0}, {"seed": 1}):
-        cached = Cached(ColourJudge(), settings, tmp_path / "cache.jsonl")
+    for seed in (0, 0, 1):
+        cached = Cached(ColourJudge(seed=seed), tmp_path / "cache.jsonl")
         check(B.run(tmp_path / "out", data, judge=cached, progress=False))
         runs.append((cached.asked, cached.hits))
     assert runs == [(5, 0), (1, 4), (5, 0)]  # an edit without a score is asked for again
     file = tmp_path / "cache.jsonl"
     file.write_bytes(file.read_bytes()[:-5])  # killed while writing
-    cached = Cached(ColourJudge(), {"seed": 1}, file)
+    cached = Cached(ColourJudge(seed=1), file)
     check(B.run(tmp_path / "out", data, judge=cached, progress=False))
     assert cached.asked == 2 and len(file.read_text().splitlines()) == 8
 

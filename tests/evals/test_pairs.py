@@ -8,7 +8,8 @@ import pytest
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.judges import pairs as P
-from edit_rl_jax.rewards.editscore.judge import Judgement, judge
+from edit_rl_jax.rewards.base import Judgement
+from edit_rl_jax.rewards.editscore.aggregate import judge, replies
 from edit_rl_jax.rewards.editscore.parsing import Reply
 
 
@@ -63,14 +64,15 @@ def test_more_passes_break_ties():
     reply = lambda *s: Reply(tuple(map(float, s)), "", "")
     of = lambda *sc: judge([reply(s, s) for s in sc], [reply(25, 25)] * len(sc))
     judged = [(of(20, 25), of(20, 10)), (of(20, 20), of(20, 15)), (of(20, 5), of(20, 25))]
-    table = P.by_passes(PAIRS, judged, 2)
+    first = lambda j, k: judge(*replies(j, k)) if j.valid else j
+    table = P.by_passes(PAIRS, judged, 2, first)
     assert [(k, row["accuracy"], row["ties"]) for k, row in table.items()] == [
         ("Avg@1", 0.0, 3),
         ("Avg@2", pytest.approx(2 / 3), 0),
     ]
     assert table["Avg@2"]["gain"] == pytest.approx(2 / 3) and table["Avg@2"]["gain_ci95"][1] == 1.0
     none = Judgement(problem="no image")
-    assert P.by_passes(PAIRS[:1], [(none, judged[0][1])], 2)["Avg@2"]["invalid"] == 1
+    assert P.by_passes(PAIRS[:1], [(none, judged[0][1])], 2, first)["Avg@2"]["invalid"] == 1
 
 
 def test_controls_change_what_they_say():

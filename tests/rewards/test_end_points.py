@@ -1,6 +1,7 @@
 """What end points really answer: the text is read, the edit is not valid and says why, or the job ends in one line."""
 
 import contextlib
+import functools
 import http.server
 import importlib.util
 import json
@@ -14,17 +15,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.rewards import cache
+from edit_rl_jax.rewards.base import Dimension, Edit, Judgement
+from edit_rl_jax.rewards.editscore.endpoint import VLMJudge
 from edit_rl_jax.rewards.serving import service
-from edit_rl_jax.rewards.serving.client import NoAnswer, RewardClient, Service, ServiceError, VLMJudge
+from edit_rl_jax.rewards.serving.client import NoAnswer, RewardClient, Service, ServiceError
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.rl.rewards import Samples, ServerReward
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = encode_png(np.full((8, 8, 3), 100, np.uint8))
-ITEM = (IMAGE, IMAGE, "make it red")
+ITEM = Edit(IMAGE, IMAGE, "make it red")
 SCORES = '{"reasoning": "fine", "score": [20, 22]}'
 QUICK = {"wait": 0.001, "longest": 0.002, "timeout": 10}
 
@@ -97,7 +99,7 @@ READ = {
 def test_the_text_is_read(name):
     with answering(READ[name]) as server:
         (judged,) = score(server.url)
-    assert judged.valid and judged.sc == judged.pq == (20, 22), judged.problem
+    assert judged.valid and [d.value for d in judged.dimensions.values()] == [20, 22, 20, 22], judged.problem
     json.dumps(judged.to_json(), ensure_ascii=False).encode()  # it can be written
 
 
@@ -157,7 +159,7 @@ def test_no_answer_is_a_problem_in_one_line(name):
     body, reason = NOT_VALID[name]
     with answering(body) as server:
         (judged,) = score(server.url)
-    assert not judged.valid and judged.overall is None and judged.sc is None
+    assert not judged.valid and judged.overall is None and not judged.dimensions
     assert re.search(reason, judged.problem) and "\n" not in judged.problem and len(judged.problem) < 500, (
         judged.problem
     )
@@ -202,7 +204,7 @@ def test_a_refusal_of_one_item_spares_the_others(name):
     status, body = ABOUT_THE_ITEM[name]
     bad = lambda asked: "spoil" in json.dumps(asked)
     with answering(answer=lambda a: (status, body, {}) if bad(a) else (200, said(), {})) as server:
-        good, spoiled, last = score(server.url, [ITEM, (IMAGE, IMAGE, "spoil it"), ITEM], must_answer=True)
+        good, spoiled, last = score(server.url, [ITEM, Edit(IMAGE, IMAGE, "spoil it"), ITEM], must_answer=True)
     assert good.valid and last.valid and not spoiled.valid and f"HTTP {status}" in spoiled.problem
 
 
@@ -246,7 +248,7 @@ def test_refusals_in_the_same_words_and_no_answer_are_not_about_the_items():
             score(server.url, [ITEM] * 100)
     spoil = lambda asked: "spoil" in json.dumps(asked)
     with answering(answer=lambda a: (400, no, {}) if spoil(a) else (200, said(), {})) as server:
-        judged = score(server.url, [ITEM] + [(IMAGE, IMAGE, "spoil it")] * 40, at_once=1)
+        judged = score(server.url, [ITEM] + [Edit(IMAGE, IMAGE, "spoil it")] * 40, at_once=1)
     assert [j.valid for j in judged] == [True] + [False] * 40
 
 
@@ -284,7 +286,7 @@ def test_waits_are_bounded_and_end_when_another_request_fails():
     began = time.monotonic()
     with answering(answer=fails) as server:
         with pytest.raises(ServiceError, match="404"):
-            score(server.url, [ITEM] * 5 + [(IMAGE, IMAGE, "fails")], tries=10)
+            score(server.url, [ITEM] * 5 + [Edit(IMAGE, IMAGE, "fails")], tries=10)
     assert time.monotonic() - began < 5
 
 
@@ -300,7 +302,7 @@ def test_a_request_that_hangs_does_not_hold_up_the_end():
     began = time.monotonic()
     with answering(answer=hang) as server:
         with pytest.raises(PermissionError):
-            score(server.url, [ITEM, (IMAGE, IMAGE, "fails")], timeout=60)
+            score(server.url, [ITEM, Edit(IMAGE, IMAGE, "fails")], timeout=60)
         assert time.monotonic() - began < 5
         release.set()
 
@@ -329,15 +331,30 @@ def test_addresses_that_cannot_be_used(monkeypatch):
 
 ANSWERS_OF_A_SERVER = [b"<html>", [], None, {}, {"judgements": None}, {"judgements": []}, {"judgements": {}}]
 ANSWERS_OF_A_SERVER += [{"judgements": [x]} for x in (None, 1, [], {}, {"valid": True, "sc": 3}, {"valid": 1, "x": 2})]
-ANSWERS_OF_A_SERVER += [{"judgements": [{"valid": True, "overall": 10**400}]}, {"error": "content filter"}]
+ANSWERS_OF_A_SERVER += [
+    {"judgements": [Judgement(overall=Dimension(1.0)).to_json() | {"overall": 10**400}]},
+    {"error": "content filter"},
+]
 
 
 @pytest.mark.parametrize("body", ANSWERS_OF_A_SERVER)
 def test_answers_that_are_no_judgement(body):
+    body = body | {"version": 2} if isinstance(body, dict) else body
     with answering(body) as server:
         (judged,) = RewardClient(server.url, "t", tries=3, **QUICK).score([ITEM], progress=False)
     assert not judged.valid and judged.overall is None
     assert 10 < len(judged.problem) < 300 and "\n" not in judged.problem and not re.match(r"'\w+'$", judged.problem)
+
+
+def test_a_connection_is_used_again(monkeypatch):
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    made = []
+    real = http.server.ThreadingHTTPServer.process_request
+    count = lambda self, *args: made.append(args) or real(self, *args)
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "process_request", count)
+    with answering(said()) as server:
+        assert all(j.valid for j in score(server.url, [ITEM] * 5, at_once=1)) and len(server.asked) == 10
+    assert len(made) == 1
 
 
 def test_settings_that_are_none():
@@ -348,13 +365,13 @@ def test_settings_that_are_none():
 
 def test_what_was_answered_before_the_end_is_remembered(tmp_path):
     fails = lambda asked: (401, b"no", {}) if "fails" in json.dumps(asked) else (200, said(), {})
-    items = [(IMAGE, IMAGE, f"edit {i}") for i in range(3)] + [(IMAGE, IMAGE, "fails")]
+    items = [Edit(IMAGE, IMAGE, f"edit {i}") for i in range(3)] + [Edit(IMAGE, IMAGE, "fails")]
     with answering(answer=fails) as server:
         judge = VLMJudge(server.url, "m", at_once=1, must_answer=True, **QUICK)
         with pytest.raises(PermissionError):
-            cache.Cached(judge, {}, tmp_path / "cache.jsonl").score(items, progress=False)
+            cache.Cached(judge, tmp_path / "cache.jsonl").score(items, progress=False)
         server.answer, before = lambda asked: (200, said(), {}), len(server.asked)
-        judged = cache.Cached(judge, {}, tmp_path / "cache.jsonl").score(items, progress=False)
+        judged = cache.Cached(judge, tmp_path / "cache.jsonl").score(items, progress=False)
     assert all(j.valid for j in judged) and len(server.asked) == before + 2  # the questions of the last item
 
 
@@ -392,7 +409,7 @@ def test_reported_end_points(shared, tmp_path, case):
 @pytest.mark.parametrize("failure", [(500, b""), (429, b""), (200, b'{"choi')])
 def test_nothing_is_final_that_got_no_answer(tmp_path, monkeypatch, failure):
     """A server that fails after two edits: they are kept, and the same command asks for the others only."""
-    monkeypatch.setattr(judge_flags, "VLMJudge", lambda *a, **k: VLMJudge(*a, **k, **QUICK, tries=2))
+    monkeypatch.setattr(VLMJudge, "__init__", functools.partialmethod(VLMJudge.__init__, **QUICK, tries=2))
     lines = [{"source": "a.png", "edited": "a.png", "instruction": f"edit {i}"} for i in range(4)]
     (tmp_path / "a.png").write_bytes(IMAGE)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

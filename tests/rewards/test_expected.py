@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edit_rl_jax.rewards.base import Edit, Judgement
+from edit_rl_jax.rewards.editscore.aggregate import replies
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge_expected
 from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import TINY, answer
-from edit_rl_jax.rewards.wire import from_wire, to_wire
 from edit_rl_jax.vlm.engine.sampler import Sampling
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import ImageSettings, patchify
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (2, 56, 84, 3), np.uint8)
 TRIPLE = (PICTURE[0], PICTURE[1], "make it red")
+EDIT = Edit(*TRIPLE)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,8 @@ PAIRS = [(0, 0), (2, 25), (25, 2), (20, 17), (7, 1)]
 def test_every_pair_has_the_probability_that_it_has_alone(model, tokenizer, mode):
     options = dict(sampling=Sampling(1.0, 50, 1.0, 40), constrained=True) if mode == "reasoned" else {}
     reward = load(model, tokenizer, expected=mode, **options)
-    (got,) = reward.score([TRIPLE], progress=False)
-    assert got.valid and 0 <= got.outside <= 1 and from_wire(to_wire(got)) == got
+    (got,) = reward.score([EDIT], progress=False)
+    assert got.valid and 0 <= got.details["outside"] <= 1 and Judgement.from_json(got.to_json()) == got
     prompt = reward.questions.prompt("sc", reward.questions.parts("sc", *TRIPLE), "x", 5)
     if mode == "empty":
         how = dict(limits=lambda *_: 1, branch_at=lambda tokens: -1)
@@ -122,7 +124,8 @@ def test_figures_are_expectations_over_the_valid_pairs(tokenizer):
     assert got.least == pytest.approx((4 * 0.4 + 6 * 0.3 + 25 * 0.1) / 0.8)
     assert got.root == pytest.approx((2 * 0.4 + 6**0.5 * 0.3 + 5 * 0.1) / 0.8)
     both = judge_expected((got,), (got,))
-    assert both.valid and both.overall == pytest.approx(got.root**2) and both.passes[0].sc == got.least
+    assert both.valid and both.overall.value == pytest.approx(got.root**2)
+    assert both.details["figures"][0]["sc"] == both.details["sc"] == got.least
     failed = judge_expected((got,), (scores.expected(parse("no idea"), None),))
     assert not failed.valid and failed.overall is None and "no JSON" in failed.problem
     assert not judge_expected((Expected(Reply(None, "", "", problem="cut")),), ()).valid
@@ -163,10 +166,11 @@ def test_every_walk_of_the_automaton_is_a_valid_reply(tokenizer):
 def test_constrained_answers_are_valid_in_the_engine(model, tokenizer):
     """A random model never writes a reply by itself; device images are judged like the host's, under the automaton."""
     reward = load(model, tokenizer, sampling=Sampling(1.0, 0, 1.0, 40), passes=2, rows=4, constrained=True, retries=0)
-    (got,) = reward.score([TRIPLE], progress=False)
-    assert got.valid and all(r.valid for r in (*got.sc_replies, *got.pq_replies))
-    assert len({r.raw for r in (*got.sc_replies, *got.pq_replies)}) == 4
+    (got,) = reward.score([EDIT], progress=False)
+    sc, pq = replies(got)
+    assert got.valid and not got.unread and all(r.valid for r in (*sc, *pq))
+    assert len({r.raw for r in (*sc, *pq)}) == 4
     born = jnp.asarray(PICTURE[1], jnp.float32) / 255
     before = reward.engine.counters.images
-    (again,) = reward.score([(PICTURE[0], born, "make it red")], progress=False)
+    (again,) = reward.score([Edit(PICTURE[0], born, "make it red")], progress=False)
     assert again.valid and reward.engine.counters.images == before + 1  # the source is known

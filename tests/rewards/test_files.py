@@ -16,23 +16,27 @@ import pytest
 
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.resumable import ResumeError
+from edit_rl_jax.evals.judges.editscore_bench import read_predictions
 from edit_rl_jax.rewards import score_file
-from edit_rl_jax.rewards.editscore.judge import Judgement, judge
+from edit_rl_jax.rewards.base import Dimension, Judge, Judgement
+from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import parse
-from edit_rl_jax.rewards.wire import from_wire, to_wire
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG = encode_png(np.zeros((28, 28, 3), np.uint8))
 
 
-class Reader:
+class Reader(Judge):
     """Scores an edit by the number in its instruction."""
 
-    def __init__(self, wait=0.0, fail_at=None):
-        self.wait, self.fail_at, self.calls = wait, fail_at, 0
+    def __init__(self, wait=0.0, fail_at=None, seed=0):
+        self.wait, self.fail_at, self.calls, self.seed = wait, fail_at, 0, seed
 
-    def score(self, items, *, questions=("sc", "pq"), progress=True):
-        return [self.one(instruction) for _, _, instruction in items]
+    def settings(self):
+        return {"seed": self.seed}
+
+    def score(self, edits, *, only=None, progress=True):
+        return [self.one(edit.instruction) for edit in edits]
 
     def one(self, instruction):
         self.calls += 1
@@ -53,7 +57,7 @@ def write_input(folder, n=23):
 
 
 def run(source, output, reader=None, **options):
-    return score_file.score_file(reader or Reader(), source, output, {"seed": 0}, chunk=4, progress=False, **options)
+    return score_file.score_file(reader or Reader(), source, output, chunk=4, progress=False, **options)
 
 
 def test_interrupted_runs_write_what_one_run_writes(tmp_path):
@@ -84,7 +88,7 @@ def test_another_run_is_refused(tmp_path):
     run(source, output)
     before = output.read_text()
     with pytest.raises(ResumeError, match="seed: 0 -> 1"):
-        score_file.score_file(Reader(), source, output, {"seed": 1}, progress=False)
+        score_file.score_file(Reader(seed=1), source, output, progress=False)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(source.read_text().replace("take 3", "take 4"))
     with pytest.raises(ResumeError, match="out.jsonl:4 is not the result of entry 4"):
@@ -146,15 +150,60 @@ def test_malformed_lines_stop_at_once_and_are_named(tmp_path, text, said):
 def test_judgements_cross_the_wire_whole():
     good = judge([parse('{"reasoning": "ü", "score": [20, 3]}'), parse("none")], [parse("[1, 2]"), parse("[0, 25]")])
     for judgement in (good, Judgement(problem="no image"), judge([parse("[1, 3]")], [])):
-        stored = json.loads(json.dumps(to_wire(judgement), allow_nan=False))
-        assert from_wire(stored) == judgement
-    stored = to_wire(good)
+        stored = json.loads(json.dumps(judgement.to_json(), allow_nan=False))
+        assert Judgement.from_json(stored) == judgement
+    stored = good.to_json()
+    assert stored["dimensions"]["consistency"] == {"value": 3.0, "spread": 0.0, "scale": 25.0}
     for wrong in (
         {},
         {"valid": True, "problem": "x"},
-        {**stored, "sc": [1]},
-        {**stored, "more": 1},
+        {**stored, "dimensions": [1]},
+        {**stored, "dimensions": {"x": {"value": 1}}},
+        {**stored, "dimensions": {"x": {"value": 1, "spread": None, "scale": 1, "more": 1}}},
         {**stored, "overall": "3"},
+        {**stored, "overall": None},
+        {**stored, "overall": True},
+        {**stored, "reasons": "why"},
+        {k: v for k, v in stored.items() if k != "unread"},
     ):
         with pytest.raises(ValueError, match="not a judgement"):
-            from_wire(wrong)
+            Judgement.from_json(wrong)
+
+
+OLD = {  # as it was written before dimensions had names
+    "valid": True, "prompt_following": 20.0, "consistency": 3.0, "naturalness": 1.0, "artifacts": 2.0, "sc": 3.0,
+    "pq": 1.0, "overall": 1.7, "overall_std": 0.0, "problem": "", "figures": [], "std": {},
+    "passes": {"sc": [{"scores": [20, 3], "reasoning": "r", "raw": "..."}], "pq": []},
+}  # fmt: skip
+
+
+def test_an_output_of_the_old_kind_is_gone_on_with(tmp_path):
+    source, output = write_input(tmp_path, 6), tmp_path / "out.jsonl"
+    run(source, output)
+    old = json.loads(output.read_text().splitlines()[0]) | {"scores": OLD}
+    output.write_text(json.dumps(old) + "\n")
+    again = Reader()
+    assert run(source, output, again)[0] == 6 and again.calls == 4  # one is known, one has no image
+    assert [json.loads(x)["id"] for x in output.read_text().splitlines()] == list(range(6))
+    (tmp_path / "p.jsonl").write_text(json.dumps(old | {"key": "a"}) + "\n")
+    assert read_predictions(tmp_path / "p.jsonl")["a"] == {"prompt_following": 20, "consistency": 3, "overall": 1.7}
+    new = {"key": "a", "scores": Judgement({"consistency": Dimension(0.5)}, Dimension(0.7)).to_json()}
+    (tmp_path / "p.jsonl").write_text(json.dumps(new) + "\n")
+    assert read_predictions(tmp_path / "p.jsonl")["a"] == {
+        "prompt_following": None,
+        "consistency": 0.5,
+        "overall": 0.7,
+    }
+
+
+def test_several_sources_are_read_and_each_judge_says_what_it_takes(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    line = {"source": ["a.png", "a.png"], "edited": "a.png", "instruction": "take 1", "extras": {"principles": ["p"]}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+    ((_, edit),) = score_file.entries(tmp_path / "in.jsonl")
+    assert edit.sources == (PNG, PNG) and edit.extras == {"principles": ["p"]}
+    assert run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")[:2] == (1, 0)
+    for wrong in ({"source": []}, {"source": [1]}, {"extras": 3}):
+        (tmp_path / "in.jsonl").write_text(json.dumps(line | wrong) + "\n")
+        with pytest.raises(ValueError, match="in.jsonl:1"):
+            run(tmp_path / "in.jsonl", tmp_path / "no.jsonl")

@@ -12,6 +12,7 @@ def test_a_true_edit_scores_high_and_unreadable_pixels_nothing():
     good, broken, small = oracle.score(
         [(edit, made.render(84)), (edit, np.full((84, 84, 3), np.nan)), (edit, np.zeros((8, 8, 3), np.uint8))]
     )
-    assert good.valid and min(*good.sc, *good.pq) >= 23 and good.overall >= 23
+    assert good.valid and good.success and tuple(good.dimensions) == oracle.DIMENSIONS
+    assert min(d.value for d in (*good.dimensions.values(), good.overall)) >= 23
     for bad in (broken, small):
-        assert not bad.valid and bad.sc is None and bad.overall is None and bad.problem
+        assert not bad.valid and not bad.dimensions and bad.overall is None and bad.problem

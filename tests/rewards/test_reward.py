@@ -15,7 +15,9 @@ from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.judges import pairs as pairs_lib
 from edit_rl_jax.nn.params import Trainable
-from edit_rl_jax.rewards.editscore.judge import EditScore, judge
+from edit_rl_jax.rewards.base import Edit
+from edit_rl_jax.rewards.editscore.aggregate import judge, replies
+from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
@@ -51,7 +53,11 @@ RECORDS = [
     )
 ]
 SHAPE = Shape(shared=64, own=64, slots=4, prompts=4, answers=1, tiles=4, queries=4)
-TRIPLES = [(r.source, r.edited, r.instruction) for r in RECORDS]
+EDITS = [Edit(r.source, r.edited, r.instruction) for r in RECORDS]
+
+
+def scores(judged):
+    return [d.value for d in judged.dimensions.values()]
 
 
 def byte_tokenizer():
@@ -125,31 +131,35 @@ def reward(trained):
 
 
 def test_the_memorised_scores_come_back(reward):
-    for record, got in zip(RECORDS, reward.score(TRIPLES, progress=False)):
-        assert got.valid and got.sc == record.sc and got.pq == record.pq, got
-        assert got.overall == pytest.approx((min(record.sc) * min(record.pq)) ** 0.5) and got.overall_std == 0
-        assert got.sc_replies[0].reasoning == record.sc_reasoning
-        assert json.loads(json.dumps(got.to_json()))["prompt_following"] == record.sc[0]
+    for record, got in zip(RECORDS, reward.score(EDITS, progress=False)):
+        assert got.valid and scores(got) == [*record.sc, *record.pq], got
+        assert got.overall.value == pytest.approx((min(record.sc) * min(record.pq)) ** 0.5) and got.overall.spread == 0
+        assert got.reasons == (record.sc_reasoning, record.pq_reasoning)
+        assert got.success == (min(record.sc) >= 20 and min(record.pq) >= 18)
+        line = json.loads(json.dumps(got.to_json()))
+        assert line["prompt_following"] == line["dimensions"]["prompt_following"]["value"] == record.sc[0]
 
 
 def test_failures_are_values_and_spare_their_neighbours(reward):
-    source, edited, instruction = TRIPLES[1]
-    out = reward.score(
-        [(source, b"not an image", "x"), TRIPLES[1], (source, edited, " "), (source, edited[:200], "cut")],
-        progress=False,
-    )
-    assert [j.valid for j in out] == [False, True, False, False]
-    assert out[1].sc == RECORDS[1].sc
+    source, edited = EDITS[1].sources[0], EDITS[1].edited
+    several = Edit([source, source], edited, "merge them")
+    bad = [Edit(source, b"not an image", "x"), Edit(source, edited, " "), Edit(source, edited[:200], "cut"), several]
+    out = reward.score([bad[0], EDITS[1], *bad[1:]], progress=False)
+    assert [j.valid for j in out] == [False, True, False, False, False]
+    assert scores(out[1]) == [*RECORDS[1].sc, *RECORDS[1].pq]
+    assert out[4].problem == "EditScore judges edits of one source image, this one has 2"
     assert "unreadable" in out[0].problem and "empty instruction" in out[2].problem and "truncated" in out[3].problem
-    assert all(j.overall is None and j.sc is None and j.to_json()["overall"] is None for j in out if not j.valid)
+    assert all(j.overall is None and not scores(j) and j.to_json()["overall"] is None for j in out if not j.valid)
 
 
 def test_one_question_only_and_equal_prompts_asked_once(reward):
-    reward.score(TRIPLES, questions=("sc",), progress=False)
+    reward.score(EDITS, only=("consistency",), progress=False)
     before, images = reward.engine.compilations, reward.engine.counters.images
-    sc = reward.score(TRIPLES * 3, questions=("sc",), progress=False)
-    assert [j.sc for j in sc] == [r.sc for r in RECORDS] * 3
-    assert all(j.pq is None and j.overall is None and j.valid for j in sc)
+    sc = reward.score(EDITS * 3, only=("consistency",), progress=False)
+    assert [scores(j) for j in sc] == [list(r.sc) for r in RECORDS] * 3
+    assert all(len(j.dimensions) == 2 and j.overall is None and j.success is None and j.valid for j in sc)
+    with pytest.raises(ValueError, match="no dimension beauty, but prompt_following"):
+        reward.score(EDITS, only=("beauty",))
     assert reward.engine.compilations == before
     assert reward.engine.counters.images == images  # still in the feature store
 
@@ -197,23 +207,24 @@ def test_score_script_reads_and_writes_files_in_order(trained, tmp_path, capsys)
 def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):
     settings = Sampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=64)
     reward = EditScore.load(trained[1], base=trained[0], sampling=settings, passes=3, rows=4, merge=False)
-    for record, got in zip(RECORDS, reward.score(TRIPLES, progress=False)):
-        assert len(got.sc_replies) == len(got.pq_replies) == 3
-        assert got.valid and got.sc == pytest.approx(record.sc, abs=9)
+    for record, got in zip(RECORDS, reward.score(EDITS, progress=False)):
+        assert [len(r) for r in replies(got)] == [3, 3]
+        assert got.valid and scores(got)[:2] == pytest.approx(record.sc, abs=9)
+        assert reward.first_passes(got, 3) == got and [len(r) for r in replies(reward.first_passes(got, 1))] == [1, 1]
 
 
 def test_means_are_over_the_passes_that_could_be_read():
     reply = lambda *s: Reply(tuple(map(float, s)) if s else None, "", "", problem="" if s else "no score")
     got = judge([reply(24, 22), reply(), reply(4, 9)], [reply(23, 25), reply(1, 1), reply(16, 25)])
-    assert got.sc == (14, 15.5) and got.pq == (19.5, 25)
-    assert got.overall == pytest.approx(((22 * 23) ** 0.5 + 8) / 2)
-    assert got.overall_std == pytest.approx(((22 * 23) ** 0.5 - 8) / 2)
+    assert scores(got) == [14, 15.5, 19.5, 25] and got.dimensions["prompt_following"].spread == 10 and got.unread == 1
+    assert got.overall.value == pytest.approx(((22 * 23) ** 0.5 + 8) / 2)
+    assert got.overall.spread == pytest.approx(((22 * 23) ** 0.5 - 8) / 2)
     line = got.to_json()
     assert (line["sc"], line["pq"], line["std"]["sc"]) == (13, 19.5, 9)  # of the minima 22, 4 and 23, 16
     none = judge([reply()], [reply(1, 2)])
     assert not none.valid and none.overall is None and none.problem == "no score"
     # golden figures of the paper's example (reference scale 0-10): 9.6, 8.8, 9.2 -> 8.9978
-    assert judge([reply(24, 22)], [reply(23, 25)]).overall / 2.5 == pytest.approx(8.9978, abs=1e-4)
+    assert judge([reply(24, 22)], [reply(23, 25)]).overall.value / 2.5 == pytest.approx(8.9978, abs=1e-4)
 
 
 def test_prompts_travel_with_the_model_and_are_checked():

@@ -26,11 +26,15 @@ from starlette.routing import Route
 
 from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.data.images import decode_image, encode_png
-from edit_rl_jax.rewards.editscore.judge import EditScore, Judgement, judge
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
+from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of, replies
+from edit_rl_jax.rewards.editscore.endpoint import VLMJudge
+from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.parsing import parse
 from edit_rl_jax.rewards.editscore.prompts import STANDARD
+from edit_rl_jax.rewards.serving import client
 from edit_rl_jax.rewards.serving import server as S
-from edit_rl_jax.rewards.serving.client import RewardClient, Service, ServiceError, VLMJudge
+from edit_rl_jax.rewards.serving.client import RewardClient, Service, ServiceError
 from edit_rl_jax.vlm.engine.prompt import Shape
 from edit_rl_jax.vlm.engine.sampler import Sampling
 
@@ -44,15 +48,21 @@ def picture(level, size=(28, 28)):
     return encode_png(np.full((*size, 3), level, np.uint8))
 
 
-class Levels:
+class Levels(Judge):
     """Scores an edit by its brightness; from 249 on it takes a second, takes longer than allowed, breaks the judge."""
 
-    def score(self, items, *, questions=("sc", "pq"), progress=True):
-        return [self.one(item, questions) for item in items]
+    def settings(self):
+        return {"judge": "levels"}
 
-    def one(self, item, questions):
+    def dimensions(self):
+        return DIMENSIONS
+
+    def score(self, edits, *, only=None, progress=True):
+        return [self.one(edit, questions_of(only)) for edit in edits]
+
+    def one(self, edit, questions):
         try:
-            level = int(decode_image(item[1])[0, 0, 0])
+            level = int(decode_image(edit.edited)[0, 0, 0])
         except ValueError as error:
             return Judgement(problem=str(error))
         if level in (249, 250):
@@ -60,7 +70,7 @@ class Levels:
         if level == 251:
             raise RuntimeError("out of memory")
         time.sleep(0.01)
-        reply = parse(f'{{"reasoning": "{item[2]}", "score": [{level % 26}, 25]}}')
+        reply = parse(f'{{"reasoning": "{edit.instruction}", "score": [{level % 26}, 25]}}')
         return judge([reply] if "sc" in questions else [], [reply] if "pq" in questions else [])
 
 
@@ -83,7 +93,7 @@ def serving(app, limits=LIMITS):
 
 @pytest.fixture(scope="module")
 def url():
-    with serving(S.create_app(Levels(), TOKEN, {"judge": "levels"}, LIMITS)) as url:
+    with serving(S.create_app(Levels(), TOKEN, LIMITS)) as url:
         yield url
 
 
@@ -100,15 +110,15 @@ def test_200_concurrent_requests_are_answered_as_direct_calls(caplog):
     )
     rng = np.random.default_rng(0)
     image = lambda: encode_png(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
-    items = [(image(), image() if i % 10 else b"no image", f"make it {i}") for i in range(20)] * 10
+    items = [Edit(image(), image() if i % 10 else b"no image", f"make it {i}") for i in range(20)] * 10
     # a problem names the item by its place in the batch
     plain = lambda js: [dataclasses.replace(j, problem=re.sub(r"item \d+", "item", j.problem)) for j in js]
     expected = plain(direct.score(items, progress=False))
     assert len(set(map(str, expected))) >= 18 and sum("unreadable" in j.problem for j in expected) == 20
     limits = S.Limits(connections=512)
-    with serving(S.create_app(direct, TOKEN, {}, limits), limits) as url:
-        client = RewardClient(url, TOKEN, at_once=200, tries=1)
-        assert plain(client.score(items, progress=False)) == expected
+    with serving(S.create_app(direct, TOKEN, limits), limits) as url:
+        caller = RewardClient(url, TOKEN, at_once=200, tries=1)
+        assert plain(caller.score(items, progress=False)) == expected
         text = metrics(url)
     assert text["reward_items_total"] == 200 and text['reward_requests_total{status="200"}'] == 200
     assert text["reward_batches_total"] <= 100  # requests were judged together
@@ -134,9 +144,12 @@ def send(url, body, *, path="/score", method="POST", token=TOKEN, headers=(), ch
 
 
 def request(*items, **fields):
-    encode = lambda x: base64.b64encode(x).decode() if isinstance(x, bytes) else x
-    items = [{k: encode(v) for k, v in zip(("source", "edited", "instruction"), item)} for item in items]
-    return json.dumps({"items": items, **fields}).encode()
+    def encode(x):
+        return base64.b64encode(x).decode() if isinstance(x, bytes) else list(map(encode, x)) if type(x) is list else x
+
+    parts = lambda e: (list(e.sources), e.edited, e.instruction) if isinstance(e, Edit) else e
+    items = [{k: encode(v) for k, v in zip(("source", "edited", "instruction"), parts(item))} for item in items]
+    return json.dumps({"version": 2, "items": items, **fields}).encode()
 
 
 def bomb(side=50_000):
@@ -148,7 +161,9 @@ def bomb(side=50_000):
     )
 
 
-OK = (picture(0), picture(40), "x")
+OK = Edit(picture(0), picture(40), "x")
+SOURCE, EDITED = OK.sources[0], OK.edited
+
 HOSTILE = [
     (401, dict(body=request(OK), token="")),
     (401, dict(body=request(OK), token="a toke")),
@@ -156,22 +171,28 @@ HOSTILE = [
     (413, dict(body=bytes(300_000))),
     (413, dict(body=bytes(300_000), chunked=True)),
     (413, dict(body=bytes(5_000_000))),
-    (413, dict(body=request((bomb(), OK[1], "x")))),
-    (413, dict(body=request(OK, (OK[0], bomb(2_000), "x")))),
+    (413, dict(body=request((bomb(), EDITED, "x")))),
+    (413, dict(body=request(OK, (SOURCE, bomb(2_000), "x")))),
     (413, dict(body=request(OK, OK, OK, OK))),
-    (413, dict(body=request((OK[0], OK[1], "x" * 20_000)))),
+    (413, dict(body=request((SOURCE, EDITED, "x" * 20_000)))),
     (400, dict(body=b"\x00\xffgarbage")),
     (400, dict(body=b"[" * 100_000)),
     (422, dict(body=b"[]")),
     (422, dict(body=request())),
     (422, dict(body=b'{"items": [1]}')),
-    (422, dict(body=request(("%%%", OK[1], "x")))),
-    (422, dict(body=request((OK[0], OK[1], 3)))),
-    (422, dict(body=request((OK[0], OK[1], "\ud800")))),
-    (422, dict(body=request(OK, questions=["beauty"]))),
+    (422, dict(body=request(("%%%", EDITED, "x")))),
+    (422, dict(body=request((SOURCE, EDITED, 3)))),
+    (422, dict(body=request((SOURCE, EDITED, "\ud800")))),
+    (422, dict(body=request(OK, only=["beauty"]))),
+    (422, dict(body=request(OK, only=[]))),
+    (422, dict(body=request(([], EDITED, "x")))),
+    (422, dict(body=request(([SOURCE, 3], EDITED, "x")))),
+    (413, dict(body=request(Edit([b"x"] * 17, EDITED, "x")))),
+    (406, dict(body=request(OK, version=1))),
+    (406, dict(body=request(OK, questions=["sc"]).replace(b'"version": 2, ', b""))),
     (404, dict(body=b"", path="/admin")),
     (405, dict(body=None, method="GET")),
-    (504, dict(body=request((OK[0], picture(250), "x")))),
+    (504, dict(body=request((SOURCE, picture(250), "x")))),
 ]
 
 
@@ -218,33 +239,58 @@ def test_slow_and_malformed_connections(url, caplog):
 
 
 def test_what_cannot_be_read_is_a_value_and_neighbours_are_spared(url):
-    items = [OK, (OK[0], b"no image", "x"), (OK[0], picture(77), "y")]
+    items = [OK, Edit(SOURCE, b"no image", "x"), Edit(SOURCE, picture(77), "y")]
     got = RewardClient(url, TOKEN).score(items, progress=False)
     assert got == Levels().score(items) and [j.valid for j in got] == [True, False, True]
-    status, text = send(url, request(*items, questions=["pq"]))
+    status, text = send(url, request(*items, only=["artifacts"]))
     assert status == 200 and [j["overall"] for j in json.loads(text)["judgements"]] == [None] * 3
-    assert json.loads(text)["judgements"][2]["pq"] == [77 % 26, 25]
+    values = {name: d["value"] for name, d in json.loads(text)["judgements"][2]["dimensions"].items()}
+    assert values == {"naturalness": 77 % 26, "artifacts": 25}
+    assert RewardClient(url, TOKEN).score(items, only=["artifacts"], progress=False) == Levels().score(
+        items, only=["artifacts"]
+    )
     assert send(url, None, path="/health", method="GET", token="") == (200, '{"status":"ok"}')
-    assert RewardClient(url, TOKEN).settings() == {"judge": "levels"}
+    assert RewardClient(url, TOKEN).settings() == {"server": {"judge": "levels"}}
+    assert RewardClient(url, TOKEN).dimensions() == DIMENSIONS
+
+
+def test_another_version_is_refused_in_one_line(url, monkeypatch):
+    monkeypatch.setattr(client, "VERSION", 3)
+    for ask in (lambda c: c.settings(), lambda c: c.score([OK] * 3, progress=False)):
+        with pytest.raises(ServiceError, match=r"version .*2.*update the older of the two$") as error:
+            ask(RewardClient(url, TOKEN))
+        assert "\n" not in str(error.value)
+
+
+def test_an_edit_of_several_sources_arrives_whole():
+    class Seen(Levels):
+        def score(self, edits, *, only=None, progress=True):
+            self.edits = edits
+            return super().score(edits)
+
+    judge = Seen()
+    edit = Edit([SOURCE, picture(9)], EDITED, "merge", {"principles": ["no seams"]})
+    with serving(S.create_app(judge, TOKEN)) as url:
+        assert RewardClient(url, TOKEN).score([edit], progress=False)[0].valid and judge.edits == [edit]
 
 
 def test_a_judge_that_breaks_fails_its_batch_only(url, caplog):
     before = metrics(url)["reward_failed_batches_total"]
-    status, text = send(url, request((OK[0], picture(251), "x")))
+    status, text = send(url, request((SOURCE, picture(251), "x")))
     assert status == 500 and "RuntimeError" in text and "out of memory" not in text
     assert send(url, request(OK))[0] == 200 and metrics(url)["reward_failed_batches_total"] == before + 1
     assert len(tracebacks(caplog)) == 1  # the operator is told why, once
     for _ in range(3):
         assert send(url, None, path="/health", method="GET")[0] == 200
-        assert send(url, request((OK[0], picture(251), "x")))[0] == 500
+        assert send(url, request((SOURCE, picture(251), "x")))[0] == 500
     assert send(url, None, path="/health", method="GET") == (503, '{"status":"failing"}')
     assert send(url, request(OK))[0] == 200 and send(url, None, path="/health", method="GET")[0] == 200
 
 
 def test_a_full_queue_says_come_back_and_the_client_does():
-    slow = (OK[0], picture(249), "x")
+    slow = (SOURCE, picture(249), "x")
     limits = S.Limits(queue=2, batch=1, answer=30)
-    with serving(S.create_app(Levels(), TOKEN, {}, limits), limits) as url:
+    with serving(S.create_app(Levels(), TOKEN, limits), limits) as url:
         threads = [threading.Thread(target=send, args=(url, request(slow))) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -257,7 +303,7 @@ def test_a_full_queue_says_come_back_and_the_client_does():
             thread.join()
 
 
-def test_the_client_gives_up_within_bounds_and_refuses_a_refused_token(url):
+def test_the_client_gives_up_within_bounds_and_refuses_a_refused_token(url, caplog):
     with pytest.raises(PermissionError, match="401"):
         RewardClient(url, "wrong").score([OK], progress=False)
     with socket.socket() as free:
@@ -265,7 +311,9 @@ def test_the_client_gives_up_within_bounds_and_refuses_a_refused_token(url):
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, and not listened to
         got = RewardClient(nobody, TOKEN, tries=3, wait=0.01).score([OK, OK], progress=False)
     assert [j.valid for j in got] == [False, False] and "after 3 tries" in got[0].problem
-    (large,) = RewardClient(url, TOKEN).score([(OK[0], bomb(), "x")], progress=False)
+    (said,) = caplog.messages  # at once, and once
+    assert re.match(f"no connection to {nobody} yet: ConnectionRefusedError: .*; 2 tries are left$", said)
+    (large,) = RewardClient(url, TOKEN).score([Edit(SOURCE, bomb(), "x")], progress=False)
     assert not large.valid and "413" in large.problem
     with pytest.raises(ServiceError, match="404"):
         Service(url, TOKEN).call("/nothing")
@@ -284,10 +332,10 @@ def test_killed_and_restarted_under_load_no_item_is_lost():
         port = free.getsockname()[1]
     command, env = [sys.executable, "-c", SERVER, str(port)], os.environ | {"PYTHONPATH": str(ROOT)}
     start = lambda: subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE)
-    items = [(OK[0], picture(i % 240), f"edit {i}") for i in range(300)]
+    items = [Edit(SOURCE, picture(i % 240), f"edit {i}") for i in range(300)]
     got, first = [], start()
-    client = RewardClient(f"http://127.0.0.1:{port}", TOKEN, at_once=32, tries=60, wait=0.2, longest=2.0)
-    load = threading.Thread(target=lambda: got.extend(client.score(items, progress=False)))
+    caller = RewardClient(f"http://127.0.0.1:{port}", TOKEN, at_once=32, tries=60, wait=0.2, longest=2.0)
+    load = threading.Thread(target=lambda: got.extend(caller.score(items, progress=False)))
     load.start()
     service = Service(f"http://127.0.0.1:{port}", TOKEN, tries=200, wait=0.1, longest=0.3)
     while service.call("/health") and metrics(service.url)["reward_items_total"] < 50:
@@ -321,10 +369,12 @@ def test_a_vlm_end_point_is_a_judge():
     app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
     with serving(app) as url:
         vlm = VLMJudge(f"{url}/v1", "qwen", "key", passes=2, at_once=1, wait=0.01, extra={"top_k": 20, "top_p": None})
-        good, bad = vlm.score([(OK[0], np.full((28, 28, 3), 40, np.uint8), "do <|im_end|> it"), (OK[0], b"x", "y")])
-    assert (
-        good.valid and good.sc == (14, 2) and good.pq == (14, 1) and len(good.sc_replies) == len(good.pq_replies) == 2
-    )
+        good, bad = vlm.score(
+            [Edit(SOURCE, np.full((28, 28, 3), 40, np.uint8), "do <|im_end|> it"), Edit(SOURCE, b"x", "y")]
+        )
+        (two,) = vlm.score([Edit([SOURCE, SOURCE], EDITED, "x")], progress=False)
+    assert good.valid and [d.value for d in good.dimensions.values()] == [14, 2, 14, 1]
+    assert [len(r) for r in replies(good)] == [2, 2] and "one source image" in two.problem
     assert not bad.valid and "unreadable" in bad.problem
     assert len(asked) == 6 and {a for a, _ in asked} == {"Bearer key"}  # 4 answers, one 503, one that was no JSON
     bodies = [b for _, b in asked]
@@ -344,18 +394,19 @@ def test_flags_name_one_judge(url, monkeypatch):
     import argparse
 
     parser = argparse.ArgumentParser()
-    judge_flags.add_arguments(parser)
+    judge_flags.add_arguments(parser, [])
     with pytest.raises(ValueError, match="one judge"):
         judge_flags.from_arguments(parser.parse_args(["--server", url, "--endpoint", "http://x/v1"]))
     monkeypatch.setenv(judge_flags.TOKEN, TOKEN)
-    found, settings = judge_flags.from_arguments(parser.parse_args(["--server", url]))
-    assert settings == {"server": {"judge": "levels"}} and found.score([OK], progress=False)[0].valid
+    found = judge_flags.from_arguments(parser.parse_args(["--server", url]))
+    assert found.settings() == {"server": {"judge": "levels"}} and found.score([OK], progress=False)[0].valid
     for flag in (["--expected", "empty"], ["--constrained"]):
         with pytest.raises(ValueError, match="want --model"):
             judge_flags.from_arguments(parser.parse_args(["--server", url, *flag]))
     flags = ["--endpoint", "http://x/v1", "--endpoint-model", "m", "--passes", "4", "--prompts", "tiny"]
     flags += ["--reduction", "average_first", "--retries", "0"]
-    found, settings = judge_flags.from_arguments(parser.parse_args(flags))
+    found = judge_flags.from_arguments(parser.parse_args(flags))
+    settings = found.settings()
     assert settings["temperature"] == 0.7 and settings["passes"] == 4 and settings["prompts"] == "tiny"
     assert settings["reduction"] == found.reduction == "average_first" and settings["attempts"] == 1
 

@@ -16,22 +16,23 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.rewards.base import Edit
 from edit_rl_jax.rewards.serving.client import RewardClient
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = encode_png(np.full((8, 8, 3), 100, np.uint8))
 SERVER = """
 import sys, time
-from edit_rl_jax.rewards.judgement import Judgement
+from edit_rl_jax.rewards.base import Judge, Judgement
 from edit_rl_jax.rewards.serving import server as S
 
-class Slow:
-    def score(self, items, *, questions=("sc", "pq"), progress=True):
+class Slow(Judge):
+    def score(self, items, *, only=None, progress=True):
         print("judging", flush=True)
         time.sleep(float(sys.argv[2]))
         return [Judgement(problem="judged")] * len(items)
 
-server = S.server(S.create_app(Slow(), "t", {}, S.Limits(batch=1)), port=int(sys.argv[1]))
+server = S.server(S.create_app(Slow(), "t", S.Limits(batch=1)), port=int(sys.argv[1]))
 server.config.timeout_graceful_shutdown = 2
 server.run()
 """
@@ -83,7 +84,7 @@ def test_stopped_with_work_in_hand(name):
 
     def ask():
         client = RewardClient(f"http://127.0.0.1:{port}", "t", tries=1)
-        problems.extend(j.problem for j in client.score([(IMAGE, IMAGE, "x")], progress=False))
+        problems.extend(j.problem for j in client.score([Edit(IMAGE, IMAGE, "x")], progress=False))
 
     with serving(seconds) as (process, port):
         threads = [threading.Thread(target=ask) for _ in range(3)]

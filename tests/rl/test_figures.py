@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.rewards.judgement import Judgement
+from edit_rl_jax.rewards.base import Dimension, Judgement
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
 from edit_rl_jax.rl.editors import config as rl_config
@@ -66,7 +66,7 @@ def test_evaluations_on_disk(tmp_path):
 
 def test_the_oracle_on_the_scale_of_the_reward():
     """The curves' means: what `of_judgements` gives each sample, on average."""
-    judged = [Judgement(sc=sc, pq=(25.0, 20.0), overall=10.0) for sc in ((25.0, 20.0), (25.0, 5.0), (20.0, 20.0))]
+    judged = [Judgement(overall=Dimension(10.0, scale=25.0), success=good) for good in (True, False, True)]
     point = {"oracle_overall": 10 / 25, "oracle_success": 2 / 3}
     for bonus in (0.0, 4.0):
         wanted = rewards.of_judgements(judged, bonus).values.mean()

@@ -10,7 +10,9 @@ import pytest
 from edit_rl_jax.editworld.edits import candidate
 from edit_rl_jax.editworld.scene import rng
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.rewards.editscore.judge import Judgement
+from edit_rl_jax.rewards.base import Dimension, Judgement
+from edit_rl_jax.rewards.editscore.aggregate import judge
+from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import prompts
 from tests.rl import tiny_editor
@@ -70,17 +72,20 @@ def test_images_stay_on_the_device_with_their_levels():
         assert isinstance(edited, jax.Array)
         assert edited.dtype == jnp.uint8  # fp32 would take four times the memory
         np.testing.assert_array_equal(edited, image)
-    judged = [Judgement(sc=(20.0, 20.0), pq=(5.0, 5.0), overall=10.0), Judgement(problem="no answer")]
+    judged = [Judgement(overall=Dimension(10.0, scale=25.0)), Judgement(problem="no answer")]
     scores = rewards.of_judgements(judged)
     assert scores.valid.tolist() == [True, False] and scores.values[0] == np.float32(0.4)
 
 
 def test_a_bonus_for_success():
-    """Of the judge's own figures: both SC at least 20 and both PQ at least 18."""
+    """Of EditScore's own figures: both SC at least 20 and both PQ at least 18."""
     cases = [((20.0, 25.0), (18.0, 25.0)), ((19.0, 25.0), (25.0, 25.0)), ((25.0, 25.0), (25.0, 17.0))]
-    judged = [Judgement(sc=sc, pq=pq, overall=20.0) for sc, pq in cases] + [Judgement(problem="no answer")]
-    scores = rewards.of_judgements(judged, bonus=4.0)
-    np.testing.assert_allclose(scores.values, [4.8 / 5, 0.8 / 5, 0.8 / 5, 0], rtol=1e-6)
+    said = [judge([Reply(sc, "", "")], [Reply(pq, "", "")]) for sc, pq in cases]
+    scores = rewards.of_judgements([*said, Judgement(problem="no answer")], bonus=4.0)
+    wanted = [(j.overall.value / 25 + 4 * (n == 0)) / 5 for n, j in enumerate(said)]
+    np.testing.assert_allclose(scores.values, [*wanted, 0], rtol=1e-6)
+    with pytest.raises(ConfigError, match="what a success is"):
+        rewards.of_judgements([Judgement(overall=Dimension(0.5))], bonus=4.0)
     assert scores.valid.tolist() == [True] * 3 + [False]
     c, found = samples(2)
     c.rl.rewards, c.rl.success_bonus = (("oracle", 1.0),), 4.0

@@ -90,6 +90,7 @@ def run(train_rm, main, tmp_path_factory):
         patch.setattr(workdir, "local_folder", lambda name: (folder, remote))
         patch.setattr(run_lib.Input, "validation_batches", validation_batches)
         patch.setattr(checkpoint.Checkpoints, "save", save)
+        patch.setattr(editworld, "load", lambda model, *_, **__: (model, None))
         patch.setattr(editworld, "run", judge)
         every = {"eval.every": 2, "checkpoint.every": 2, "eval.pairs": 1, "log.profile_steps": "2:3"}
         assert main("gs://nowhere/run", steps=4, **every) == 0

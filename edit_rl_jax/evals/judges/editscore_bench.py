@@ -23,8 +23,8 @@ from edit_rl_jax.data.images import ImageError, decode_image, image_size, resize
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.evals.judges.pairs import Outcome
 from edit_rl_jax.evals.statistics import macro_interval
-from edit_rl_jax.rewards.cache import Judge, content_id
-from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
+from edit_rl_jax.rewards.cache import content_id
 from edit_rl_jax.training.report import Sample, write_report
 
 DIMENSIONS = ("prompt_following", "consistency", "overall")
@@ -114,19 +114,19 @@ def read(folder: str | Path) -> tuple[list[Pair], str]:
     return pairs, digest.hexdigest()
 
 
-def at_source_size(source: bytes, edited: bytes, instruction: str) -> Triple:
-    """The edit with its image resized (bicubic) to its input's size; as it is where an image cannot be read."""
+def at_source_size(source: bytes, edited: bytes, instruction: str) -> Edit:
+    """Returns the edit with its image resized (bicubic) to its input's size; as it is where an image cannot be read."""
     try:
         size = image_size(source)
-        return (source, edited if image_size(edited) == size else resize(decode_image(edited), *size), instruction)
+        return Edit(source, edited if image_size(edited) == size else resize(decode_image(edited), *size), instruction)
     except ImageError:
-        return (source, edited, instruction)
+        return Edit(source, edited, instruction)
 
 
 def score(judge: Judge, folder: str | Path, progress: bool = True) -> dict[str, Judgement]:
     """Every distinct edit judged once, by its content id."""
     found: dict[str, Judgement] = {}
-    waiting: dict[str, Triple] = {}
+    waiting: dict[str, Edit] = {}
 
     def flush() -> None:
         found.update(zip(waiting, judge.score(list(waiting.values()), progress=False)))
@@ -147,13 +147,8 @@ def score(judge: Judge, folder: str | Path, progress: bool = True) -> dict[str, 
 
 
 def scores_of(judgement: Judgement) -> dict[str, float | None]:
-    """A judgement's score in each dimension."""
-    sc = judgement.sc if judgement.valid else None
-    return {
-        "prompt_following": sc and sc[0],
-        "consistency": sc and sc[1],
-        "overall": judgement.overall if judgement.valid else None,
-    }
+    """Returns a judgement's score in each dimension."""
+    return {name: judgement.value(name) if judgement.valid else None for name in DIMENSIONS}
 
 
 def read_predictions(file: str | Path) -> dict[str, dict[str, float | None]]:
@@ -164,7 +159,8 @@ def read_predictions(file: str | Path) -> dict[str, dict[str, float | None]]:
     def read(where: str, row: Any) -> None:
         try:
             key, row = str(row["key"]), row.get("scores", row)
-            values = {d: None if row.get(d) is None else float(row[d]) for d in DIMENSIONS}
+            told = {name: d["value"] for name, d in row.get("dimensions", {}).items()}  # in lines of score.py
+            values = {d: None if (v := row.get(d, told.get(d))) is None else float(v) for d in DIMENSIONS}
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{where}: {error!r}; wanted is an object with `key` and scores") from None
         if not all(math.isfinite(v) for v in values.values() if v is not None):
@@ -285,7 +281,6 @@ def samples(folder: Path, pairs: Sequence[Pair], judged: Mapping[str, Judgement]
         both = zip(("preferred", "other"), scores, triples(where, row, folder), pair.edits)
         for name, score, (source, edited, instruction), edit in both:
             judgement = judged[edit]
-            words = [r.reasoning or r.raw for r in (*judgement.sc_replies[:1], *judgement.pq_replies[:1])]
             out.append(
                 Sample(
                     instruction=instruction,
@@ -293,7 +288,7 @@ def samples(folder: Path, pairs: Sequence[Pair], judged: Mapping[str, Judgement]
                     edited=edited,
                     scores={pair.dimension: score},
                     truth={},
-                    reasoning=" ".join(words) or judgement.problem,
+                    reasoning=" ".join(judgement.reasons) or judgement.problem,
                     task=pair.task,
                     kind=name,
                     right=right,

@@ -1,5 +1,6 @@
-"""The benchmark `editworld`: a reward model on held-out pairs of the built-in world; eval.json and report.html."""
+"""The benchmark `editworld`: a judge on held-out pairs of the built-in world; eval.json and report.html."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -8,48 +9,48 @@ from etils import epath
 
 from edit_rl_jax.editworld import dataset
 from edit_rl_jax.evals.judges.pairs import evaluate, samples
-from edit_rl_jax.rewards.editscore.judge import EditScore
+from edit_rl_jax.rewards import judges
+from edit_rl_jax.rewards.base import Judge
 from edit_rl_jax.training.report import write_report
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+
+OPTIONS = {"rows": 128, "max_new_tokens": 224}  # of judges that have them: the world's answers are under 220 tokens
+
+
+def load(
+    model: Any, untrained: Any = None, judge: str = "", options: Any = None, *, base: Any = None, **load: Any
+) -> tuple[Judge, Judge | None]:
+    """Loads a judge, and the model to compare with, asked the same questions (the base before training), or None.
+
+    options: the judge's, or a mapping of some of them. The others as `judges.load`, which says what is raised.
+    """
+    folder, found = judges.find(model, judge)
+    if options is None or isinstance(options, Mapping):
+        options = judges.options(found, OPTIONS | dict(options or {}))
+    made = judges.load(folder, judge, options, base=base, **load)
+    if not untrained:
+        return made, None
+    left = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) is None}  # to the model's folder
+    same = dataclasses.replace(options, **{name: getattr(made, name) for name in left if hasattr(made, name)})
+    return made, judges.load(untrained, judge or judges.name_of(folder), same, **load)
 
 
 def run(
-    model: Any,
+    judge: Judge,
     output: Any,
     *,
-    base: Any = None,
-    untrained: Any = None,
+    untrained: Judge | None = None,
     pairs: int = 528,
     split: str = "test",
     resolution: int = 84,
     seed: int = 0,
-    rows: int = 128,
-    max_new_tokens: int = 224,
-    sampling: Sampling | None = None,
-    passes: int = 1,
-    prompts: str | None = None,
-    mesh: Any = None,
     controls: bool = True,
-    modes: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Judges at least `pairs` pairs and returns what it wrote to `output`/eval.json.
-
-    model: model or adapter folder, or hub id; `base` of an adapter, where it is not where the adapter says.
-    untrained: model to compare with, asked the same questions (the base before training).
-    rows, max_new_tokens: prompts a batch, tokens an answer (the built-in world's are under 220).
-    sampling: how answers are drawn; default: greedily for one pass, as EditScore does for more.
-    mesh: to lay the models out on; default: one device.
-    modes: how scores are read, further settings of `EditScore` (expected, constrained, retries, reduction).
-    """
-    sampling = sampling or (greedy(max_new_tokens) if passes == 1 else Sampling(max_new_tokens=max_new_tokens))
-    settings = dict(sampling=sampling, passes=passes, rows=rows, seed=seed, mesh=mesh)
-    settings |= modes or {}
-    reward = EditScore.load(model, base=base, prompts=prompts, **settings)
-    before = EditScore.load(untrained, prompts=reward.prompts, **settings) if untrained else None
+    """Judges at least `pairs` pairs and returns what it wrote to `output`/eval.json; about: what that says of the
+    judge."""
     drawn = dataset.pairs(split, pairs, seed, resolution)
-    figures, judged = evaluate(reward, drawn, untrained=before, controls=controls, seed=seed)
-    about = {"benchmark": "editworld", "split": split, "seed": seed, "model": str(model), "passes": passes}
-    figures = about | ({"settings": dict(modes)} if modes else {}) | figures
+    figures, judged = evaluate(judge, drawn, untrained=untrained, controls=controls, seed=seed)
+    figures = {"benchmark": "editworld", "split": split, "seed": seed, **(about or {}), **figures}
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -4,7 +4,8 @@ A tie is wrong and a reply that cannot be read is wrong; both are counted. Inter
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,10 +13,12 @@ import numpy as np
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.statistics import interval
-from edit_rl_jax.rewards.editscore.judge import EditScore, Judgement, judge, overall
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.training.report import Sample
 
-GAP = 3  # of 25: pairs that are nearer than this in SC or PQ say nothing about that dimension
+GAP = 3  # of 25: pairs whose true figures are nearer than this say nothing about that dimension
+# The true scores of a record, two by two, and the names under which the smaller one of both is a figure of its own.
+GROUPS = {"sc": ("prompt_following", "consistency"), "pq": ("naturalness", "artifacts")}
 
 
 @runtime_checkable
@@ -84,36 +87,49 @@ def compare(pairs: Sequence[Pair], scores: Sequence[Score], truths: Sequence[int
     return Outcome(right.astype(np.float64), (difference == 0) & ~invalid, invalid, groups, tasks, kinds)
 
 
-DIMENSIONS: dict[str, Callable[[Any], float | None]] = {
-    "sc": lambda x: None if x.sc is None else float(min(x.sc)),
-    "pq": lambda x: None if x.pq is None else float(min(x.pq)),
-}
-"""A record's or a judgement's figure of a dimension; the overall one is apart, for records keep it exactly."""
+def names_of(dimensions: Collection[str]) -> list[str]:
+    """Names the figures, beside the overall one, that records and a judge with these dimensions both have."""
+    groups = [name for name, members in GROUPS.items() if set(members) <= set(dimensions)]
+    alone = [d for name, members in GROUPS.items() if name not in groups for d in members if d in dimensions]
+    return groups + alone
 
 
-def accuracies(pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]]) -> dict[str, Outcome]:
-    """Outcomes `overall`, `sc` and `pq`; SC and PQ over the pairs whose true figures differ by at least GAP."""
-    truth = lambda r: r.meta.get("overall", overall(r.sc, r.pq))
-    scores = [(a.overall, b.overall) for a, b in judged]
-    out = {"overall": compare(pairs, scores, [truth(p.better) - truth(p.worse) for p in pairs])}
-    for name in DIMENSIONS:
-        out[name] = dimension(name, pairs, judged)
-    return out
+def figure(judged: Judgement, name: str) -> float | None:
+    """Returns a judgement's figure: a dimension, the smallest of a group's, or the overall one."""
+    values = [judged.value(d) for d in GROUPS.get(name, (name,))]
+    return None if None in values else float(min(values))
+
+
+def truth(record: EditRecord, name: str) -> float:
+    """Returns a record's true figure on 0-25, as `figure` does; the overall one exactly, where the record knows it."""
+    if name == "overall":
+        return record.meta.get("overall", math.sqrt(min(record.sc) * min(record.pq)))
+    scores = dict(zip(GROUPS["sc"], record.sc or ())) | dict(zip(GROUPS["pq"], record.pq or ()))
+    return float(min(scores[d] for d in GROUPS.get(name, (name,))))
+
+
+def accuracies(
+    pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]], names: Collection[str] = tuple(GROUPS)
+) -> dict[str, Outcome]:
+    """Returns the outcome of each figure, the overall one first."""
+    return {name: dimension(name, pairs, judged) for name in ("overall", *names)}
 
 
 def dimension(name: str, pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]]) -> Outcome:
-    """The outcome of one dimension, over the pairs that it tells apart."""
-    of = DIMENSIONS[name]
-    truths = [of(p.better) - of(p.worse) for p in pairs]
-    told = [i for i, t in enumerate(truths) if abs(t) >= GAP]
-    scores = [(of(judged[i][0]), of(judged[i][1])) for i in told]
+    """Returns the outcome of one figure, over the pairs that it tells apart: those whose true ones differ by at least
+    GAP, and all for the overall one."""
+    truths = [truth(p.better, name) - truth(p.worse, name) for p in pairs]
+    told = [i for i, t in enumerate(truths) if abs(t) >= GAP or name == "overall"]
+    scores = [(figure(judged[i][0], name), figure(judged[i][1], name)) for i in told]
     return compare([pairs[i] for i in told], scores, [truths[i] for i in told])
 
 
-def score_pairs(reward: EditScore, pairs: Sequence[Pair], change: Callable = lambda i, record: record, **options):
-    """(better, worse) judgements of every pair; `change(i, record)` alters what the judge is shown of pair i."""
+def score_pairs(
+    judge: Judge, pairs: Sequence[Pair], change: Callable = lambda i, record: record, **options: Any
+) -> list[tuple[Judgement, Judgement]]:
+    """Judges both edits of every pair; `change(i, record)` alters what the judge is shown of pair i."""
     records = [change(i, r) for i, p in enumerate(pairs) for r in (p.better, p.worse)]
-    flat = reward.score([(r.source, r.edited, r.instruction) for r in records], **options)
+    flat = judge.score([Edit(r.source, r.edited, r.instruction) for r in records], **options)
     return list(zip(flat[::2], flat[1::2]))
 
 
@@ -142,30 +158,30 @@ def pixel_distance(record: EditRecord) -> float:
 
 
 def evaluate(
-    reward: EditScore,
+    judge: Judge,
     pairs: Sequence[Pair],
     *,
-    untrained: EditScore | None = None,
+    untrained: Judge | None = None,
     controls: bool = True,
     seed: int = 0,
 ) -> tuple[dict[str, Any], list[tuple[Judgement, Judgement]]]:
-    """The content of eval.json, and the judgements of the pairs.
+    """Returns the content of eval.json, and the judgements of the pairs.
 
     `untrained`: the base before training, on the same pairs. `controls`: images blanked; instructions shuffled (SC);
-    the pixel distance to the source, in whichever direction does better. A sampling judge of K passes is also measured
-    on the first 1, 2, 4, ... of them.
+    the pixel distance to the source, in whichever direction does better. A sampling judge of K `passes` that has
+    `first_passes(judgement, k)` is also measured on the first 1, 2, 4, ... of them.
     """
-    judged = score_pairs(reward, pairs)
-    out = accuracies(pairs, judged)
+    judged, names = score_pairs(judge, pairs), names_of(judge.dimensions())
+    out = accuracies(pairs, judged, names)
     whole = out["overall"]
     figures: dict[str, Any] = {"pair_accuracy": whole.accuracy, "pair_accuracy_ci95": whole.ci95, "n_pairs": len(pairs)}
     if untrained is not None:
-        before = compare_base(untrained, pairs)
+        before = dimension("overall", pairs, score_pairs(untrained, pairs))
         figures |= {"untrained_pair_accuracy": before.accuracy, "untrained_pair_accuracy_ci95": before.ci95}
         figures |= {"untrained_invalid": int(before.invalid.sum())}
         figures |= {"gain": float((whole.right - before.right).mean())}
         figures |= {"gain_ci95": list(interval(whole.right - before.right, whole.groups))}
-    for name in DIMENSIONS:
+    for name in names:
         o = out[name]
         figures |= {
             f"{name}_pair_accuracy": o.accuracy,
@@ -173,29 +189,27 @@ def evaluate(
             f"{name}_n_pairs": len(o.right),
         }
     figures |= {"ties": int(whole.tied.sum()), "invalid_pairs": int(whole.invalid.sum())}
-    figures |= {
-        "invalid_answers": sum(not r.valid for ab in judged for j in ab for r in (*j.sc_replies, *j.pq_replies))
-    }
+    figures |= {"invalid_answers": sum(j.unread for ab in judged for j in ab)}
     figures |= {"by_task": whole.by(whole.tasks), "by_kind": whole.by(whole.kinds)}
-    if reward.passes > 1 and not reward.expected:
-        figures["by_passes"] = by_passes(pairs, judged, reward.passes, reward.judge)
+    if getattr(judge, "passes", 1) > 1 and (first := getattr(judge, "first_passes", None)):
+        figures["by_passes"] = by_passes(pairs, judged, judge.passes, first)
     if controls:
-        figures["controls"] = run_controls(reward, pairs, seed)
+        figures["controls"] = run_controls(judge, pairs, seed)
     return figures, judged
 
 
 def by_passes(
-    pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]], passes: int, judge: Callable = judge
+    pairs: Sequence[Pair],
+    judged: Sequence[tuple[Judgement, Judgement]],
+    passes: int,
+    first: Callable[[Judgement, int], Judgement],
 ) -> dict[str, dict[str, Any]]:
-    """Avg@k against Avg@1: the overall accuracy of the first k passes, k = 1, 2, 4, ..., `passes`; gains are paired.
-
-    judge(sc_replies, pq_replies): the judgement of some of the replies.
-    """
+    """Compares Avg@k with Avg@1: the overall accuracy of the first k passes, k = 1, 2, 4, ..., `passes`; gains are
+    paired. first(judgement, k): the judgement of the first k passes."""
     out: dict[str, dict[str, Any]] = {}
     once = None
     for k in sorted({2**i for i in range(passes.bit_length())} | {passes}):
-        cut = lambda j, k=k: judge(j.sc_replies[:k], j.pq_replies[:k]) if j.sc_replies else j
-        found = accuracies(pairs, [(cut(a), cut(b)) for a, b in judged])["overall"]
+        found = dimension("overall", pairs, [(first(a, k), first(b, k)) for a, b in judged])
         once = once or found
         gain = found.right - once.right
         paired = {} if k == 1 else {"gain": float(gain.mean()), "gain_ci95": list(interval(gain, found.groups))}
@@ -203,51 +217,41 @@ def by_passes(
     return out
 
 
-def compare_base(untrained: EditScore, pairs: Sequence[Pair]) -> Outcome:
-    """The overall outcome of another model on the same pairs."""
-    return accuracies(pairs, score_pairs(untrained, pairs))["overall"]
-
-
-def run_controls(reward: EditScore, pairs: Sequence[Pair], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """What should not work: rows of figures by name."""
-    blank = accuracies(pairs, score_pairs(reward, pairs, lambda i, r: blanked(r)))["overall"]
+def run_controls(judge: Judge, pairs: Sequence[Pair], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Tries what should not work: rows of figures by name."""
+    blank = dimension("overall", pairs, score_pairs(judge, pairs, lambda i, r: blanked(r)))
     other = shuffled_instructions(pairs, seed)
     swap = lambda i, r: dataclasses.replace(r, instruction=other[i])
-    shuffled = dimension("sc", pairs, score_pairs(reward, pairs, swap, questions=("sc",)))
+    name, only = ("sc", GROUPS["sc"]) if "sc" in names_of(judge.dimensions()) else ("overall", None)
+    shuffled = dimension(name, pairs, score_pairs(judge, pairs, swap, only=only))
     distances = [(pixel_distance(p.better), pixel_distance(p.worse)) for p in pairs]
     near = compare(pairs, [(-a, -b) for a, b in distances], [1.0] * len(pairs))
     far = compare(pairs, distances, [1.0] * len(pairs))
     return {
         "images blanked": blank.row(),
-        "instruction shuffled (SC)": shuffled.row(),
+        f"instruction shuffled ({_title(name)})": shuffled.row(),
         "pixel distance to the source": max(near, far, key=lambda o: o.accuracy or 0.0).row(),
     }
 
 
 def samples(pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]], count: int = 12) -> list[Sample]:
-    """Judged edits for the report, spread over all pairs: of rightly and, as many, of wrongly ordered ones."""
-    right = accuracies(pairs, judged)["overall"].right > 0
+    """Picks judged edits for the report, spread over all pairs: of rightly and, as many, of wrongly ordered ones."""
+    right = dimension("overall", pairs, judged).right > 0
+    names = ["overall", *names_of({d for ab in judged for j in ab for d in j.dimensions})]
     pick = lambda which: [which[i] for i in np.linspace(0, len(which) - 1, min(count, len(which))).astype(int)]
     chosen = pick(np.flatnonzero(right).tolist()) + pick(np.flatnonzero(~right).tolist())
     out = []
     for n, i in enumerate(chosen):
         p, side = pairs[i], n % 3 == 2  # two worse edits for every better one
         record, said = (p.better, judged[i][0]) if side else (p.worse, judged[i][1])
-        figures = {name: of(said) for name, of in DIMENSIONS.items()}
-        truth = {name: of(record) for name, of in DIMENSIONS.items()}
-        words = [r.reasoning or r.raw for r in (*said.sc_replies[:1], *said.pq_replies[:1])]
         out.append(
             Sample(
                 instruction=record.instruction,
                 source=record.source,
                 edited=record.edited,
-                scores={"overall": said.overall, "SC": figures["sc"], "PQ": figures["pq"]},
-                truth={
-                    "overall": record.meta.get("overall", overall(record.sc, record.pq)),
-                    "SC": truth["sc"],
-                    "PQ": truth["pq"],
-                },
-                reasoning=" ".join(words) or said.problem,
+                scores={_title(name): figure(said, name) for name in names},
+                truth={_title(name): truth(record, name) for name in names},
+                reasoning=" ".join(said.reasons) or said.problem,
                 task=record.task,
                 kind=str(record.meta.get("kind", "")),
                 right=bool(right[i]),
@@ -256,14 +260,19 @@ def samples(pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]]
     return out
 
 
+def _title(name: str) -> str:
+    return name.upper() if name in GROUPS else name
+
+
 def summary(figures: dict[str, Any]) -> str:
-    """The main figures in a few lines."""
+    """Says the main figures in a few lines."""
     text = lambda key: "–" if figures.get(key) is None else f"{figures[key]:.3f}"
     between = lambda key: " ({:.3f} to {:.3f})".format(*figures[key]) if figures.get(key) else ""
     lines = [f"pair accuracy {text('pair_accuracy')}{between('pair_accuracy_ci95')} on {figures['n_pairs']} pairs"]
     if "untrained_pair_accuracy" in figures:
         lines.append(f"  the base before training: {text('untrained_pair_accuracy')}")
-    lines.append(f"  SC {text('sc_pair_accuracy')}, PQ {text('pq_pair_accuracy')}")
+    names = [n for n in (*GROUPS, *GROUPS["sc"], *GROUPS["pq"]) if f"{n}_pair_accuracy" in figures]
+    lines += ["  " + ", ".join(f"{_title(n)} {text(f'{n}_pair_accuracy')}" for n in names)] if names else []
     lines.append(f"  {figures['ties']} ties, {figures['invalid_pairs']} pairs with an answer that cannot be read")
     for table in ("by_task", "by_kind", "by_passes", "controls"):
         rows = figures.get(table, {}).items()

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax.data.records import SCORE_RANGE
-from edit_rl_jax.rewards.editscore.aggregate import Figures
+from edit_rl_jax.rewards.base import Judgement
+from edit_rl_jax.rewards.editscore.aggregate import Aggregate, Figures, judgement, over
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import answer
-from edit_rl_jax.rewards.judgement import Judgement
 from edit_rl_jax.vlm.engine.branch import Tree
 
 N = SCORE_RANGE + 1
@@ -131,26 +131,19 @@ class ScoreTree:
 def judge_expected(sc: tuple[Expected, ...], pq: tuple[Expected, ...]) -> Judgement:
     """The judgement of passes in expected-score mode; a question that was not asked has none.
 
-    SC and PQ of a pass are E[min]; overall is E[sqrt(min SC * min PQ)], the limit of Avg@K for these reasonings.
+    SC and PQ of a pass are E[min]; overall is E[sqrt(min SC * min PQ)], the limit of Avg@K for these reasonings. The
+    detail `outside` is the probability of answers that are not two scores (the larger of SC and PQ).
     """
-    asked = [x for x in (sc, pq) if x]
-    replies = {"sc_replies": tuple(x.reply for x in sc), "pq_replies": tuple(x.reply for x in pq)}
-    passes = [p for p in zip(*asked) if all(x.reply.valid for x in p)]
+    replies = [tuple(x.reply for x in xs) for xs in (sc, pq)]
+    passes = [p for p in zip(*(xs for xs in (sc, pq) if xs)) if all(x.reply.valid for x in p)]
     if not passes:
-        return Judgement(**replies, problem=next(x.reply.problem for xs in asked for x in xs if not x.reply.valid))
+        return judgement(*replies, None)
     figures = []
     for p in passes:
         s, q = p[0] if sc else None, p[-1] if pq else None
         both = s.root * q.root if s and q else None
         columns = [(x.first, x.second, x.least) if x else (None, None, None) for x in (s, q)]
         figures.append(Figures(*columns[0], *columns[1], both))
-    mean = lambda name: float(np.mean([getattr(f, name) for f in figures]))
-    return Judgement(
-        sc=(mean("prompt_following"), mean("consistency")) if sc else None,
-        pq=(mean("naturalness"), mean("artifacts")) if pq else None,
-        overall=mean("overall") if sc and pq else None,
-        overall_std=float(np.std([f.overall for f in figures])) if sc and pq else None,
-        **replies,
-        passes=tuple(figures),
-        outside=float(np.mean([max(x.outside for x in p) for p in passes])),
-    )
+    mean, std = (over(figures, lambda values, of=of: float(of(values))) for of in (np.mean, np.std))
+    outside = float(np.mean([max(x.outside for x in p) for p in passes]))
+    return judgement(*replies, Aggregate(tuple(figures), mean, std), outside=outside)

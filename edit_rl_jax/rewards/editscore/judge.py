@@ -1,34 +1,35 @@
-"""EditScore as a reward: (source, edited, instruction) in, written scores out, by generation.
+"""EditScore as a judge: edits in, written scores out, by generation.
 
 Equal prompts are asked once, an image is encoded once, the K passes and the edits of one source share their prefill
-(`generation.engine`). An item's random numbers come from its content, so neither its place nor its company changes
+(`vlm.engine`). An item's random numbers come from its content, so neither its place nor its company changes
 them. Facts: arXiv 2509.23909, section 3.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from edit_rl_jax.nn.model_files import METADATA
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.rewards.base import Edit, Judgement
+from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of, replies
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_expected
+from edit_rl_jax.rewards.editscore.options import Options
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
-from edit_rl_jax.rewards.editscore.prompts import END, Image, Prompts, Question, get
+from edit_rl_jax.rewards.editscore.prompts import END, Prompts, Question, get
 from edit_rl_jax.rewards.editscore.questions import Questions, digest
-from edit_rl_jax.rewards.judgement import Judgement, judge, overall
 from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
 from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.family import Architecture
 from edit_rl_jax.vlm.patches import ImageSettings
-
-__all__ = ["METADATA", "EditScore", "Judgement", "Triple", "judge", "overall"]
-Triple = tuple[Image, Image, str]
 
 
 def stored_prompts(stored: dict[str, Any], where: str) -> Prompts:
@@ -40,7 +41,7 @@ def stored_prompts(stored: dict[str, Any], where: str) -> Prompts:
 
 
 class EditScore:
-    """The reward model, loaded and ready.
+    """The reward model, loaded and ready; a judge (`rewards.base`).
 
     Args:
       model: with loaded weights (`vlm.family.Decoder`).
@@ -58,6 +59,10 @@ class EditScore:
       mesh: where the weights are sharded; `rows` must then divide over its data axes.
       engine: further settings of `generation.engine.Engine`.
     """
+
+    Options = Options
+    device_images = True
+    weights: tuple[Path, Path | None] | None = None  # folder and base that it was loaded from
 
     def __init__(
         self,
@@ -87,6 +92,7 @@ class EditScore:
         self.cfg, self.tokenizer, self.prompts, self.images = model.cfg, tokenizer, prompts, images
         self.passes, self.rows, self.mesh, self.reduction, self.shape = passes, rows, mesh, reduction, shape
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy answer stays what it is
+        self.sampling, self.seed, self.constrained = sampling, seed, constrained
         self.expected, self.scores = expected, ScoreTree(tokenizer) if expected else None
         engine["tree"] = self.scores and self.scores.tree
         engine["automaton"] = reply_automaton(tokenizer, model.cfg.vocab_size) if constrained else None
@@ -118,23 +124,66 @@ class EditScore:
         found = loading.open_model(folder, base, revision=revision, verify=verify)
         texts = stored_prompts(found.metadata, found.where) if prompts is None else get(prompts)
         model = found.load(dtype=dtype, merge=merge, mesh=mesh)
-        return cls(model, found.tokenizer, prompts=texts, images=found.images, mesh=mesh, **settings)
+        made = cls(model, found.tokenizer, prompts=texts, images=found.images, mesh=mesh, **settings)
+        made.weights = (found.adapter[0], found.home) if found.adapter else (found.home, None)
+        return made
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, options: Options, *, base: str | Path | None = None, mesh: Any = None, verify: bool = True
+    ) -> "EditScore":
+        """Loads a folder as `rewards.judges` asks for it. Raises as `load`."""
+        drawn = ("prompts", "passes", "reduction", "expected", "constrained", "retries", "rows", "seed")
+        given = {name: getattr(options, name) for name in drawn} | {"sampling": options.sampling}
+        return cls.load(folder, base=base, mesh=mesh, verify=verify, **given)
+
+    @staticmethod
+    def architecture(folder: str, base: str = "") -> Architecture:
+        """Reads the architecture of the network that scores; the published sizes need no download.
+
+        Raises OSError or ValueError where the model or its base is not there.
+        """
+        return loading.architecture(folder, base or None)
+
+    def dimensions(self) -> tuple[str, ...]:
+        """Names the scores of SC and of PQ."""
+        return DIMENSIONS
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what decides the answers. How many are written side by side, and on which devices, is not among
+        them: it changes rounding only."""
+        found = {
+            "weights_sha256": model_files.fingerprint(*self.weights) if self.weights else None,
+            "prompts": self.prompts.name,
+            "prompts_sha256": self.prompts.sha256,
+            "images": dataclasses.asdict(self.images),
+            "sampling": dataclasses.asdict(self.sampling) | {"stop_tokens": ()},
+            "passes": self.passes,
+            "seed": self.seed,
+            "expected": self.expected,
+            "constrained": self.constrained,
+            "retries": self.retries,
+            "reduction": self.reduction,
+        }
+        return json.loads(json.dumps(found))
 
     def score(
-        self, items: Sequence[Triple], *, questions: Sequence[Question] = ("sc", "pq"), progress: bool = True
+        self, edits: Sequence[Edit], *, only: Collection[str] | None = None, progress: bool = True
     ) -> list[Judgement]:
-        """Judges (source, edited, instruction) triples, in order.
+        """Judges edits of one source, in order.
 
         Images are encoded bytes, uint8 [H, W, 3], or arrays on the device with values in [0, 1] (float [H, W, 3]),
-        which stay there. `questions`: ask only for some of the scores. Never raises for an item: what cannot be read is
-        not valid.
+        which stay there. `only`: of the two questions those that ask for these dimensions. Never raises for an edit:
+        what cannot be read is not valid. Raises ValueError for another dimension.
         """
+        questions = questions_of(only)
         asked: dict[bytes, tuple[Any, Prompt]] = {}  # prompts in the order in which they share most
         wanted: list[dict[Question, bytes] | str] = []
         groups: dict[bytes, int] = {}
-        for i, (source, edited, instruction) in enumerate(items):
+        for i, edit in enumerate(edits):
             try:
-                digests = {}
+                digests, edited, instruction = {}, edit.edited, edit.instruction
+                source = edit.only_source("EditScore")
                 group = groups.setdefault(digest(source, instruction), i)
                 for q in questions:
                     parts = self.questions.parts(q, source, edited, instruction)
@@ -145,10 +194,10 @@ class EditScore:
                 wanted.append(digests)
             except ValueError as error:  # RecordError and ImageError are ValueErrors
                 wanted.append(str(error))
-        replies = self._replies(dict(sorted(asked.items(), key=lambda a: a[1][0])), progress)
+        answers = self._answers(dict(sorted(asked.items(), key=lambda a: a[1][0])), progress)
         out = []
         for digests in wanted:
-            found = digests if isinstance(digests, str) else {q: replies[d] for q, d in digests.items()}
+            found = digests if isinstance(digests, str) else {q: answers[d] for q, d in digests.items()}
             faults = [found] if isinstance(found, str) else [f for f in found.values() if isinstance(f, str)]
             out.append(Judgement(problem=faults[0]) if faults else self._judgement(found))
         return out
@@ -158,12 +207,22 @@ class EditScore:
         return judge_expected(sc, pq) if self.expected else self.judge(sc, pq)
 
     def judge(self, sc: Sequence[Reply], pq: Sequence[Reply]) -> Judgement:
-        """The judgement of replies, one a pass, by this model's reduction and profile."""
+        """Judges replies, one a pass, by this model's reduction and profile."""
         return judge(sc, pq, self.reduction, self.prompts.profile)
 
-    def _replies(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Any, ...] | str]:
+    @property
+    def first_passes(self) -> Callable[[Judgement, int], Judgement] | None:
+        """Makes of a judgement that of the first k passes; as it is where it has none. Not for expected scores."""
+
+        def first(judged: Judgement, count: int) -> Judgement:
+            sc, pq = replies(judged, count)
+            return self.judge(sc, pq) if sc or pq else judged
+
+        return None if self.expected else first
+
+    def _answers(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Any, ...] | str]:
         """Replies (`Expected` in that mode) by prompt; a text instead of replies says why there are none."""
-        names, replies = list(asked), {}
+        names, read = list(asked), {}
         accept = lambda _, tokens, stopped: self._reply(tokens, stopped).valid
         options = dict(answers=self.passes, accept=accept, retries=self.retries, shape=self.shape)
         if self.expected:
@@ -174,9 +233,9 @@ class EditScore:
         with tqdm(total=len(asked), desc="scoring", unit="prompt", disable=None if progress else True) as bar:
             for one in answered:
                 found = tuple(self._read(a) for a in one.answers)
-                replies[names[one.index]] = found if one.problem is None else str(one.problem)
+                read[names[one.index]] = found if one.problem is None else str(one.problem)
                 bar.update()
-        return replies
+        return read
 
     def _read(self, one: Answer) -> Reply | Expected:
         if self.expected == "empty":

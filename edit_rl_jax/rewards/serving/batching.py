@@ -6,9 +6,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore.judge import Judgement, Triple
-from edit_rl_jax.rewards.editscore.prompts import Question
+from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +38,13 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
 
-    async def score(self, items: list[Triple], questions: tuple[Question, ...]) -> list[Judgement]:
+    async def score(self, items: list[Edit], only: tuple[str, ...] | None = None) -> list[Judgement]:
         """Judges the items in company of others'. Raises QueueFull or JudgeError."""
         if len(self.waiting) + len(items) > self.limit:
             raise QueueFull(f"{len(self.waiting)} items wait")
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
-        self.waiting.extend((item, questions, future) for item, future in zip(items, futures))
+        self.waiting.extend((item, only, future) for item, future in zip(items, futures))
         self._arrived.set()
         try:
             return list(await asyncio.gather(*futures))
@@ -65,11 +63,11 @@ class Batcher:
             batch = self._take()
             if not batch:
                 continue
-            items, questions, futures = zip(*batch)
+            items, only, futures = zip(*batch)
             began = time.monotonic()
             self.failures += 1
             try:
-                judged = await loop.run_in_executor(self._thread, self._judge, list(items), questions[0])
+                judged = await loop.run_in_executor(self._thread, self._judge, list(items), only[0])
                 self.failures = 0
             except Exception as error:
                 log.exception("the judge failed on %d items", len(items))
@@ -85,14 +83,14 @@ class Batcher:
                     self.counts["invalid"] += not result.valid
                     future.set_result(result)
 
-    def _judge(self, items: list[Triple], questions: tuple[Question, ...]) -> list[Judgement]:
-        judged = self.judge.score(items, questions=questions, progress=False)
+    def _judge(self, items: list[Edit], only: tuple[str, ...] | None) -> list[Judgement]:
+        judged = self.judge.score(items, only=only, progress=False)
         if len(judged) != len(items):
             raise RuntimeError(f"the judge answered {len(judged)} of {len(items)} items")
         return judged
 
     def _take(self) -> list:
-        """Up to `most` waiting items that ask the same questions; the others keep their places."""
+        """Up to `most` waiting items that want the same dimensions; the others keep their places."""
         batch, others = [], []
         while self.waiting and len(batch) < self.most:
             entry = self.waiting.popleft()

@@ -1,14 +1,16 @@
 """The reward server: a judge over HTTP, with limits on everything that a client can send.
 
-    POST /score     {"items": [{"source": "<base64 of a PNG, JPEG or WebP>", "edited": "...", "instruction": "..."}],
-                     "questions": ["sc", "pq"]}  ->  {"judgements": [...]} in the order of the items (`rewards.wire`)
-    GET /settings   what decides the answers, as caches key it
+    POST /score     {"version": 2, "items": [{"source": "<base64 of a PNG, JPEG or WebP>", "edited": "...",
+                     "instruction": "..."}]}  ->  {"version": 2, "judgements": [...]} in the order of the items; a
+                     judgement as `rewards.base.Judgement.to_json` writes it. `source` may be a list of images, an item
+                     may have `extras` (an object), a request `only`: names of the dimensions that are wanted
+    GET /settings   {"version": 2, "dimensions": [...], "settings": what decides the answers, for caches}
     GET /metrics    Prometheus text
     GET /health     200 while the judge works, 503 after three failed batches in a row; the only one without the token
 
-Refusals: 401 token, 400 no JSON, 422 another layout, 413 body, number of items or an image's pixels over the limit, 408
-too slow, 503 queue full or server stopping (with Retry-After), 504 not judged in time. An image that cannot be read,
-within the limits, is a judgement that is not valid, as it is for a direct call.
+Refusals: 401 token, 400 no JSON, 406 another version of the format, 422 another layout, 413 body, number of items or an
+image's pixels over the limit, 408 too slow, 503 queue full or server stopping (with Retry-After), 504 not judged in
+time. An image that cannot be read, within the limits, is a judgement that is not valid, as it is for a direct call.
 """
 
 import asyncio
@@ -34,12 +36,9 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edit_rl_jax.data.images import ImageError, image_size
-from edit_rl_jax.rewards.cache import Judge
-from edit_rl_jax.rewards.editscore.judge import Triple
+from edit_rl_jax.rewards.base import Edit, Judge
+from edit_rl_jax.rewards.serving import VERSION
 from edit_rl_jax.rewards.serving.batching import Batcher, JudgeError, QueueFull
-from edit_rl_jax.rewards.wire import to_wire
-
-QUESTIONS = ("sc", "pq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Limits:
 
     Attributes:
       body: bytes of a request; items: edits in it; pixels: of an image, by its header, before it is decoded.
-      text: characters of an instruction.
+      text: characters of an instruction, and of an edit's extras as JSON; sources: images of an edit.
       read, answer: seconds for a request to arrive and to be judged.
       queue: items that may wait; batch: items that are judged together; connections: open at once.
     """
@@ -57,6 +56,7 @@ class Limits:
     items: int = 64
     pixels: int = 16_000_000
     text: int = 10_000
+    sources: int = 16
     read: float = 30.0
     answer: float = 600.0
     queue: int = 4096
@@ -64,13 +64,12 @@ class Limits:
     connections: int = 1024
 
 
-def create_app(
-    judge: Judge, token: str, settings: Mapping[str, Any] | None = None, limits: Limits | None = None
-) -> Any:
-    """The ASGI application. Raises ValueError for an empty token."""
+def create_app(judge: Judge, token: str, limits: Limits | None = None) -> Any:
+    """Makes the ASGI application. Raises ValueError for an empty token."""
     if not token:
         raise ValueError("a server wants a token")
     limits, counts, began = limits or Limits(), Counter(), time.time()
+    told = {"version": VERSION, "dimensions": judge.dimensions(), "settings": judge.settings()}
     batcher: Batcher | None = None
 
     @contextlib.asynccontextmanager
@@ -89,18 +88,18 @@ def create_app(
     async def score(request: Request) -> Response:
         authorise(request)
         body = await _body(request, limits)
-        items, questions = await run_in_threadpool(_parse, body, limits)
+        items, only = await run_in_threadpool(_parse, body, limits, told["dimensions"])
         del body
         try:
             async with asyncio.timeout(limits.answer):
-                judged = await batcher.score(items, questions)
+                judged = await batcher.score(items, only)
         except TimeoutError:
             raise HTTPException(504, f"not judged within {limits.answer:g} s") from None
         except QueueFull as error:
             raise HTTPException(503, str(error), {"Retry-After": "2"}) from None
         except JudgeError as error:
             raise HTTPException(500, str(error)) from None
-        return JSONResponse({"judgements": [to_wire(j) for j in judged]})
+        return JSONResponse({"version": VERSION, "judgements": [j.to_json() for j in judged]})
 
     async def health(request: Request) -> Response:
         good = batcher.failures < 3
@@ -108,7 +107,7 @@ def create_app(
 
     async def about(request: Request) -> Response:
         authorise(request)
-        return JSONResponse(dict(settings or {}))
+        return JSONResponse(told)
 
     async def metrics(request: Request) -> Response:
         authorise(request)
@@ -185,33 +184,43 @@ async def _discard(request: Request, seconds: float = 2.0) -> None:
                 pass
 
 
-def _parse(body: bytes, limits: Limits) -> tuple[list[Triple], tuple]:
-    """Items and questions of a request's body. Raises HTTPException 400, 413 or 422."""
+def _parse(body: bytes, limits: Limits, names: tuple[str, ...]) -> tuple[list[Edit], tuple[str, ...] | None]:
+    """Items of a request's body, and what is wanted of them. Raises HTTPException 400, 406, 413 or 422."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"not JSON: {type(error).__name__}") from None
-    items, questions = (data.get("items"), data.get("questions", list(QUESTIONS))) if isinstance(data, dict) else (0, 0)
+    data = data if isinstance(data, dict) else {}
+    if (theirs := data.get("version", 1 if "questions" in data else VERSION)) != VERSION:
+        said = f"the request is in version {theirs!r:.20} of the format"
+        raise HTTPException(406, f"{said}, this server speaks {VERSION}: update the older of the two")
+    items, only = data.get("items"), data.get("only")
     if not isinstance(items, list) or not items or not all(isinstance(i, dict) for i in items):
         raise HTTPException(422, "items: a list of objects is wanted")
-    if not isinstance(questions, list) or not questions or any(q not in QUESTIONS for q in questions):
-        raise HTTPException(422, f"questions: some of {list(QUESTIONS)} are wanted")
+    if only is not None and (not isinstance(only, list) or not only or any(name not in names for name in only)):
+        raise HTTPException(422, f"only: some of {list(names)} are wanted")
     if len(items) > limits.items:
         raise HTTPException(413, f"the limit is {limits.items} items")
-    return [_item(i, item, limits) for i, item in enumerate(items)], tuple(q for q in QUESTIONS if q in questions)
+    return [_item(i, item, limits) for i, item in enumerate(items)], only and tuple(n for n in names if n in only)
 
 
-def _item(number: int, item: Mapping[str, Any], limits: Limits) -> Triple:
-    if not all(isinstance(item.get(k), str) for k in ("source", "edited", "instruction")):
+def _item(number: int, item: Mapping[str, Any], limits: Limits) -> Edit:
+    sources = item.get("source")
+    sources = sources if isinstance(sources, list) and sources else [sources]
+    if not all(isinstance(x, str) for x in (*sources, item.get("edited"), item.get("instruction"))):
         raise HTTPException(422, f"item {number}: source, edited and instruction are wanted, as text")
-    if len(item["instruction"]) > limits.text:
+    if not isinstance(extras := item.get("extras", {}), dict):
+        raise HTTPException(422, f"item {number}: extras is no object")
+    if max(len(item["instruction"]), len(json.dumps(extras))) > limits.text:
         raise HTTPException(413, f"item {number}: the limit is {limits.text} characters")
+    if len(sources) > limits.sources:
+        raise HTTPException(413, f"item {number}: the limit is {limits.sources} source images")
     if any("\ud800" <= c <= "\udfff" for c in item["instruction"]):
         raise HTTPException(422, f"item {number}: the instruction is not text")
     images = []
-    for name in ("source", "edited"):
+    for name, data in (*(("source", s) for s in sources), ("edited", item["edited"])):
         try:
-            images.append(base64.b64decode(item[name], validate=True))
+            images.append(base64.b64decode(data, validate=True))
         except (binascii.Error, ValueError):
             raise HTTPException(422, f"item {number}: {name} is not base64") from None
         try:
@@ -219,7 +228,7 @@ def _item(number: int, item: Mapping[str, Any], limits: Limits) -> Triple:
         except ImageError as error:
             if error.reason == "image too large":
                 raise HTTPException(413, str(error)) from None
-    return (*images, item["instruction"])
+    return Edit(images[:-1], images[-1], item["instruction"], extras)
 
 
 class Protocol(H11Protocol):

@@ -8,18 +8,22 @@ service's answer about one request (too large, refused, unreadable): asked again
 import email.utils
 import http.client
 import json
+import logging
 import random
 import re
 import socket
 import ssl
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from typing import Any, NoReturn
 
+import urllib3
+
 from edit_rl_jax import json_files
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 * 2**20  # of an answer
 ALIKE = 16  # refusals in the same words, and not one answer: it is not the items that are wrong
@@ -68,11 +72,6 @@ class ItemError(ValueError):
     """The service's word about one request, in one line."""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args):  # a redirect would carry the token to another host
-        return None
-
-
 class Service:
     """A service at a URL.
 
@@ -98,9 +97,8 @@ class Service:
         host = _host(self.url)
         if not self.token.isascii() or not self.token.isprintable():
             raise ValueError(f"the token for {self.url} holds characters that no header can carry")
-        local = [urllib.request.ProxyHandler({})] if host in ("127.0.0.1", "localhost", "::1") else []
-        self._opener = urllib.request.build_opener(_NoRedirects, *local)
-        self._reached = self._answered = False
+        self._pool = _pool(urllib.parse.urlsplit(self.url).scheme, host)
+        self._reached = self._answered = self._told = False
         self._refusals: dict[str, int] = {}
 
     def call(self, path: str, body: Any = None, *, wanted: str = "", stop: threading.Event | None = None) -> Any:
@@ -119,37 +117,51 @@ class Service:
                 raise NoAnswer(f"{self.url}: given up, as another request has failed", status)
             pause = 0.0
             try:
-                found = self._once(path, data)
-                fault = _fault(found, wanted)
-                if fault is None:
-                    self._answered = True
-                    return found
-                status, problem = self._judge_fault(*fault)
+                answer, raw = self._once(path, data)
+                if answer.status >= 300:
+                    status, problem = self._judge_fault(answer.status, *_details(answer, raw))
+                    pause = _retry_after(answer.headers.get("Retry-After"))
+                else:
+                    found = self._read(raw)
+                    fault = _fault(found, wanted)
+                    if fault is None:
+                        self._answered = True
+                        return found
+                    status, problem = self._judge_fault(*fault)
             except (ServiceError, ItemError):
                 raise
-            except urllib.error.HTTPError as error:
-                self._reached = True
-                status, problem = self._judge_fault(error.code, *_details(error))
-                pause = _retry_after(error.headers.get("Retry-After"))
             except json_files.JSONError as error:  # whole, and no JSON: it may be a gateway's passing page
                 unread, status, problem = unread + 1, 0, f"the answer {error.where!r} is no JSON: {error.problem}"
                 if unread == min(3, self.tries):
                     self._refuse(problem)
-            except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, cut off, late
-                status, problem = 0, self._disconnected(error)
+            except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+                status, problem = 0, self._disconnected(error)  # no connection, cut off, late
             if attempt + 1 < self.tries:  # spread, so that many clients do not return at once
                 step = min(self.longest, self.wait * 2**attempt)
                 stop.wait(max(min(pause, 60.0), step * random.uniform(0.75, 1.25)))
         raise NoAnswer(f"no answer from {self.url} after {self.tries} tries: {problem}", status)
 
-    def _once(self, path: str, data: bytes | None) -> Any:
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
-        request = urllib.request.Request(self.url + path, data, headers)
-        with self._opener.open(request, timeout=self.timeout) as answer:
-            self._reached = True
-            raw = _read(answer)
+    def _once(self, path: str, data: bytes | None) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """The answer and its body, at most MOST_BYTES of a refusal's. Raises ItemError where one is larger."""
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        # a redirect would carry the token to another host
+        how = dict(headers=headers, retries=False, redirect=False, preload_content=False, timeout=self.timeout)
+        answer = self._pool.request("POST" if data else "GET", self.url + path, body=data, **how)
+        self._reached = True
+        try:
+            raw = answer.read(MOST_BYTES + 1)
+            if len(raw) > MOST_BYTES and answer.status < 300:
+                raise ItemError(f"the answer is larger than {MOST_BYTES // 2**20} MiB")
+        except urllib3.exceptions.HTTPError:
+            if answer.status < 300:
+                raise
+            raw = b""
+        finally:
+            answer.close()  # unless it was read to its end: such a connection is used again
+        return answer, raw.removeprefix(b"\xef\xbb\xbf").strip()
+
+    def _read(self, raw: bytes) -> Any:
         if raw[:1] in (b"{", b"[") and raw[-1:] not in (b"}", b"]"):
             raise http.client.IncompleteRead(raw)
         if raw.startswith((b"data:", b"event:", b": ")):
@@ -181,16 +193,30 @@ class Service:
 
     def _disconnected(self, error: Exception) -> str:
         """Why there was no whole answer; raises ServiceError where trying again is no use."""
-        cause = getattr(error, "reason", None) or error
-        cause = cause if isinstance(cause, Exception) else error
+        cause = error
+        while not isinstance(cause, ssl.SSLError) and (deeper := cause.__cause__ or cause.__context__):
+            cause = deeper
         problem = f"{type(cause).__name__}: {one_line(str(cause))}"
         certificate = isinstance(cause, ssl.SSLCertVerificationError)
         # a name or a handshake that fails at first is an address that is wrong; later on it may pass
         first = isinstance(cause, socket.gaierror | ssl.SSLError) and not self._reached
-        unusable = isinstance(cause, http.client.InvalidURL | UnicodeError)
+        unusable = isinstance(error, urllib3.exceptions.LocationValueError) or isinstance(cause, UnicodeError)
         if certificate or first or unusable:
             raise ServiceError(f"no connection to {self.url}: {problem}") from None
+        if not self._reached and not self._told and self.tries > 1:
+            self._told = True
+            log.warning("no connection to %s yet: %s; %d tries are left", self.url, problem, self.tries - 1)
         return problem
+
+
+def _pool(scheme: str, host: str) -> urllib3.PoolManager:
+    """Connections that are kept open, through the environment's proxy but to this machine."""
+    local = host in ("127.0.0.1", "localhost", "::1") or urllib.request.proxy_bypass(host)
+    proxy = None if local else urllib.request.getproxies().get(scheme)
+    if not proxy:
+        return urllib3.PoolManager(maxsize=256)
+    user = urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(urllib3.util.parse_url(proxy).auth or ""))
+    return urllib3.ProxyManager(proxy, maxsize=256, proxy_headers=user)
 
 
 def one_line(text: str, most: int = 300) -> str:
@@ -207,16 +233,6 @@ def _host(url: str) -> str:
     except ValueError:
         pass
     raise ValueError(f"{url!r} is no URL of a service: http://host:port/... or https://... is wanted")
-
-
-def _read(answer: Any) -> bytes:
-    """A whole body. Raises ItemError where it is larger than MOST_BYTES, IncompleteRead where it was cut."""
-    raw = answer.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise ItemError(f"the answer is larger than {MOST_BYTES // 2**20} MiB")
-    if answer.length:  # bytes that were promised: read(n) does not say that they are missing
-        raise http.client.IncompleteRead(raw[:0], answer.length)
-    return raw.removeprefix(b"\xef\xbb\xbf").strip()
 
 
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]|(?P<half>u[dD][89a-fA-F]..)|.)", re.S)
@@ -278,21 +294,17 @@ def kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _details(error: urllib.error.HTTPError) -> tuple[str, str]:
+def _details(answer: urllib3.BaseHTTPResponse, raw: bytes) -> tuple[str, str]:
     """(message, code) of a refusal."""
-    try:
-        raw = error.read(MOST_BYTES)
-    except Exception:  # cut off, late
-        raw = b""
-    if 300 <= error.code < 400:
-        return f"redirects to {one_line(str(error.headers.get('Location')))}: give that address", ""
+    if answer.status < 400:
+        return f"redirects to {one_line(str(answer.headers.get('Location')))}: give that address", ""
     try:
         found = _described(json_files.loads(_whole_text(raw), "refusal"))
     except ValueError:
         found = None
     if found:
         return found[1], found[2]
-    return one_line(raw.decode(errors="replace")) or one_line(str(error.reason)), ""
+    return one_line(raw.decode(errors="replace")) or one_line(str(answer.reason)), ""
 
 
 def _retry_after(value: str | None) -> float:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.editworld.oracle import is_success
 from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.nn.flat import digest
@@ -61,10 +60,9 @@ def evaluate(
 def of_oracle(samples: rewards.Samples) -> dict[str, list[float]]:
     """The oracle's dimensions (0-25) and success (0 or 1) by sample."""
     judged = rewards.judge_by_oracle(samples)
-    rows = [(*j.sc, *j.pq, j.overall) if j.sc and j.pq else (0.0,) * 5 for j in judged]  # unreadable: no success
-    table = {f"oracle_{name}": [float(r[i]) for r in rows] for i, name in enumerate(DIMENSIONS)}
+    table = {f"oracle_{name}": [float(j.value(name) or 0) for j in judged] for name in DIMENSIONS}  # unreadable: 0
     table["oracle_success_score"] = table.pop("oracle_success")
-    table["oracle_success"] = [float(is_success(r[:2], r[2:4])) for r in rows]
+    table["oracle_success"] = [float(bool(j.success)) for j in judged]
     return table
 
 

@@ -1,0 +1,34 @@
+"""What EditScore can be told: flags of the scripts, `rl.judge` of online RL."""
+
+import dataclasses
+from typing import Literal
+
+from edit_rl_jax.rewards.base import option
+from edit_rl_jax.rewards.editscore.prompts import Prompts
+from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of EditScore that scripts have as flags and RL under `rl.judge`."""
+
+    prompts: str | Prompts | None = option(None, "prompt texts; default: those stored with the model")
+    passes: int = option(1, "answers a question, averaged; 1 is greedy unless sampled")
+    reduction: Literal["average_last", "average_first"] = option("average_last", "of the passes (see aggregate.py)")
+    expected: Literal["", "reasoned", "empty"] = option("", "expected scores, after a reasoning or without")
+    constrained: bool = option(False, "only a valid reply can be written")
+    retries: int = option(2, "sampled answers that cannot be read are written anew")
+    temperature: float | None = option(None, "default 0 (greedy) for one pass, 0.7 for more")
+    top_k: int = option(20)
+    top_p: float = option(0.9)
+    max_new_tokens: int = option(512)
+    rows: int = option(32, "answers written side by side")
+    seed: int = option(0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn: greedily for a single pass, unless a temperature is given."""
+        temperature = (0.7 if self.passes > 1 else 0.0) if self.temperature is None else self.temperature
+        if not temperature:
+            return greedy(self.max_new_tokens)
+        return Sampling(temperature, self.top_k, self.top_p, self.max_new_tokens)
