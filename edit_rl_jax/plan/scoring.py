@@ -24,7 +24,7 @@ from edit_rl_jax.vlm.engine import cache
 from edit_rl_jax.vlm.engine.placement import FeatureRing, Placement
 from edit_rl_jax.vlm.engine.programs import make_stores, programs
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
 from edit_rl_jax.vlm.family import Architecture
 
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
@@ -84,7 +84,7 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
     """Lowers one prefill and one decode step of `slots` answers side by side. beside: as `Job.beside`."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     shape, stores, features = _stores(scoring, slots)
-    jitted = programs(scoring.graphdef, Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
+    jitted = programs(scoring.graphdef, TokenSampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
     whole = lambda x: jax.ShapeDtypeStruct(
         np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
     )

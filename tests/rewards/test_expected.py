@@ -12,7 +12,7 @@ from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge
 from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import TINY, answer
-from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import ImageSettings, patchify
 from edit_rl_jax.vlm.positions import rope_index
@@ -76,7 +76,7 @@ PAIRS = [(0, 0), (2, 25), (25, 2), (20, 17), (7, 1)]
 
 @pytest.mark.parametrize("mode", ["empty", "reasoned"])
 def test_every_pair_has_the_probability_that_it_has_alone(model, tokenizer, mode):
-    options = dict(sampling=Sampling(1.0, 50, 1.0, 40), constrained=True) if mode == "reasoned" else {}
+    options = dict(sampling=TokenSampling(1.0, 50, 1.0, 40), constrained=True) if mode == "reasoned" else {}
     reward = load(model, tokenizer, expected=mode, **options)
     (got,) = reward.score([EDIT], progress=False)
     assert got.valid and 0 <= got.details["outside"] <= 1 and Judgement.from_json(got.to_json()) == got
@@ -165,7 +165,9 @@ def test_every_walk_of_the_automaton_is_a_valid_reply(tokenizer):
 
 def test_constrained_answers_are_valid_in_the_engine(model, tokenizer):
     """A random model never writes a reply by itself; device images are judged like the host's, under the automaton."""
-    reward = load(model, tokenizer, sampling=Sampling(1.0, 0, 1.0, 40), passes=2, rows=4, constrained=True, retries=0)
+    reward = load(
+        model, tokenizer, sampling=TokenSampling(1.0, 0, 1.0, 40), passes=2, rows=4, constrained=True, retries=0
+    )
     (got,) = reward.score([EDIT], progress=False)
     sc, pq = replies(got)
     assert got.valid and not got.unread and all(r.valid for r in (*sc, *pq))

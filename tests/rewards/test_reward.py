@@ -22,7 +22,7 @@ from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import ImageSettings
 from edit_rl_jax.vlm.positions import vision_slots
@@ -205,7 +205,7 @@ def test_score_script_reads_and_writes_files_in_order(trained, tmp_path, capsys)
 
 
 def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):
-    settings = Sampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=64)
+    settings = TokenSampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=64)
     reward = EditScore.load(trained[1], base=trained[0], sampling=settings, passes=3, rows=4, merge=False)
     for record, got in zip(RECORDS, reward.score(EDITS, progress=False)):
         assert [len(r) for r in replies(got)] == [3, 3]

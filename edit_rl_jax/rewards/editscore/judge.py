@@ -27,7 +27,7 @@ from edit_rl_jax.rewards.editscore.questions import Questions, digest
 from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.family import Architecture
 from edit_rl_jax.vlm.patches import ImageSettings
 
@@ -71,7 +71,7 @@ class EditScore:
         *,
         prompts: Prompts,
         images: ImageSettings,
-        sampling: Sampling | None = None,
+        sampling: TokenSampling | None = None,
         passes: int = 1,
         rows: int = 128,
         retries: int = 2,

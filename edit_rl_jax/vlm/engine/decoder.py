@@ -16,7 +16,7 @@ from edit_rl_jax.nn.attention import attention
 from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.engine.automaton import Automaton
 from edit_rl_jax.vlm.engine.cache import AXES, KV, attend_part, merge_parts, route, routed_part, to_heads, write
-from edit_rl_jax.vlm.engine.sampler import Sampling, answer_keys, sample
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, answer_keys, sample
 
 
 @register_dataclass
@@ -158,7 +158,7 @@ def decode_chunk(
     steps: Array,
     until: Array,
     *,
-    sampling: Sampling,
+    sampling: TokenSampling,
     places: tuple[int, int],
     automaton: Automaton | None = None,
     log_probs: bool = False,

@@ -25,7 +25,7 @@ from edit_rl_jax.vlm.engine.loader import Loader
 from edit_rl_jax.vlm.engine.placement import FeatureRing, Job, Placement, Wave
 from edit_rl_jax.vlm.engine.programs import NOWHERE, make_stores, picture_arrays, piece_arrays, programs
 from edit_rl_jax.vlm.engine.prompt import Picture, Prompt, Shape, rung
-from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
 
 
 @dataclasses.dataclass
@@ -101,7 +101,7 @@ class Engine:
     def __init__(
         self,
         model: Any,
-        sampling: Sampling,
+        sampling: TokenSampling,
         *,
         slots: int = 64,
         seed: int = 0,

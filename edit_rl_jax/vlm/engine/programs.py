@@ -14,14 +14,14 @@ from edit_rl_jax.vlm.engine.automaton import Automaton
 from edit_rl_jax.vlm.engine.branch import Tree, score_tree
 from edit_rl_jax.vlm.engine.placement import FeatureRing
 from edit_rl_jax.vlm.engine.prompt import Piece, Prompt, Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
 
 NOWHERE = 1 << 30  # a row beyond every store
 
 
 def programs(
     graphdef: Any,
-    sampling: Sampling,
+    sampling: TokenSampling,
     *,
     automaton: Automaton | None = None,
     tree: Tree | None = None,

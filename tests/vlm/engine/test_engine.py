@@ -13,7 +13,7 @@ from edit_rl_jax.sharding import make_mesh, shardings
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.engine import Counters, Engine
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.positions import rope_index
 from edit_rl_jax.vlm.qwen2_5_vl import weights
@@ -27,7 +27,7 @@ from tests.vlm.engine import prompts as make
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRIDS = [((1, 6, 10),), ((1, 10, 14), (1, 4, 6)), (), ((1, 2, 18),)]
 ALL = Tree(np.zeros(1, np.int32), np.full(1, -1, np.int32), np.arange(300, dtype=np.int32)[None])  # every token's logit
-WARM = Sampling(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=12)
+WARM = TokenSampling(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_slots_stay_full_and_mixed_sizes_compile_nothing(model):
     ]
     engine = Engine(
         model,
-        Sampling(1.0, 20, 0.95, 256),
+        TokenSampling(1.0, 20, 0.95, 256),
         slots=16,
         unit=64,
         vision_slots=64,
