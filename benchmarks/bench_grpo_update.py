@@ -26,7 +26,7 @@ from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.layout import Bucket, layout
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
 from edit_rl_jax.flow.guidance import stack
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
 from edit_rl_jax.nn import flat as st
@@ -80,7 +80,7 @@ def main() -> None:
     args = p.parse_args()
     trainable, frozen, velocity, prompts = problem(args.prompts, args.group, args.rows)
     count = len(prompts["prompt"])
-    algorithm = PolicyGradient(Sampler(STEPS, noise=Noise("cps", 0.8), window=args.window))
+    algorithm = PolicyGradient(Denoising(STEPS, noise=Noise("cps", 0.8), window=args.window))
     rollout = make_rollout(velocity, algorithm.sampler, (SIDE**2, CONFIG.token_dim))
     drawn = jax.jit(rollout)(trainable, frozen, prompts, 0, 0, 1)
     advantage = jnp.asarray(np.random.default_rng(1).normal(size=(count, args.rows)), jnp.float32)

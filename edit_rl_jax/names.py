@@ -57,6 +57,14 @@ def resolve(name: str, registry: Mapping[str, str]) -> Any:
         raise ConfigError(f"cannot load '{name}': {e}") from e
 
 
+def has_all(found: Any, protocol: type, key: str, name: str) -> Any:
+    """Gives `found` back. Raises ConfigError that names the members of the Protocol that it lacks."""
+    members = [m for m in {**vars(protocol), **protocol.__annotations__} if m[0] != "_"]
+    if missing := [m for m in members if not hasattr(found, m)]:
+        raise ConfigError(f"config key '{key}': '{name}' is no {protocol.__name__}, it lacks {', '.join(missing)}")
+    return found
+
+
 def model_folder(model: Any, key: str, find: Callable[..., Path], revision: str | None = None) -> Path:
     """Finds the local folder of the path or hub id under a key of the section `model` of a config.
 

@@ -6,6 +6,7 @@
 
 Needs `pip install ".[serve]"`. It binds to loopback unless --host says otherwise (put TLS in front of it then) and
 wants the bearer token of $EDIT_RL_TOKEN or --token-file. `edit_rl_jax/rewards/serving/server.py` says what it answers.
+At / it serves a page on which a judge is tried by hand: open the address that is printed in a browser.
 SIGTERM and Ctrl-C let requests in flight finish for 30 seconds and refuse the others.
 """
 

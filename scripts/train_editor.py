@@ -13,14 +13,13 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.evals.editors import editworld
-from edit_rl_jax.flow.sampling import Sampler
-from edit_rl_jax.names import resolve
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import supervised
-from edit_rl_jax.training.interfaces import EDITORS
 from edit_rl_jax.training.report import write_report
 
 
@@ -46,14 +45,14 @@ def finish(done: supervised.Finished) -> None:
 
 def sampler(done: supervised.Finished) -> EditorSampler:
     """The trained editor over the devices of this process, sampled without guidance."""
-    config, kind = done.config, resolve(done.config.model.kind, EDITORS)
+    config, kind = done.config, editor_files(done.config.model.kind)
     lora = config.model.trainable == "lora"
     folder, steps = done.given.base if lora else done.model, config.eval.sample_steps
     mesh = make_mesh({"fsdp": (n := jax.local_device_count())}, jax.local_devices())
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
     shapes = editworld.buckets(editor.processor.multiple, config.data.resolution)
-    settings = EditSettings(Sampler(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
+    settings = EditSettings(Denoising(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from edit_rl_jax.cli.flags import mesh_shape
+from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
-from edit_rl_jax.flow.sampling import Sampler
-from edit_rl_jax.names import resolve
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.nn.model_files import fingerprint
 from edit_rl_jax.sharding import make_mesh
-from edit_rl_jax.training.interfaces import EDITORS
 
 
 def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -> None:
@@ -64,7 +63,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     How many edits are sampled side by side, and on which devices, is not among them: it changes rounding only. Raises
     ConfigError for an unknown kind and what its `from_folder` raises.
     """
-    kind = resolve(args.editor_kind, EDITORS)
+    kind = editor_files(args.editor_kind)
     folder = kind.local_folder(args.editor)
     mesh = make_mesh(args.edit_mesh) if args.edit_mesh else None
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -80,7 +79,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     given = {k: getattr(args, k) for k in names}
     shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
     rows = -(-args.edit_rows // shards) * shards
-    sampling = EditSettings(Sampler(steps, args.solver, guidance), schedule, rows=rows, **given)
+    sampling = EditSettings(Denoising(steps, args.solver, guidance), schedule, rows=rows, **given)
     settings = dataclasses.asdict(sampling) | {"seed": args.edit_seed, "kind": args.editor_kind}
     del settings["rows"], settings["buckets"]
     homes = [p for p in sorted(folder.iterdir()) if p.is_dir()] + [folder] * any(folder.glob("*.safetensors"))

@@ -25,7 +25,7 @@ from edit_rl_jax.editors.base import Condition, EditError, Editor, Request, Size
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
-from edit_rl_jax.flow.sampling import Sampler, sample
+from edit_rl_jax.flow.sampling import Denoising, sample
 from edit_rl_jax.flow.schedules import Schedule
 
 LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
@@ -65,7 +65,7 @@ class EditSettings:
         a quarter, a compilation each.
     """
 
-    sampler: Sampler
+    sampler: Denoising
     schedule: Schedule
     negative: str = ""
     negative_system: str | None = None

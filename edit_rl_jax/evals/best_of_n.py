@@ -18,6 +18,7 @@ from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
+from edit_rl_jax.rewards.score_file import sources_of
 from edit_rl_jax.training.report import write_report
 
 CHUNK = 256  # edits in memory at once
@@ -59,7 +60,7 @@ def read(file: str | Path) -> list[dict[str, Any]]:
 def _input(where: str, line: Any) -> dict[str, Any]:
     try:
         candidates, truth = line["candidates"], line.get("truth")
-        texts = [*_sources(line), line["instruction"], *candidates]
+        texts = [*sources_of(line), line["instruction"], *candidates]
         good = bool(candidates or line.get("valid") is False) and all(isinstance(t, str) for t in texts)
         good &= len(texts) - len(candidates) > 1
         good &= truth is None or len(truth) == len(candidates) and all(isinstance(t, int | float) for t in truth)
@@ -69,10 +70,6 @@ def _input(where: str, line: Any) -> dict[str, Any]:
         wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
         raise ValueError(f"{where}: wanted is an object with {wanted}")
     return line
-
-
-def _sources(line: Mapping[str, Any]) -> list[str]:
-    return line["source"] if isinstance(line["source"], list) else [line["source"]]
 
 
 def _bytes(path: Path) -> bytes:
@@ -93,7 +90,7 @@ def score(
             while stop < len(inputs) and sum(len(x["candidates"]) for x in inputs[start : stop + 1]) <= CHUNK:
                 stop += 1
             part = inputs[start:stop]
-            sources = [[_bytes(folder / s) for s in _sources(x)] for x in part]
+            sources = [[_bytes(folder / s) for s in sources_of(x)] for x in part]
             items = [
                 Edit(s, _bytes(folder / c), x["instruction"]) for s, x in zip(sources, part) for c in x["candidates"]
             ]
@@ -185,7 +182,7 @@ def examples(
             continue
         worst = min(valued, key=lambda i: found[i])
         names = [
-            *((s, "source") for s in _sources(line)),
+            *((s, "source") for s in sources_of(line)),
             *((line["candidates"][i], f"{found[i]:.1f}") for i in (pick, worst)),
         ]
         try:

@@ -13,7 +13,7 @@ from edit_rl_jax.flow.steps import Noise, column, expand, solver_coefficients, s
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
+class Denoising:
     """How samples are drawn; static (a part of the compiled program).
 
     Attributes:
@@ -69,7 +69,7 @@ class Trajectory(NamedTuple):
 
 def sample(
     velocity: Velocity,
-    sampler: Sampler,
+    sampler: Denoising,
     initial: Float[Array, "B *latent"],
     times: Float[Array, "B N1"],
     condition: Any,

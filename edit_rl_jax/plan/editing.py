@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from edit_rl_jax import flops, sharding
 from edit_rl_jax.editors.base import TokenLengths, tokens
 from edit_rl_jax.editors.sampling import Batch, EditorSampler, EditSettings
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.plan.compiled import Job
 from edit_rl_jax.training import interfaces
@@ -35,7 +35,7 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
         editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     p = editor.processor
     guidance = dataclasses.replace(p.guidance, stop=GUIDED_TO)
-    settings = EditSettings(Sampler(p.steps, guidance=guidance), Schedule(p.steps), rows=rows)
+    settings = EditSettings(Denoising(p.steps, guidance=guidance), Schedule(p.steps), rows=rows)
     sampler = EditorSampler(editor, None, settings, mesh)
     places = sharding.shardings(sampler.state, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sampler.state, places)

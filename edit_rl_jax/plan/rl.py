@@ -18,7 +18,7 @@ from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import on_mesh
+from edit_rl_jax.training import interfaces, on_mesh
 
 
 def abstract_batch(program: Program) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 Image = Any  # encoded bytes, uint8 [H, W, 3], or an array on a device (uint8, or float on [0, 1])
 
 
-def option(default: Any, help: str = "") -> Any:
-    """Declares a field of a judge's `Options`: its default, and what the flag's help says."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str = "", allowed: str | tuple[str, ...] = "") -> Any:
+    """Declares a field of a judge's `Options`: its default, what the flag's help says, and what it may be (see
+    `ranges.knob`), for it is a key of `rl.judge`, too."""
+    return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
-    """Holds one figure: value, spread (standard deviation; None = not known) and scale (its maximum)."""
+    """Holds one figure: value, spread (standard deviation; None = not known) and scale: its maximum, or of an unbounded
+    figure what counts as full marks."""
 
     value: float
     spread: float | None = None
@@ -110,7 +112,7 @@ class Judgement:
             whole = [rest.pop(k) for k in ("overall", "overall_std", "scale")]
             overall = None if whole == [None] * 3 else _dimension(*whole)
             success, reasons, unread, problem = (rest.pop(k) for k in ("success", "reasons", "unread", "problem"))
-            good = success in (None, True, False) and type(unread) is int and isinstance(problem, str)
+            good = isinstance(success, bool | None) and type(unread) is int and isinstance(problem, str)
             if not good or not isinstance(reasons, list) or not all(isinstance(r, str) for r in reasons):
                 raise ValueError("success, reasons, unread or problem is of another kind")
             if rest.pop("valid") is not (not problem):

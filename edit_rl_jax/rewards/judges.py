@@ -23,17 +23,17 @@ def name_of(folder: Path, said: str = "") -> str:
     """Names the judge of a local model folder: the one that is said, else by the objective that it was trained for.
 
     A class from outside has to be said, for a folder must not choose what is imported. Raises WeightsError, one line,
-    for a folder of another judge than the one said, and where nothing is said for one whose objective is no judge's.
+    for a folder whose objective is no judge's, or that of another judge than a known one that is said.
     """
     stored = model_files.stored_metadata(folder).get("objective") if folder.is_dir() else None
-    if stored is None or stored == said:
+    if stored is None or ":" in said:
         return said or DEFAULT
     where = f"{folder / model_files.METADATA}: a model for the objective {model_files.short(stored)}"
     if not isinstance(stored, str) or stored not in JUDGES:
-        if said:
-            return said
-        raise WeightsError(f"{where} is no judge, of which there are {', '.join(JUDGES)}; --judge NAME says another")
-    if said:
+        raise WeightsError(
+            f"{where} is no judge, of which there are {', '.join(JUDGES)} and what --judge mod:Class says"
+        )
+    if said not in ("", stored):
         raise WeightsError(f"{where} is not the judge {said!r}")
     return stored
 

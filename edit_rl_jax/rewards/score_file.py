@@ -32,11 +32,15 @@ def entries(path: Path) -> Iterator[tuple[dict[str, Any], Edit | str]]:
         yield line, read_edit(line, path.parent)
 
 
+def sources_of(line: Mapping[str, Any]) -> list[str]:
+    """Returns the paths under `source`: one, or a list."""
+    return line["source"] if isinstance(line["source"], list) else [line["source"]]
+
+
 def read_edit(line: Mapping[str, Any], folder: Path) -> Edit | str:
     """Reads the images of the edit that a line names; returns why, where one cannot be read."""
-    sources = line["source"] if isinstance(line["source"], list) else [line["source"]]
     try:
-        *images, edited = [(folder / path).read_bytes() for path in (*sources, line["edited"])]
+        *images, edited = [(folder / path).read_bytes() for path in (*sources_of(line), line["edited"])]
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except ValueError as error:  # a path that no file can have

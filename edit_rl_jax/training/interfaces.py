@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from edit_rl_jax import names
 from edit_rl_jax.data.pipeline import Format
-from edit_rl_jax.names import ConfigError, resolve
+from edit_rl_jax.names import has_all, resolve
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.flat import Flat
 
@@ -27,10 +27,6 @@ MODELS = {
     "omnigen2": "edit_rl_jax.editors.omnigen2.trainable",
     "autoencoder": "edit_rl_jax.editors.vae.trainable",
 }
-
-# Modules with `local_folder`, `from_folder`, `folder_tokenizer` and `schedule`, as OmniGen2's. An editor from outside
-# is one module with these and what a kind of model has, so no name may mean two things.
-EDITORS = {"omnigen2": "edit_rl_jax.editors.omnigen2.weights"}
 
 Metrics = Mapping[str, tuple[Array, Array]]
 
@@ -111,23 +107,15 @@ class Trainable(Protocol):
         """Writes the text of the model card."""
 
 
-def _has_all(found: Any, protocol: type, key: str, name: str) -> Any:
-    """`found`. Raises ConfigError that names the members of the Protocol that it lacks."""
-    members = [m for m in {**vars(protocol), **protocol.__annotations__} if m[0] != "_"]
-    if missing := [m for m in members if not hasattr(found, m)]:
-        raise ConfigError(f"config key '{key}': '{name}' is no {protocol.__name__}, it lacks {', '.join(missing)}")
-    return found
-
-
 def objective_named(name: str) -> Any:
     """Finds an objective, not yet made, by its name or "my_pkg.mod:Class". ConfigError names the nearest right name, or
     what is missing."""
-    return _has_all(resolve(name, OBJECTIVES), Objective, "objective", name)
+    return has_all(resolve(name, OBJECTIVES), Objective, "objective", name)
 
 
 def model_named(name: str) -> Trainable:
     """Finds a kind of model by its name or "my_pkg.mod". Raises as `objective_named`."""
-    return _has_all(resolve(name, MODELS), Trainable, "model.kind", name)
+    return has_all(resolve(name, MODELS), Trainable, "model.kind", name)
 
 
 def objective(config: Any) -> Objective:

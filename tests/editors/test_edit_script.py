@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ from PIL import Image
 
 from edit_rl_jax.data.images import decode_image, floor_resize, resize
 from edit_rl_jax.editors import edit_file
+from edit_rl_jax.editors.registry import EDITORS, editor_files
 from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rewards.base import Judge
 from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import parse
+from edit_rl_jax.training import interfaces
 from scripts import best_of_n as best_script
 from scripts import edit as script
 from tests.editors.pictures import picture
@@ -149,3 +154,21 @@ def test_best_of_n_samples_its_candidates(tmp_path):
     picks = [json.loads(x) for x in (tmp_path / "out" / "picks.jsonl").read_text().splitlines()]
     assert [p["pick"] for p in picks] == ["000000_01.png", None, "000002_01.png"]
     assert (figures["n_candidates"], figures["inputs_without_pick"]) == (6, 1)
+
+
+def test_the_script_loads_little(request):
+    """Neither a judge nor training, nor any editor before one is named: 30 files of the package."""
+    code = "import sys, scripts.edit; print(*(m for m in sys.modules if m.split('.')[0] == 'edit_rl_jax'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=request.config.rootpath, capture_output=True, text=True)
+    loaded = done.stdout.split()
+    assert 20 < len(loaded) <= 32, loaded
+
+
+def test_a_kind_is_looked_up_by_the_name_under_which_it_is_trained():
+    """One from outside is one module for both; what it lacks is named."""
+    assert EDITORS.keys() <= interfaces.MODELS.keys() and editor_files("omnigen2").schedule
+    assert editor_files("tests.toys.editor") is interfaces.model_named("tests.toys.editor")
+    with pytest.raises(ConfigError, match="'json.decoder' is no EditorFiles, it lacks local_folder, from_folder"):
+        editor_files("json.decoder")
+    with pytest.raises(ConfigError, match="did you mean 'omnigen2'"):
+        editor_files("omnigen")

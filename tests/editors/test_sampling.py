@@ -19,7 +19,7 @@ from edit_rl_jax.editors.omnigen2.editor import pack, unpack
 from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings, Ready
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.keys import Purpose
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.sharding import make_mesh
 from tests.editors import tiny
@@ -36,7 +36,7 @@ BUCKET = TokenLengths(text=160, references=64, noise=48)
 @functools.cache
 def sampler(guidance: Guidance = DUAL) -> EditorSampler:
     how = dict(max_pixels=600, max_side=40, rows=3, buckets=(BUCKET,))
-    made = EditSettings(Sampler(20, guidance=guidance), Schedule(20), **how)
+    made = EditSettings(Denoising(20, guidance=guidance), Schedule(20), **how)
     return EditorSampler(editor(), tokenizer(), made, compiler_options=FAST)
 
 

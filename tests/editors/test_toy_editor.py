@@ -6,7 +6,7 @@ import pytest
 from edit_rl_jax.editors.base import Editor, Processor, TokenLengths
 from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings
 from edit_rl_jax.flow.guidance import Guidance
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
 from tests.editors import toy
 from tests.editors.pictures import picture
@@ -15,7 +15,7 @@ NONE = Guidance()
 
 
 def sampler(guidance=NONE, solver="euler", steps=4, **settings) -> EditorSampler:
-    made = EditSettings(Sampler(steps, solver, guidance), Schedule(steps, "static"), **settings)
+    made = EditSettings(Denoising(steps, solver, guidance), Schedule(steps, "static"), **settings)
     return EditorSampler(
         toy.Editor(), toy.folder_tokenizer(), made, compiler_options={"xla_backend_optimization_level": 0}
     )

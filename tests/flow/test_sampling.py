@@ -12,7 +12,7 @@ from edit_rl_jax import flops
 from edit_rl_jax.flow import guidance as gd
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
-from edit_rl_jax.flow.sampling import Sampler, sample
+from edit_rl_jax.flow.sampling import Denoising, sample
 from edit_rl_jax.flow.schedules import Schedule
 from tests.editors.upstream import upstream
 from tests.flow import toy
@@ -55,7 +55,7 @@ def test_euler_with_dual_guidance_on_a_range_equals_the_reference():
     scheduler = upstream("schedulers.scheduling_flow_match_euler_discrete").FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(20, num_tokens=cells)
     golden = torch_sample(scheduler, noise, mask, conditions, 20, lambda s, i: s._timesteps[:, i])
-    ours = run(Sampler(20, guidance=DUAL), noise, mask, conditions, Schedule(20).times(cells)).final
+    ours = run(Denoising(20, guidance=DUAL), noise, mask, conditions, Schedule(20).times(cells)).final
     assert np.abs(golden).max() > 0.5
     np.testing.assert_allclose(ours, golden, atol=1e-4)
 
@@ -70,7 +70,7 @@ def test_dpm_solver_equals_the_reference_and_diffusers(count):
 
     other = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     other.set_timesteps(count)
-    sampler = Sampler(count, "dpm2", guidance=DUAL)
+    sampler = Denoising(count, "dpm2", guidance=DUAL)
     model_time = lambda s, i: 1 - s.sigmas[i]
     golden = torch_sample(released, noise, mask, conditions, count, model_time)
     np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_dpm_solver_equals_the_reference_and_diffusers(count):
     )
     golden = torch_sample(other, noise, mask, conditions, count, model_time, sign=-1.0)
     np.testing.assert_allclose(run(sampler, noise, mask, conditions, 1 - other.sigmas.numpy()).final, golden, atol=1e-4)
-    euler = run(Sampler(count, guidance=DUAL), noise, mask, conditions, Schedule(count).times(4096)).final
+    euler = run(Denoising(count, guidance=DUAL), noise, mask, conditions, Schedule(count).times(4096)).final
     assert np.abs(euler - golden).max() > 1e-3  # it is another solver
 
 
@@ -94,7 +94,7 @@ def test_dpm_solver_converges_at_second_order():
         error = []
         for n in (16, 32, 64):
             times = jnp.broadcast_to(jnp.asarray(np.linspace(0.05, 0.95, n + 1), jnp.float32), (8, n + 1))
-            final = sample(velocity, Sampler(n, "dpm2"), initial.astype(jnp.float32), times, {}).final
+            final = sample(velocity, Denoising(n, "dpm2"), initial.astype(jnp.float32), times, {}).final
             mean = lambda t: 1.5 * t
             sd = lambda t: np.hypot(0.6 * t, 1 - t)
             exact = mean(0.95) + sd(0.95) / sd(0.05) * (np.asarray(initial) - mean(0.05))
@@ -110,7 +110,7 @@ def test_guided_range_saves_the_forwards_that_it_promises():
         gd.stack(*jax.tree.map(jnp.asarray, conditions)),
     )
     velocity = partial(toy.velocity, WEIGHTS)
-    cost = lambda guidance: flops.count(lambda *a: sample(velocity, Sampler(20, guidance=guidance), *a).final, *args)
+    cost = lambda guidance: flops.count(lambda *a: sample(velocity, Denoising(20, guidance=guidance), *a).final, *args)
     full = cost(gd.Guidance(4.0, 2.0))
     one = flops.count(velocity, args[0], args[1][:, 0], jax.tree.map(lambda a: a[:, 0], args[2]))
     assert full == 60 * one
@@ -136,7 +136,7 @@ def test_padding_is_invisible_and_stays_zero():
     noise, mask, conditions = toy.problem(rows=1)
     mask[:] = [[True] * 4 + [False] * 2]
     times = Schedule(6, "linear").times()
-    sampler = Sampler(6, guidance=DUAL, noise=steps.Noise("cps", 0.8), window=2)
+    sampler = Denoising(6, guidance=DUAL, noise=steps.Noise("cps", 0.8), window=2)
     keys = item_keys(0, Purpose.STEP, 0, jnp.asarray([5]), jnp.zeros(1, jnp.int32))
     padded = run(sampler, noise, mask, conditions, times, keys=keys, start=1)
     short = [c | {"mask": c["mask"][:, :4]} for c in conditions]
@@ -155,7 +155,7 @@ def test_window(kind, level, solver):
     noise, mask, conditions = toy.problem(rows=2)
     mask[:] = True
     times = np.broadcast_to(Schedule(n, "static").times(), (2, n + 1))
-    sampler = Sampler(n, solver, noise=steps.Noise(kind, level), window=w)
+    sampler = Denoising(n, solver, noise=steps.Noise(kind, level), window=w)
     condition = gd.stack(jax.tree.map(jnp.asarray, conditions[0]))
     keys = item_keys(1, Purpose.STEP, 2, jnp.asarray([3, 4]), jnp.zeros(2, jnp.int32))
     v = jax.jit(lambda x, t: toy.velocity(WEIGHTS, x, t, jax.tree.map(lambda a: a[:, 0], condition)))
@@ -177,7 +177,7 @@ def test_window(kind, level, solver):
             np.testing.assert_allclose(got.x[0], before, atol=2e-6)
             np.testing.assert_allclose(got.final, after, atol=2e-6)
         elif start == 0:  # after the window the solver begins anew: one Euler step, then order 2
-            rest = Sampler(n - w, solver)
+            rest = Denoising(n - w, solver)
             tail = run(rest, got.x[w], mask, conditions[:1], times[:, w:])
             np.testing.assert_allclose(got.final, tail.final, atol=2e-6)
     assert jitted(sampler)._cache_size() == 1
@@ -186,7 +186,7 @@ def test_window(kind, level, solver):
 def test_samples_do_not_depend_on_their_company():
     noise, mask, conditions = toy.problem(rows=4)
     times = Schedule(3, "linear").times()
-    sampler = Sampler(3, guidance=DUAL, noise=steps.Noise("flow_sde", 0.7), window=3)
+    sampler = Denoising(3, guidance=DUAL, noise=steps.Noise("flow_sde", 0.7), window=3)
     items = np.asarray([9, 2, 5, 2], np.int32)
     members = np.asarray([0, 0, 0, 1], np.int32)
     keys = lambda order: item_keys(0, Purpose.STEP, 1, jnp.asarray(items[order]), jnp.asarray(members[order]))
@@ -201,7 +201,7 @@ def test_samples_do_not_depend_on_their_company():
 
 def test_impossible_samplers():
     cps, flow = steps.Noise("cps", 0.8), steps.Noise("flow_sde", 0.7)
-    assert Sampler(8, noise=cps, window=3).starts == (0, 5) and Sampler(8, noise=flow, window=8).starts == (0, 1)
+    assert Denoising(8, noise=cps, window=3).starts == (0, 5) and Denoising(8, noise=flow, window=8).starts == (0, 1)
     for bad in (
         dict(noise=cps, window=8),
         dict(noise=cps, window=3, window_range=(4, 8)),
@@ -211,4 +211,4 @@ def test_impossible_samplers():
         dict(solver="heun"),
     ):
         with pytest.raises(ValueError, match="window|cps|solver"):
-            Sampler(8, **bad)
+            Denoising(8, **bad)

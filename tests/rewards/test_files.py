@@ -164,6 +164,7 @@ def test_judgements_cross_the_wire_whole():
         {**stored, "overall": None},
         {**stored, "overall": True},
         {**stored, "reasons": "why"},
+        {**stored, "success": 1},
         {k: v for k, v in stored.items() if k != "unread"},
     ):
         with pytest.raises(ValueError, match="not a judgement"):

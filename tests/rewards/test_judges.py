@@ -59,15 +59,16 @@ def test_mesh_flag():
 
 @pytest.mark.parametrize("objective", ["flow_matching", "sft", "autoencoder", "nobody.knows:It", 3])
 def test_a_model_of_another_objective_is_not_judged_with(tmp_path, capsys, objective):
-    """In one line, by every script, before any weight is read; --judge says that it is one all the same."""
+    """In one line, by every script, before any weight is read, also where a known judge is said: RL's default is."""
     home = folder(tmp_path / "model", edit_rl__json=json.dumps({"objective": objective}))
-    with pytest.raises(ValueError, match="is no judge, of which there are editscore") as error:
-        judges.load(home)
-    assert "\n" not in str(error.value) and "edit_rl.json" in str(error.value)
+    for said in ("", "editscore"):
+        with pytest.raises(ValueError, match="is no judge, of which there are editscore") as error:
+            judges.load(home, said)
+        assert "\n" not in str(error.value) and "edit_rl.json" in str(error.value)
     flags = ["--source", "a", "--edited", "b", "--instruction", "c", "--model", str(home)]
     with pytest.raises(SystemExit, match="is no judge"):
         score.main(flags)
-    assert judges.name_of(home, "editscore") == "editscore"
+    assert judges.name_of(home, "my_pkg.mod:Class") == "my_pkg.mod:Class"
 
 
 def test_which_judge_a_folder_is(tmp_path):
@@ -75,8 +76,8 @@ def test_which_judge_a_folder_is(tmp_path):
     silent = folder(tmp_path / "b", config__json="{}")
     assert judges.find(named)[1] is judges.find(silent)[1] is judges.kind("editscore") is EditScore
     assert judges.name_of(silent, "my_pkg.mod:Class") == "my_pkg.mod:Class"
-    with pytest.raises(ValueError, match="is not the judge 'my_pkg.mod:Class'"):
-        judges.load(named, "my_pkg.mod:Class")
+    with pytest.raises(ValueError, match="is not the judge 'other'"):
+        judges.load(named, "other")
     with pytest.raises(ValueError, match="unknown name 'editscor'.*did you mean 'editscore'"):
         judges.load(silent, "editscor")
     outside = folder(tmp_path / "c", edit_rl__json='{"objective": "my_pkg.mod:Class"}')

@@ -7,11 +7,11 @@ import pytest
 
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.rl.editors import losses
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
 
-SAMPLER = Sampler(4, noise=steps.Noise("flow_sde", 0.7), window=2)
+SAMPLER = Denoising(4, noise=steps.Noise("flow_sde", 0.7), window=2)
 TIMES = jnp.broadcast_to(jnp.float32([0, 0.2, 0.45, 0.7, 1]), (3, 5))
 
 
@@ -158,7 +158,7 @@ def test_tempflow_weights():
 
 
 def test_trained_steps_are_a_random_part_of_the_window():
-    sampler = Sampler(20, noise=SAMPLER.noise, window=20)
+    sampler = Denoising(20, noise=SAMPLER.noise, window=20)
     algorithm = losses.PolicyGradient(sampler, train_steps=12)
     drawn = [tuple(algorithm.trained(k).tolist()) for k in jax.random.split(jax.random.key(0), 8)]
     assert len(set(drawn)) == 8
@@ -169,7 +169,7 @@ def test_trained_steps_are_a_random_part_of_the_window():
 
 def test_diffusion_nft():
     """Against the published formulas in NumPy; at equal weights the gradient's sign is the advantage's."""
-    algorithm = DiffusionNFT(Sampler(4), beta=0.5, kl_weight=1e-2)
+    algorithm = DiffusionNFT(Denoising(4), beta=0.5, kl_weight=1e-2)
     data = rows(advantage=(5.0, -5.0, 1.0), std_noise=0.5)
     index = jnp.int32(2)
     out = algorithm.loss(policy(0.31), policy(0.3), policy(0.25), data, index)
@@ -192,7 +192,7 @@ def test_impossible_algorithms():
     with pytest.raises(ValueError, match="objective"):
         losses.PolicyGradient(SAMPLER, "trpo")
     with pytest.raises(ValueError, match="noisy steps"):
-        losses.PolicyGradient(Sampler(4))
+        losses.PolicyGradient(Denoising(4))
     with pytest.raises(ValueError, match="noisy steps"):
         losses.PolicyGradient(SAMPLER, train_steps=3)
     with pytest.raises(ValueError, match="deterministically"):

@@ -11,7 +11,7 @@ import pytest
 from edit_rl_jax import flops
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.guidance import Guidance, predict
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.rl.advantages import AdvantageConfig, advantages
 from edit_rl_jax.rl.editors.losses import PolicyGradient
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.standard_promotion  # optax
 
 FLOW, CPS = steps.Noise("flow_sde", 0.7), steps.Noise("cps", 0.8)
 HALF = Guidance(4.0, 2.0, 0.0, 0.5)  # steps 0 to 3 of 6: a window may hold guided and unguided steps
-GUIDED = Sampler(6, guidance=HALF, noise=FLOW, window=2)
+GUIDED = Denoising(6, guidance=HALF, noise=FLOW, window=2)
 ALGORITHM = PolicyGradient(GUIDED, clip=(1e-4, 5e-4), kl_weight=0.04)
 LATENT = (toy.TOKENS, toy.CHANNELS)
 # The optimizer that leaves the weights and keeps the gradient as its state.
@@ -69,7 +69,7 @@ def setting(branches=3):
 
 @pytest.mark.parametrize(
     "algorithm, velocity",
-    [(ALGORITHM, toy.velocity), (PolicyGradient(Sampler(6, noise=CPS, window=2)), toy.velocity_bf16)],
+    [(ALGORITHM, toy.velocity), (PolicyGradient(Denoising(6, noise=CPS, window=2)), toy.velocity_bf16)],
     ids=["fp32 guided flow_sde", "bf16 cps"],
 )
 def test_first_log_ratio_is_exactly_zero(algorithm, velocity):
@@ -146,11 +146,11 @@ def test_gradients_equal_an_eager_unscanned_version():
 def test_closed_loop_in_two_programs(algorithm):
     """20 iterations with a moving window: rollout and update are compiled once; the reward rises."""
     if algorithm == "nft":
-        sampler = Sampler(5, "dpm2")
+        sampler = Denoising(5, "dpm2")
         algorithm = DiffusionNFT(sampler, beta=0.5, train_steps=3)
         lr = 3e-3
     else:
-        sampler = Sampler(5, noise=CPS, window=2)
+        sampler = Denoising(5, noise=CPS, window=2)
         algorithm = PolicyGradient(sampler, clip=(1e-4, 1e-4), clip_elements=65_536)
         lr = 1e-2
     group, prompts = 16, toy.prompts(5, group=16, rows=16)
@@ -214,7 +214,7 @@ def test_flops_of_a_window():
     prompts = toy.prompts(10, tokens=64)
 
     def cost(window):
-        sampler = Sampler(10, noise=FLOW, window=window)
+        sampler = Denoising(10, noise=FLOW, window=window)
         rollout = make_rollout(toy.velocity, sampler, (64, toy.CHANNELS))
         args = shapes((trainable, frozen, prompts)), jnp.int32(0), jnp.int32(0), jnp.int32(0)
         args = (*args[0], *args[1:])
@@ -263,7 +263,7 @@ def test_sharded_equals_unsharded():
 def test_rollout_gives_each_sample_its_own_numbers():
     trainable, frozen = toy.weights()
     prompts = toy.prompts(5, group=4, rows=4)
-    sampler = Sampler(5, noise=CPS, window=2)
+    sampler = Denoising(5, noise=CPS, window=2)
     finish = lambda frozen, final, prompt: (jnp.tanh(final), prompt)
     rollout = jax.jit(make_rollout(toy.velocity, sampler, LATENT, finish=finish))
     here = rollout(trainable, frozen, prompts, *on_device(3, 1, 2))
@@ -278,6 +278,6 @@ def test_rollout_gives_each_sample_its_own_numbers():
     other = rollout(trainable, frozen, prompts, *on_device(3, 2, 2))
     assert not np.any(np.asarray(other.final).reshape(8, -1)[:, 0] == flat[:, 0])
     prompts |= {"times": prompts["times"][:, -2:]}
-    same = make_rollout(toy.velocity, Sampler(1), LATENT, same_noise=True)
+    same = make_rollout(toy.velocity, Denoising(1), LATENT, same_noise=True)
     same = np.asarray(jax.jit(same)(trainable, frozen, prompts, *on_device(3, 1, 0)).final)
     assert np.all(same[0] == same[0, :1]) and np.any(same[0] != same[1])

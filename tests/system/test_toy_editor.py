@@ -1,5 +1,6 @@
 """An editor that the package does not know goes the whole way: trained, sampled, best of N, improved by RL, planned."""
 
+import functools
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ def go(folder: Path) -> None:
     flags = ["--input", str(asked), "--output", str(folder / "best"), "--model", "none", "--samples", "2"]
     best_script.sampled(best_script.parse([*flags, "--editor", str(run / "model"), *kind, "--text-length", "17"]))
     assert train_grpo.main(["--config", rl, "--workdir", str(folder / "rl"), start]) == 0
+    plan.editing.jobs = functools.partial(plan.editing.jobs, side=24)  # of 1,024 XLA would take a minute
     for job, more in (("train", ["--config", config]), ("edit", ["--config", config]), ("rl", ["--config", rl, start])):
         more += [] if job == "rl" else ["--job", job]
         where = ["--topology", "v5e:2x2", "--config.mesh.fsdp=4", "--json", str(folder / f"{job}.json")]

@@ -19,6 +19,7 @@ from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.serving import server as S
 from edit_rl_jax.rewards.serving.client import TOKEN
 from edit_rl_jax.rl import rewards
+from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import prompts
 from edit_rl_jax.sharding import make_mesh
 from scripts import best_of_n, eval_rm, score, serve_reward
@@ -69,7 +70,7 @@ def test_scored_with_its_own_dimensions_and_flags(model, pictures, tmp_path, cap
     assert (line["overall"], line["scale"], line["words"]) == (0.75, 1.0, "mix")
     assert list(scored(capsys, *flags(model, *one, "--blind"))[1]["dimensions"]) == ["closeness"]
     assert not scored(capsys, *flags(model, "--near", 1.5, *one))[1]["success"]
-    with pytest.raises(SystemExit, match="no judge.*--judge NAME"):  # a folder does not choose what is imported
+    with pytest.raises(SystemExit, match="no judge.*--judge mod:Class"):  # a folder does not choose what is imported
         score.main(["--model", str(model), *one])
     edits = [{"source": "0.png", "edited": "50.png", "instruction": "a", "extras": {"asked": "peeked"}}]
     edits += [{"source": ["0.png", "100.png"], "edited": "absent.png", "instruction": "b"}]
@@ -154,3 +155,20 @@ def test_a_reward_of_rl_and_its_plan(model):
     for ask in (lambda: rewards.make(config, MESH), lambda: plan_rl.judge_architecture(config)):
         with pytest.raises((ConfigError, ValueError), match="is no judge"):
             ask()
+
+
+def test_its_options_are_keys_of_rl(model):
+    """In the place of EditScore's, where the config is made for it; a config made for another judge still takes it."""
+    config = rl_config.default(judge=JUDGE)
+    assert set(config.rl.judge) == {"model", "base", "server", "tensor", "near", "blind"}
+    config.steps, config.model.init_from, config.rl.judge.model = 1, "somewhere", str(model)
+    config.rl.judge.blind = True
+    rl_config.check(config)
+    assert rewards.make(config, MESH)  # which reads them
+    with config.unlocked():
+        config.rl.judge.passes = 4
+    with pytest.raises(ConfigError, match="no config key 'rl.judge.passes'"):
+        rl_config.check(config)
+    config = rl_config.default()
+    config.steps, config.model.init_from, config.rl.rewards = 1, "somewhere", ((JUDGE, 1.0),)
+    rl_config.check(config)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -17,7 +18,7 @@ OPTIONS = {"rows": 128, "max_new_tokens": 224}  # of judges that have them: the 
 
 
 def load(
-    model: Any, untrained: Any = None, judge: str = "", options: Any = None, *, base: Any = None, **load: Any
+    model: Any, untrained: Any = None, judge: str = "", options: Any = None, *, base: Any = None, **how: Any
 ) -> tuple[Judge, Judge | None]:
     """Loads a judge, and the model to compare with, asked the same questions (the base before training), or None.
 
@@ -26,12 +27,12 @@ def load(
     folder, found = judges.find(model, judge)
     if options is None or isinstance(options, Mapping):
         options = judges.options(found, OPTIONS | dict(options or {}))
-    made = judges.load(folder, judge, options, base=base, **load)
+    made = judges.load(folder, judge, options, base=base, **how)
     if not untrained:
         return made, None
     left = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) is None}  # to the model's folder
     same = dataclasses.replace(options, **{name: getattr(made, name) for name in left if hasattr(made, name)})
-    return made, judges.load(untrained, judge or judges.name_of(folder), same, **load)
+    return made, found.from_folder(Path(untrained), same, **how)  # whatever it was trained for: it need not be a judge
 
 
 def run(

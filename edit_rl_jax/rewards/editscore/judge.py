@@ -204,11 +204,7 @@ class EditScore:
 
     def _judgement(self, found: dict[Question, tuple[Any, ...]]) -> Judgement:
         sc, pq = found.get("sc", ()), found.get("pq", ())
-        return judge_expected(sc, pq) if self.expected else self.judge(sc, pq)
-
-    def judge(self, sc: Sequence[Reply], pq: Sequence[Reply]) -> Judgement:
-        """Judges replies, one a pass, by this model's reduction and profile."""
-        return judge(sc, pq, self.reduction, self.prompts.profile)
+        return judge_expected(sc, pq) if self.expected else judge(sc, pq, self.reduction, self.prompts.profile)
 
     @property
     def first_passes(self) -> Callable[[Judgement, int], Judgement] | None:
@@ -216,7 +212,7 @@ class EditScore:
 
         def first(judged: Judgement, count: int) -> Judgement:
             sc, pq = replies(judged, count)
-            return self.judge(sc, pq) if sc or pq else judged
+            return self._judgement({"sc": sc, "pq": pq}) if sc or pq else judged
 
         return None if self.expected else first
 

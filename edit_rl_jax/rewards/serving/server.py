@@ -5,8 +5,9 @@
                      judgement as `rewards.base.Judgement.to_json` writes it. `source` may be a list of images, an item
                      may have `extras` (an object), a request `only`: names of the dimensions that are wanted
     GET /settings   {"version": 2, "dimensions": [...], "settings": what decides the answers, for caches}
+    GET /           a page to try the judge in a browser, without the token; it asks for it
     GET /metrics    Prometheus text
-    GET /health     200 while the judge works, 503 after three failed batches in a row; the only one without the token
+    GET /health     200 while the judge works, 503 after three failed batches in a row; without the token, too
 
 Refusals: 401 token, 400 no JSON, 406 another version of the format, 422 another layout, 413 body, number of items or an
 image's pixels over the limit, 408 too slow, 503 queue full or server stopping (with Retry-After), 504 not judged in
@@ -24,6 +25,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -31,7 +33,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -39,6 +41,14 @@ from edit_rl_jax.data.images import ImageError, image_size
 from edit_rl_jax.rewards.base import Edit, Judge
 from edit_rl_jax.rewards.serving import VERSION
 from edit_rl_jax.rewards.serving.batching import Batcher, JudgeError, QueueFull
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_HEADERS = {  # it loads nothing from elsewhere, and no other page may show it
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +119,9 @@ def create_app(judge: Judge, token: str, limits: Limits | None = None) -> Any:
         authorise(request)
         return JSONResponse(told)
 
+    async def page(request: Request) -> Response:
+        return HTMLResponse(PAGE.read_text(), headers=PAGE_HEADERS)
+
     async def metrics(request: Request) -> Response:
         authorise(request)
         total = batcher.counts
@@ -123,6 +136,7 @@ def create_app(judge: Judge, token: str, limits: Limits | None = None) -> Any:
 
     app = Starlette(
         routes=[
+            Route("/", page),
             Route("/score", score, methods=["POST"]),
             Route("/health", health),
             Route("/settings", about),

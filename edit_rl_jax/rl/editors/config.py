@@ -9,6 +9,7 @@ from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.ranges import INT32_OR_0, knob, problem
+from edit_rl_jax.rewards import judges
 from edit_rl_jax.rl.advantages import AdvantageConfig
 from edit_rl_jax.rl.editors.losses import PolicyGradient
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
@@ -38,8 +39,8 @@ class RL:
     window_range: tuple = knob((0, 0))  # they lie in [low, high); (0, 0) = anywhere
 
     rewards: tuple = knob((("editscore", 1.0),))  # (name of rl.rewards or "my_pkg.mod:Class", weight)
-    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / 25 + bonus * [SC both >= 20, PQ both >=
-    # 18]) / (1 + bonus)
+    success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / its scale + bonus * success) / (1 +
+    # bonus)
     oracle_samples: int = knob(0, "[0, 1000000]")  # samples of a rollout that the oracle also scores, for the curves;
     # built-in world only
 
@@ -61,40 +62,61 @@ class WindowNoise:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """Names the reward model of "editscore" and how it judges, or the server of "server"."""
+    """Names the reward model, or the server of "server"."""
 
     model: str = knob("")
     base: str = knob("")
     server: str = knob("")  # URL
+    tensor: int = knob(1, "[1, 65536]")  # chips that share a copy of its weights; there is a copy for each so many
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Says how EditScore, or a judge that only its folder names, is asked; another judge has its own `Options`."""
+
     prompts: str = knob("")
     passes: int = knob(1, "[1, 1000]")
     temperature: float = knob(0.0, "[0, 100]")
     expected: str = knob("", ("", "reasoned", "empty"))  # expected scores instead of written ones
     max_new_tokens: int = knob(512, "[1, 65536]")
     rows: int = knob(64, "[1, 65536]")
-    tensor: int = knob(1, "[1, 65536]")  # chips that share a copy of its weights; there is a copy for each so many
 
 
 SECTIONS = {
     "rl": RL, "rl.loss": (PolicyGradient, DiffusionNFT), "rl.schedule": Schedule, "rl.guidance": Guidance,
-    "rl.noise": WindowNoise, "rl.advantage": AdvantageConfig, "rl.judge": Judge,
+    "rl.noise": WindowNoise, "rl.advantage": AdvantageConfig,
 }  # fmt: skip
 
 
-def sections(kind: str) -> config_keys.Sections:
-    """Gives the sections of RL of a kind of editor."""
-    return config_keys.together(config_keys.sections(kind, config_keys.REINFORCEMENT), SECTIONS)
+def sections(kind: str, judge: str = "") -> config_keys.Sections:
+    """Gives the sections of RL of a kind of editor, by a judge (`rewards.judges`; "": one that writes)."""
+    asked = Written if judge in ("", judges.DEFAULT) else judges.kind(judge).Options
+    judging = {"rl.judge": (Judge, asked)}
+    return config_keys.together(config_keys.sections(kind, config_keys.REINFORCEMENT), SECTIONS, judging)
 
 
-def default(kind: str = "omnigen2") -> ConfigDict:
+def default(kind: str = "omnigen2", judge: str = "") -> ConfigDict:
     """Makes a config with every key at its default; locked. `steps` counts rollouts, `rows` the samples of a
     microbatch.
 
-    `model` is the editor, `data.train` the prompts' source (see `rl.prompts`).
+    `model` is the editor, `data.train` the prompts' source (see `rl.prompts`). judge: that rewards, where it is not
+    EditScore.
     """
-    config = config_keys.make(sections(kind))
+    config = config_keys.make(sections(kind, judge))
     config.model.kind, config.objective = kind, config_keys.REINFORCEMENT
+    if judge:
+        config.rl.rewards = ((judge, 1.0),)
     return config.lock()
+
+
+def _judge_of(r: Any) -> str:
+    """Finds the judge from outside whose options stand in `rl.judge`, "" where there is none."""
+    _check_rewards(r.get("rewards"))
+    for name in [name for name, _ in r.rewards if ":" in name]:
+        found = getattr(judges.kind(name), "Options", None)
+        if found and {f.name for f in dataclasses.fields(found)} <= set(r.get("judge", ())):
+            return name
+    return ""
 
 
 def _check_pair(key: str, pair: Any, kinds: tuple[type, ...], allowed: str) -> None:
@@ -107,7 +129,7 @@ def _check_pair(key: str, pair: Any, kinds: tuple[type, ...], allowed: str) -> N
 
 def _check_rewards(rewards: Any) -> None:
     form = lambda r: isinstance(r, (tuple, list)) and len(r) == 2 and type(r[0]) is str and type(r[1]) in (int, float)
-    if not rewards or not all(map(form, rewards)):
+    if not isinstance(rewards, (tuple, list)) or not rewards or not all(map(form, rewards)):
         raise ConfigError(f"config key 'rl.rewards' holds pairs of name and weight, (('oracle', 1.0),); got {rewards}")
     for name, weight in rewards:
         if wrong := problem(weight, "[-1e6, 1e6]"):
@@ -115,7 +137,7 @@ def _check_rewards(rewards: Any) -> None:
 
 
 def _check_steps(r: Any) -> None:
-    """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Sampler`)."""
+    """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Denoising`)."""
     low, high = r.window_range
     if r.algorithm == "nft":
         if r.window:
@@ -144,12 +166,11 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             "the config has no section 'rl': one of online RL starts from edit_rl_jax.rl.editors.config.default()"
         )
-    check_values(config, sections(config.model.kind))
+    check_values(config, sections(config.model.kind, _judge_of(config.rl)))
     r = config.rl
     _check_pair("rl.size", r.size, (int,), "[1, 16384]")
     _check_pair("rl.loss.clip", r.loss.clip, (int, float), "[0, 1000]")
     _check_pair("rl.window_range", r.window_range, (int,), "[0, 1000]")
-    _check_rewards(r.rewards)
     if r.algorithm == "nft" and r.overlap:
         raise ConfigError(
             "config key 'rl.overlap': nft compares with the weights that drew the samples, which moved on"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from edit_rl_jax.flow import steps
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.ranges import knob
 
 # (x fp32 [B, *latent], t [B], number of the denoising step) -> velocity fp32 [B, *latent], guided as when sampling.
@@ -56,7 +56,7 @@ class Algorithm(Protocol):
     """What `rl.rollout` and `rl.update` run. Static: hashable, a part of the compiled program."""
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> Denoising:
         """How the samples that it trains on are drawn."""
         ...
 
@@ -152,7 +152,7 @@ class PolicyGradient:
       train_steps: how many of the window's steps one update trains, drawn for each microbatch; 0 = all.
     """
 
-    sampler: Sampler
+    sampler: Denoising
     objective: str = knob("ppo", ("ppo", "guard", "dppo"))
     clip: tuple[float, float] = knob((1e-4, 1e-4))
     clip_elements: int = knob(0, "[0, 1000000000]")

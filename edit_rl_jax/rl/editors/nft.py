@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.keys import normal
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.ranges import knob
 from edit_rl_jax.rl.editors.losses import Loss, Policy, Rows
 
@@ -25,7 +25,7 @@ class DiffusionNFT:
       train_steps: denoising steps trained, drawn for each microbatch; 0 = all but one, as released.
     """
 
-    sampler: Sampler
+    sampler: Denoising
     beta: float = knob(1.0, "[1e-6, 1e6]")
     advantage_max: float = 5.0
     kl_weight: float = 1e-4

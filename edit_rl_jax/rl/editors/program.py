@@ -17,7 +17,7 @@ from edit_rl_jax import sharding
 from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, tokens
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.flow.guidance import Guidance
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.flow.steps import Noise
 from edit_rl_jax.names import ConfigError
@@ -127,11 +127,11 @@ def algorithm(config, guidance: Guidance) -> Algorithm:
     beta = options.pop("beta")
     try:
         if r.algorithm == "nft":
-            sampler, clip = Sampler(r.steps, r.solver, guidance), r.advantage.clip
+            sampler, clip = Denoising(r.steps, r.solver, guidance), r.advantage.clip
             return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps)
         low_high = tuple(r.window_range) if any(r.window_range) else None
         noise = Noise(r.noise.kind, r.noise.level)
-        return PolicyGradient(Sampler(r.steps, r.solver, guidance, noise, r.window, low_high), **options)
+        return PolicyGradient(Denoising(r.steps, r.solver, guidance, noise, r.window, low_high), **options)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"config key 'rl': {e}") from e
 
@@ -175,7 +175,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     latent = (tokens(processor, (height, width)), processor.channels)
     cpu = mesh.devices.flat[0].platform == "cpu"
 
-    def drawing(sampler: Sampler):
+    def drawing(sampler: Denoising):
         def draw(t, f, batch, seed, step, start):
             finish = lambda f, final, _: to_levels(merge(t, f).decode(final, height, width))
             prompts = encode(merge(t, f), batch)
@@ -187,7 +187,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
 
         return draw
 
-    plain = Sampler(r.eval_sample_steps or r.steps, r.solver, guided)
+    plain = Denoising(r.eval_sample_steps or r.steps, r.solver, guided)
     optimizer = optim.make(config.optim, config.steps * r.updates)
     change = make_update(
         method, velocity, optimizer, microbatches=r.prompts * r.group // config.rows // r.updates,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edit_rl_jax import sharding
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal, window_start
-from edit_rl_jax.flow.sampling import Sampler, sample
+from edit_rl_jax.flow.sampling import Denoising, sample
 
 # velocity(trainable, frozen, latents fp32 [B, *latent], t fp32 [B], condition: pytree of [B, ...]) -> [B, *latent].
 Network = Callable[[Any, Any, Array, Array, Any], Array]
@@ -56,7 +56,7 @@ def _split(rows: Array) -> Array:
 
 def make_rollout(
     velocity: Network,
-    sampler: Sampler,
+    sampler: Denoising,
     latent: tuple[int, ...],
     *,
     same_noise: bool = False,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from edit_rl_jax.flow.guidance import predict
 from edit_rl_jax.flow.keys import Purpose, item_keys
-from edit_rl_jax.flow.sampling import Sampler
+from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.steps import expand
 from edit_rl_jax.rl.editors.losses import Algorithm, Loss, Policy, Rows
 from edit_rl_jax.rl.editors.rollout import Network, Prompts, Rollout, rows_of
@@ -17,7 +17,7 @@ from edit_rl_jax.training.on_mesh import State
 from edit_rl_jax.training.optim import Optimizer
 
 
-def _policy(field: Callable, sampler: Sampler, condition: Any) -> Policy:
+def _policy(field: Callable, sampler: Denoising, condition: Any) -> Policy:
     """`field` under the sampler's guidance. Where the steps that train may or may not be guided, the step decides."""
     guided = [sampler.guidance.guided(i, sampler.steps) for i in range(sampler.steps)]
     possible = guided[slice(*sampler.noisy_range)] if sampler.window else guided
