@@ -19,16 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.packing import Bucket, Demand, plan_batches
-from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
+from edit_rl_jax.vlm.patches import ImageSettings
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "rm_7b.py"
+ARCH = family.published("Qwen/Qwen2.5-VL-7B-Instruct")[0]
 ASPECTS = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 2.0, 0.5)
 
 
-def sample_pair(rng: np.random.Generator, settings: ImageSettings, vision: VisionConfig) -> list[Demand]:
+def sample_pair(rng: np.random.Generator, settings: ImageSettings, arch: family.Architecture) -> list[Demand]:
     """SC and PQ demands of one random record; editors answer at the source's size or at one of their own."""
     side = float(np.exp(rng.uniform(np.log(192), np.log(1536))))
     sizes = []
@@ -37,7 +38,7 @@ def sample_pair(rng: np.random.Generator, settings: ImageSettings, vision: Visio
         sizes.append((max(28, round(side / aspect**0.5)), max(28, round(side * aspect**0.5))))
     source = settings.grid(*sizes[0])
     edited = source if rng.random() < 0.6 else settings.grid(*sizes[1])
-    merged = [h * w // vision.merge_unit for _, h, w in (source, edited)]
+    merged = [h * w // arch.merge_unit for _, h, w in (source, edited)]
     answers = rng.integers(100, 201, 2)
     words = rng.integers(5, 40)  # the instruction
     sc = Demand(int(380 + words + sum(merged) + answers[0]), (source, edited), int(answers[0]))
@@ -47,8 +48,9 @@ def sample_pair(rng: np.random.Generator, settings: ImageSettings, vision: Visio
 
 def epoch(records: int, buckets: tuple[Bucket, ...], rows: int, lookahead: int, seed: int) -> dict:
     """Plans one epoch as the pipeline does, round by round, and measures it."""
-    settings, vision, rng = ImageSettings(), VisionConfig(), np.random.default_rng(seed)
-    demands = [d for _ in range(records) for d in sample_pair(rng, settings, vision)]
+    arch, rng = family.of(ARCH).architecture(ARCH), np.random.default_rng(seed)
+    settings = arch.images()
+    demands = [d for _ in range(records) for d in sample_pair(rng, settings, arch)]
     goal_tokens = max(b.tokens for b in buckets) * rows * lookahead
     goal_slots = max(b.slots for b in buckets) * rows * lookahead
     pool, at, steps, seen, spent = [], 0, Counter(), 0, 0.0
@@ -60,7 +62,7 @@ def epoch(records: int, buckets: tuple[Bucket, ...], rows: int, lookahead: int, 
             pool += demands[at : at + 2]
             at += 2
         start = time.process_time()
-        batches, rest = plan_batches(pool, buckets, vision, rows, at >= len(demands), rng)
+        batches, rest = plan_batches(pool, buckets, arch, rows, at >= len(demands), rng)
         spent += time.process_time() - start
         for b, chosen in batches:
             steps[str(buckets[b])] += 1

@@ -36,12 +36,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from edit_rl_jax.data.images import ImageSettings, load_patches  # noqa: E402
 from edit_rl_jax.rewards.editscore.prompts import STANDARD  # noqa: E402
 from edit_rl_jax.rewards.editscore.questions import Questions  # noqa: E402
 from edit_rl_jax.vlm.engine.engine import Engine  # noqa: E402
-from edit_rl_jax.vlm.engine.sampler import Sampling  # noqa: E402
+from edit_rl_jax.vlm.engine.sampler import TokenSampling  # noqa: E402
 from edit_rl_jax.vlm.loading import load_model  # noqa: E402
+from edit_rl_jax.vlm.patches import ImageSettings, load_patches  # noqa: E402
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config  # noqa: E402
 from edit_rl_jax.vlm.tokenizer import load_tokenizer  # noqa: E402
 
@@ -113,7 +113,7 @@ class Ours:
     """The engine, with the questions of EditScore."""
 
     def __init__(self, model, questions: Questions, passes: int, slots: int):
-        sampling = Sampling(0.7, 20, 0.9, NEW)  # without stop tokens: every answer has all its tokens
+        sampling = TokenSampling(0.7, 20, 0.9, NEW)  # without stop tokens: every answer has all its tokens
         self.engine = Engine(model, sampling, slots=slots)
         self.questions, self.passes, self.flops = questions, passes, 0.0
 

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"(edit_rl_jax(?:\.\w+)+)(?::\w+)?")  # as registries write modules and what is in them
 LATE = {  # two files of one thing: the second imports the first inside a function
     ("edit_rl_jax.rewards.editscore.upstream", "edit_rl_jax.rewards.editscore.prompts"),
-    ("edit_rl_jax.data.images", "edit_rl_jax.data.records"),
 }
 
 

@@ -123,14 +123,15 @@ def test_vision_attention_adds_little_to_the_linear_layers():
     big = [config_lib.load(ROOT / "configs" / f"rm_{size}.py").data.buckets for size in ("3b", "7b", "32b", "72b")]
     rows = {(1, 2624)} | {bucket[1:3] for buckets in big for bucket in buckets}
 
-    def tower(trainable, frozen, *arrays):
-        return program.merge(trainable, frozen).visual(*arrays)
+    def tower(trainable, frozen, arrays):
+        return program.merge(trainable, frozen).image_features(arrays)
 
     for row in rows:
         shape = lambda *s, dtype=jnp.int32: jax.ShapeDtypeStruct((16, *row, *s), dtype)  # noqa: B023
-        arrays = shape(1176, dtype=jnp.float32), shape(), shape(), shape(2)
+        arrays = {"patches": shape(1176, dtype=jnp.float32), "patch_segments": shape(), "window_segments": shape()}
+        arrays["patch_hw"] = shape(2)
         with jax.set_mesh(program.mesh):
-            kinds = flops.count_by_kind(tower, program.trainable, program.frozen, *arrays)
+            kinds = flops.count_by_kind(tower, program.trainable, program.frozen, arrays)
         assert sum(kinds.values()) <= 1.06 * kinds["linear"], (row, kinds)
 
 

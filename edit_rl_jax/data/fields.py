@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax import json_files
-from edit_rl_jax.data.images import ImageError
-from edit_rl_jax.data.records import EditRecord, RecordError, brief
+from edit_rl_jax.data.errors import ImageError, RecordError
+from edit_rl_jax.data.images import MAX_PIXELS, image_size
+from edit_rl_jax.data.records import EditRecord, brief, check_scores
 
 Rows = Iterator[tuple[str, EditRecord | RecordError]]
 
@@ -140,3 +141,21 @@ def meta(where: str, row: Mapping) -> dict[str, Any]:
     if value is not None and value != "" and not isinstance(value, Mapping):
         raise RecordError(where, "malformed row", f"meta={brief(value)}: an object wanted")
     return plain(value or {})
+
+
+def check_record(record: EditRecord, where: str | None = None, max_pixels: int | None = None) -> EditRecord:
+    """Validates everything that does not need the pixels, and returns the record.
+
+    Raises RecordError (or its subclass ImageError): empty key or instruction, a score outside 0..25, an image whose
+    header is unreadable, of a format that is not allowed, or claims more than `max_pixels`.
+    """
+    where = where or record.key or "record without a key"
+    if not record.key:
+        raise RecordError(where, "empty key")
+    if not record.instruction.strip():
+        raise RecordError(where, "empty instruction")
+    check_scores(where, "sc", record.sc)
+    check_scores(where, "pq", record.pq)
+    for name in ("source", "edited"):
+        image_size(getattr(record, name), where=f"{where} {name}", max_pixels=max_pixels or MAX_PIXELS)
+    return record

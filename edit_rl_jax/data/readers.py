@@ -18,9 +18,10 @@ from typing import Any
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data import fields, sharegpt
+from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.fields import Rows
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image
-from edit_rl_jax.data.records import EditRecord, RecordError, check_record, check_scores, group_id
+from edit_rl_jax.data.records import EditRecord, check_scores, group_id
 
 _FIELDS = {f.name for f in dataclasses.fields(EditRecord)} | {"conversations", "messages"}
 _BEGIN, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*(?:,\s*|\]\s*\Z)")
@@ -222,7 +223,7 @@ def checked(
         try:
             if isinstance(record, RecordError):
                 raise record
-            check_record(record, where, max_pixels)
+            fields.check_record(record, where, max_pixels)
             if record.key in seen:
                 raise RecordError(where, "duplicate key", record.key)
             seen.add(record.key)

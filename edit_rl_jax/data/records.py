@@ -8,19 +8,9 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from edit_rl_jax.data.errors import RecordError
+
 SCORE_RANGE = 25  # scores are integers on 0..25, both dimensions
-
-
-class RecordError(ValueError):
-    """A record that cannot be used. The message begins with the row or key; `reason` is a short class for counting."""
-
-    def __init__(self, where: str, reason: str, detail: str = ""):
-        message = f"{where}: {reason}" + (f" ({detail})" if detail else "")
-        super().__init__(" ".join(message.split()))  # one line, whatever was quoted
-        self.where, self.reason, self.detail = where, reason, detail
-
-    def __reduce__(self):  # crosses process borders whole
-        return type(self), (self.where, self.reason, self.detail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,26 +68,6 @@ def check_scores(where: str, name: str, scores: Any) -> tuple[int, int] | None:
     if not all(0 <= s <= SCORE_RANGE for s in pair):
         raise RecordError(where, "score out of range", f"{name}={brief(list(pair))}: 0..{SCORE_RANGE}")
     return int(pair[0]), int(pair[1])
-
-
-def check_record(record: EditRecord, where: str | None = None, max_pixels: int | None = None) -> EditRecord:
-    """Validates everything that does not need the pixels, and returns the record.
-
-    Raises RecordError (or its subclass ImageError): empty key or instruction, a score outside 0..25, an image whose
-    header is unreadable, of a format that is not allowed, or claims more than `max_pixels`.
-    """
-    from edit_rl_jax.data import images
-
-    where = where or record.key or "record without a key"
-    if not record.key:
-        raise RecordError(where, "empty key")
-    if not record.instruction.strip():
-        raise RecordError(where, "empty instruction")
-    check_scores(where, "sc", record.sc)
-    check_scores(where, "pq", record.pq)
-    for name in ("source", "edited"):
-        images.image_size(getattr(record, name), where=f"{where} {name}", max_pixels=max_pixels or images.MAX_PIXELS)
-    return record
 
 
 def group_id(source: bytes, instruction: str) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax.data import fields
+from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.fields import TAG
-from edit_rl_jax.data.records import EditRecord, RecordError, brief, check_scores, group_id
+from edit_rl_jax.data.records import EditRecord, brief, check_scores, group_id
 
 Find = Callable[[str], str | None]  # the instruction in a human turn, None without one; ValueError: not sure which
 DISAGREE = "question and images disagree"

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from edit_rl_jax.data.records import EditRecord, RecordError
+from edit_rl_jax.data.errors import RecordError
+from edit_rl_jax.data.records import EditRecord
 
 UNLABELLED = -1  # both scores of an unlabelled dimension
 

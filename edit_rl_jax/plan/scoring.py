@@ -19,23 +19,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.plan.compiled import DoesNotFit, Job
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
+from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.engine import cache
-from edit_rl_jax.vlm.engine.engine import programs
-from edit_rl_jax.vlm.engine.placement import FeatureRing, Schedule
+from edit_rl_jax.vlm.engine.placement import FeatureRing, Placement
+from edit_rl_jax.vlm.engine.programs import make_stores, programs
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
+from edit_rl_jax.vlm.family import Architecture
 
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
 
 
-def tensor_parallel(cfg: Config, chips: int, hbm: int, bytes_: int) -> int:
+def tensor_parallel(cfg: Architecture, chips: int, hbm: int, bytes_: int) -> int:
     """The smallest power of two that leaves 40% of each chip's memory free of weights and divides heads and widths."""
-    units = (cfg.text.num_attention_heads, cfg.text.intermediate_size, cfg.text.vocab_size, cfg.vision.num_heads)
     fits = [
-        t for t in (1, 2, 4, 8, 16) if chips % t == 0 and all(u % t == 0 for u in units) and bytes_ / t <= 0.6 * hbm
+        t
+        for t in (1, 2, 4, 8, 16)
+        if chips % t == 0 and all(u % t == 0 for u in cfg.shards) and bytes_ / t <= 0.6 * hbm
     ]
     if not fits:
         raise DoesNotFit(f"{bytes_ / 2**30:.0f} GiB of weights in {chips} chips of {hbm / 2**30:.1f}", None)
@@ -51,7 +52,7 @@ class Scoring:
       graphdef, state: the abstract model. weight_bytes: of one whole copy, bf16.
     """
 
-    cfg: Config
+    cfg: Architecture
     mesh: Mesh
     tensor: int
     graphdef: nnx.GraphDef
@@ -64,12 +65,12 @@ class Scoring:
         return self.weight_bytes // self.tensor
 
 
-def describe(cfg: Config, chip: Chip, devices: list[Any], tensor: int = 0) -> Scoring:
+def describe(cfg: Architecture, chip: Chip, devices: list[Any], tensor: int = 0) -> Scoring:
     """Lays a reward model of this architecture over described devices.
 
     tensor: chips that share a copy of the weights, 0 = as few as leave room. Raises DoesNotFit where none do.
     """
-    make = partial(Qwen25VL, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
+    make = partial(family.of(cfg).model, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     tensor = tensor or tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
@@ -82,8 +83,8 @@ def describe(cfg: Config, chip: Chip, devices: list[Any], tensor: int = 0) -> Sc
 def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | None = None) -> Iterator[Job]:
     """Lowers one prefill and one decode step of `slots` answers side by side. beside: as `Job.beside`."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
-    shape, stores, features = _stores(scoring.cfg, mesh, slots)
-    jitted = programs(scoring.graphdef, Sampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
+    shape, stores, features = _stores(scoring, slots)
+    jitted = programs(scoring.graphdef, TokenSampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
     whole = lambda x: jax.ShapeDtypeStruct(
         np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
     )
@@ -100,7 +101,7 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
                 stores.answers,
                 stores.tiles,
                 stores.own,
-                jax.tree.map(whole, Schedule(shape, 1, FeatureRing(1)).slots),
+                jax.tree.map(whole, Placement(shape, 1, FeatureRing(1)).slots),
                 whole(np.uint32(0)),
                 whole(np.int32(0)),
                 whole(np.int32(0)),
@@ -117,9 +118,9 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
         yield Job(name, low, mesh.size, beside=beside or {}, more=more)
 
 
-def _stores(cfg: Config, mesh: Mesh, slots: int) -> tuple[Shape, cache.Stores, jax.ShapeDtypeStruct]:
+def _stores(scoring: Scoring, slots: int) -> tuple[Shape, cache.Stores, Any]:
     """Shape and abstract stores of a group of edits of one source at a time, and the feature store."""
-    t, data = cfg.text, mesh.shape["data"]
+    mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     up = lambda n: -(-n // data) * data
     each = EDITS * PASSES
     shape = Shape(
@@ -132,17 +133,12 @@ def _stores(cfg: Config, mesh: Mesh, slots: int) -> tuple[Shape, cache.Stores, j
         queries=each,
     )
 
-    def abstract(rows, tokens):
-        sizes = (t.num_hidden_layers, rows, t.num_key_value_heads, tokens, t.head_dim)
-        spec = DEFAULT_RULES.spec("store", sizes, cache.AXES, mesh)
-        one = jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
-        return one, one
+    sizes = (shape, up(shape.tiles + 4), up(8192), NEW_TOKENS, data)
+    stores, features = make_stores(scoring.graphdef, scoring.state, *sizes)
 
-    stores = cache.Stores(
-        contexts=abstract(up(shape.tiles + 4), SHARED),
-        tiles=abstract(shape.tiles, SHARED),
-        own=abstract(shape.prompts, OWN),
-        answers=abstract(shape.slots, NEW_TOKENS),
-    )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return shape, stores, jax.ShapeDtypeStruct((up(8192), t.hidden_size), jnp.bfloat16, sharding=everywhere)
+    def placed(x, axes):
+        spec = DEFAULT_RULES.spec("store", x.shape, axes, mesh) if axes else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    over = lambda tree, axes: jax.tree.map(lambda x: placed(x, axes), tree)
+    return shape, over(jax.eval_shape(stores), cache.AXES), over(jax.eval_shape(features), ())

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, UInt8
 from PIL import Image
 
-from edit_rl_jax.data.images import ImageSettings
+from edit_rl_jax.vlm.patches import ImageSettings
 
 _BITS, _LOW = 22, 7  # fractional bits of PIL's weights; of those, the ones that make the lower half
 _numbers = itertools.count()

@@ -8,24 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.names import portable
-from edit_rl_jax.nn import exports, model_files
+from edit_rl_jax.nn import exports, model_files, peft
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.weights import check_finite
-from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
+from edit_rl_jax.vlm import family
+from edit_rl_jax.vlm.family import Architecture
+from edit_rl_jax.vlm.patches import ImageSettings
 
-LICENCES = {hub_id: sizes.LICENCES[size] for size, hub_id in sizes.HUB_IDS.items()}
+LICENCES = {
+    hub_id: licence for kind in map(family.named, family.FAMILIES) for hub_id, (_, licence) in kind.PUBLISHED.items()
+}
 card = functools.partial(exports.card, title="A reward model of image edits", licences=LICENCES)
 
 
-def image_settings(config: Any, cfg: Config) -> ImageSettings:
+def image_settings(config: Any, cfg: Architecture) -> ImageSettings:
     """Says how images become patches: the model's geometry, the config's pixel budget."""
-    d, v = config.data, cfg.vision
-    return ImageSettings(
-        v.patch_size, v.temporal_patch_size, v.spatial_merge_size, min_pixels=d.min_pixels, max_pixels=d.max_pixels
-    )
+    return cfg.images(min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels)
 
 
 def export(
@@ -46,13 +45,15 @@ def export(
     that are not finite, or that are trained beside an adapter.
     """
     config, state = program.config, st.unflatten(program.trainable_state, trainable)
+    kind = family.of(program.model_config)
     budget = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
     with exports.writing(folder, exports.metadata(config, prompts, images=budget)) as part:
         if config.model.trainable == "full":
-            weights.save(state, program.model_config, part, dtype=jnp.dtype(config.model.save_dtype))
+            kind.save(state, program.model_config, part, dtype=jnp.dtype(config.model.save_dtype))
         else:
             lora = config.model.lora
-            adapter = peft.make_adapter(state, lora.rank, lora.alpha, portable(config.model.init_from) or None)
+            base = portable(config.model.init_from) or None
+            adapter = peft.make_adapter(state, kind.NAMING, lora.rank, lora.alpha, base, task_type="CAUSAL_LM")
             if revision and ":" not in revision:  # a commit of the hub, which PEFT can ask for
                 adapter.config["revision"] = revision
             check_finite(state)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as a kind of model that is trained (see `training.interfaces`): every reward model, and the tiny base."""
+"""A VLM of any family as a kind of model that is trained (see `training.interfaces`): reward models, the tiny base."""
 
 import dataclasses
 import tempfile
@@ -11,16 +11,17 @@ from jax.sharding import Mesh
 
 from edit_rl_jax.names import ConfigError, base_folder, model_folder
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.nn import model_files
-from edit_rl_jax.nn.peft import adaptable, modules
+from edit_rl_jax.nn import model_files, peft, weights
+from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.safetensors_io import listing
 from edit_rl_jax.ranges import knob
+from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.export import card, export, image_settings
-from edit_rl_jax.vlm.packing import Bucket, Packed
-from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
-from edit_rl_jax.vlm.qwen2_5_vl.weights import local_folder
+from edit_rl_jax.vlm.family import Architecture
+from edit_rl_jax.vlm.folders import local_folder
+from edit_rl_jax.vlm.loading import lora_of
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.rows import Packed
 from edit_rl_jax.vlm.tokenizer import check_tokenizer, load_tokenizer
 
 __all__ = [
@@ -68,20 +69,19 @@ def check(config: Any) -> None:
         raise ConfigError(f"config key 'data.min_pixels' is {d.min_pixels}, above data.max_pixels={d.max_pixels}")
 
 
-def model_config(config: Any) -> Config:
-    """The architecture that `config.model` names. The four published sizes need no download."""
-    if config.model.config:
-        return Config.from_hf(config.model.config)
-    by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
-    if config.model.init_from in by_id and not Path(config.model.init_from).exists():
-        return Config.from_hf(sizes.config(by_id[config.model.init_from]))
-    return weights.read_config(base_folder(config.model, local_folder))
+def model_config(config: Any) -> Architecture:
+    """The architecture that `config.model` names. Published sizes need no download."""
+    m, source = config.model, config.model.config
+    if not source:
+        known = None if Path(m.init_from).exists() else family.published(m.init_from)
+        source = known[0] if known else base_folder(m, local_folder)
+    return family.of(source).architecture(source)
 
 
-def make(config: Any, cfg: Config, mesh: Mesh, dtype: Any) -> partial:
+def make(config: Any, cfg: Architecture, mesh: Mesh, dtype: Any) -> partial:
     m = config.model
     return partial(
-        Qwen25VL,
+        family.of(cfg).model,
         cfg,
         lora=LoRAConfig(**m.lora.to_dict()) if m.trainable == "lora" else None,
         trainable=m.trainable,
@@ -91,7 +91,7 @@ def make(config: Any, cfg: Config, mesh: Mesh, dtype: Any) -> partial:
     )
 
 
-def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
+def tokenizer(config: Any, base: Path | None, cfg: Architecture) -> Any:
     """The tokenizer that `config.model.tokenizer` names, else the base's. ConfigError if the model is another's."""
     if config.model.tokenizer == "editworld":
         from edit_rl_jax.editworld import tokenizer as world
@@ -112,7 +112,7 @@ def tokenizer(config: Any, base: Path | None, cfg: Config) -> Any:
     return found
 
 
-def batch_format(config: Any, cfg: Config, tokenizer: Any) -> Packed:
+def batch_format(config: Any, cfg: Architecture, tokenizer: Any) -> Packed:
     try:
         return Packed(tokenizer, cfg, [Bucket(*b) for b in config.data.buckets], image_settings(config, cfg))
     except ValueError as e:
@@ -125,38 +125,41 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     Raises WeightsError for files that do not fit, ConfigError for an adapter that is not what `model.lora` describes.
     """
     m, key = program.config.model, jax.random.key(program.config.seed)
+    naming = family.of(program.model_config).NAMING
     if base is None:
         return program.init(key)
     if m.trainable == "full":
-        return st.flatten(weights.load(base, program.with_shardings("trainable"))), {}
+        return st.flatten(weights.load(base, program.with_shardings("trainable"), naming)), {}
     if m.init_adapter:
         folder = model_folder(m, "init_adapter", local_folder)
         model_files.verify(folder)
-        check_adapter(program, peft.read_adapter(folder))
-        trainable = st.flatten(peft.load(folder, program.with_shardings("trainable")))
+        check_adapter(program, peft.read_adapter(folder, naming))
+        trainable = st.flatten(peft.load(folder, program.with_shardings("trainable"), naming))
     else:
         trainable = program.init_trainable(key)
-    return trainable, st.flatten(weights.load(base, program.with_shardings("frozen")))
+    return trainable, st.flatten(weights.load(base, program.with_shardings("frozen"), naming))
 
 
 def check_adapter(program: Any, adapter: peft.Adapter) -> None:
     """Raises ConfigError naming each key of `model.lora` in which the adapter differs: another alpha would change what
     it computes, and a layer that it does not cover would start at zero and stay there. An rsLoRA's alpha is that of
     plain LoRA, alpha * sqrt(rank)."""
-    lora = program.config.model.lora
+    lora, kind = program.config.model.lora, family.of(program.model_config)
+    found = lora_of(adapter, kind)
     if not adapter.uniform:
         raise ConfigError(
             "config key 'model.init_adapter': its layers differ in rank or alpha; model.lora has one each"
         )
     wrong = [
-        f"model.lora.{key} is {lora[key]}, the adapter's {getattr(adapter, key)}"
+        f"model.lora.{key} is {lora[key]}, the adapter's {getattr(found, key)}"
         for key in ("rank", "alpha", "vision", "merger")
-        if lora[key] != getattr(adapter, key)
+        if lora[key] != getattr(found, key)
     ]
-    left = [m for m in modules(program.trainable_state, weights.NAMING) if not adapter.targets(m)]
+    left = [m for m in peft.modules(program.trainable_state, kind.NAMING) if not adapter.targets(m)]
     if not wrong and left:
         wrong = [f"the adapter does not cover {', '.join(left[:5])}{' and more' if len(left) > 5 else ''}"]
-    everything = adaptable(program.trainable_state, weights.NAMING) | adaptable(program.frozen_state, weights.NAMING)
+    states = (program.trainable_state, program.frozen_state)
+    everything = set().union(*(peft.adaptable(s, kind.NAMING) for s in states))
     if missing := adapter.missing(sorted(everything)):
         wrong.append(f"it targets layers of which it has no tensors: {listing(missing)}")
     if wrong:

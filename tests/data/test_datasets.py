@@ -66,7 +66,7 @@ def test_no_tensorflow_and_no_jax_device(tmp_path):
 import sys
 from tests.data.toy import *
 from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
-from edit_rl_jax.vlm.packing import Packed
+from edit_rl_jax.vlm.rows import Packed
 from edit_rl_jax.data.pipeline import make_pipeline
 source = EditSource(write_dataset({str(tmp_path)!r}, {{"train": [record(i) for i in range(6)]}}))
 batch, meta = next(make_pipeline(source, to_examples, Packed(Bytes(), CFG, BUCKETS, IMAGES), rows=2))
@@ -259,6 +259,6 @@ def test_scores():
 
 
 def test_toy_records_are_good():
-    from edit_rl_jax.data.records import check_record
+    from edit_rl_jax.data.fields import check_record
 
     assert all(check_record(Records(5)[i]) for i in range(5))

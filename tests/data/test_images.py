@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from edit_rl_jax.data import images
 from edit_rl_jax.data.example import Example
-from edit_rl_jax.data.images import ImageError, ImageSettings, decode_image, image_size, patchify, smart_resize
-from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer, measure_example
+from edit_rl_jax.data.images import ImageError, decode_image, image_size
+from edit_rl_jax.vlm.patches import ImageSettings, load_patches, patchify, smart_resize
+from edit_rl_jax.vlm.samples import measure_example
+from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer
 from tests.data.toy import encoded, image
 
 SETTINGS = ImageSettings()
@@ -28,7 +29,7 @@ def test_patches_of_the_photographs_equal_the_processor(shared):
     processor, worst = hf_processor(), 0.0
     std = np.asarray(SETTINGS.std).repeat(2 * 14 * 14)
     for file in files:
-        mine, grid = images.load_patches(file, SETTINGS)
+        mine, grid = load_patches(file, SETTINGS)
         theirs = processor(images=[Image.open(file)], return_tensors="np")
         assert grid == tuple(theirs["image_grid_thw"][0])
         worst = max(worst, float(np.abs((mine - theirs["pixel_values"]) * std).max()))  # in units of [0, 1] pixels

@@ -9,8 +9,10 @@ import pytest
 
 from edit_rl_jax.data.pipeline import fingerprint, make_pipeline
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.vlm.packing import Bucket, Packed
-from edit_rl_jax.vlm.tokenizer import TextEncoder, encode_example
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.rows import Packed
+from edit_rl_jax.vlm.samples import encode_example
+from edit_rl_jax.vlm.tokenizer import TextEncoder
 from tests.data.test_images import png_claiming
 from tests.data.toy import BUCKETS, CFG, IMAGES, Bytes, Records, encoded, to_examples
 

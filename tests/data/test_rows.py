@@ -211,7 +211,7 @@ def test_cases_of_users(script, shared, tmp_path, capsys, name):
 def test_training_on_records_without_scores_says_so():
     from edit_rl_jax.data.pipeline import make_pipeline
     from edit_rl_jax.rewards.editscore.objective import to_examples
-    from edit_rl_jax.vlm.packing import Packed
+    from edit_rl_jax.vlm.rows import Packed
     from tests.data.toy import BUCKETS, CFG, IMAGES, Bytes, Records
 
     bare = Records(3, {i: {"sc": None, "pq": None} for i in range(3)})

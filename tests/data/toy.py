@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from edit_rl_jax.data.example import Example
-from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.patches import ImageSettings
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
 CFG = Config(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edit_rl_jax.data.records import check_record
+from edit_rl_jax.data.fields import check_record
 from edit_rl_jax.editworld import dataset, language, oracle
 from edit_rl_jax.editworld.edits import KINDS, TASKS
 from edit_rl_jax.editworld.scene import CELLS

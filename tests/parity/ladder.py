@@ -22,13 +22,15 @@ from transformers.vision_utils import get_vision_window_index
 from edit_rl_jax.nn import attention as attention_lib
 from edit_rl_jax.nn import rotary
 from edit_rl_jax.nn.params import Frozen, Trainable
+from edit_rl_jax.vlm import positions
 from edit_rl_jax.vlm.cross_entropy import loss
 from edit_rl_jax.vlm.engine.engine import Engine
 from edit_rl_jax.vlm.engine.sampler import greedy
-from edit_rl_jax.vlm.qwen2_5_vl import peft, positions, weights
+from edit_rl_jax.vlm.qwen2_5_vl import weights
 from edit_rl_jax.vlm.qwen2_5_vl.model import Config, LoRAConfig, Qwen25VL
 from tests.parity import tiny
 from tests.vlm.engine import prompts
+from tests.vlm.qwen2_5_vl import peft
 
 LAYER, NETWORK = 1e-5, 1e-4
 # at alpha/rank above 1 the random adapters sharpen the softmaxes until fp32 noise alone is 1e-4 in the gradients
@@ -120,7 +122,7 @@ def captured(name: str) -> dict:
 def rung_embedding(name: str) -> dict[str, float]:
     model, theirs = ours(name), reference(name)
     tokens = np.arange(0, 280, dtype=np.int32)[None]
-    x = model.embed(jnp.asarray(tokens), jnp.full_like(tokens, -1))
+    x = model.embed(jnp.asarray(tokens))
     return {"embedding": error(x, theirs.model.language_model.embed_tokens(torch.tensor(tokens)))}
 
 

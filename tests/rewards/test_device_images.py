@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.images import ImageSettings, decode_image, patchify, resize
+from edit_rl_jax.data.images import decode_image, resize
 from edit_rl_jax.vlm.device_patches import device_patches, device_picture_key, resize_on_device
+from edit_rl_jax.vlm.patches import ImageSettings, patchify
 
 
 @pytest.mark.parametrize("size", [(40, 61), (17, 90), (100, 33), (40, 33), (81, 61), (3, 400)])

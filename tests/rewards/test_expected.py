@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edit_rl_jax.data.images import ImageSettings, patchify
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import replies
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
@@ -13,11 +12,14 @@ from edit_rl_jax.rewards.editscore.expected import Expected, N, ScoreTree, judge
 from edit_rl_jax.rewards.editscore.judge import EditScore
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import TINY, answer
-from edit_rl_jax.vlm.engine.sampler import Sampling
-from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.patches import ImageSettings, patchify
+from edit_rl_jax.vlm.positions import rope_index
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index
-from edit_rl_jax.vlm.tokenizer import Encoded, load_tokenizer
+from edit_rl_jax.vlm.rows import empty_batch, write_row
+from edit_rl_jax.vlm.samples import Encoded
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.vlm.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"
@@ -59,7 +61,7 @@ def one_by_one(model, scores, prompt, images, written, pairs):
     paths = [[*scores.number(a), *scores.separator, *scores.number(b), scores.closing[0]] for a, b in pairs]
     cut = [patchify(image, ImageSettings()) for image in images]
     patches, grids = np.concatenate([p for p, _ in cut]), tuple(g for _, g in cut)
-    batch = empty_batch(Bucket(160, 1, 108, 1), len(pairs), model.cfg.vision.patch_dim)
+    batch = empty_batch(Bucket(160, 1, 108, 1), len(pairs), model.cfg)
     for row, path in enumerate(paths):
         tokens = np.concatenate([prompt.tokens, written, path]).astype(np.int32)
         rope, _ = rope_index(tokens, grids, model.cfg.image_token_id)
@@ -74,7 +76,7 @@ PAIRS = [(0, 0), (2, 25), (25, 2), (20, 17), (7, 1)]
 
 @pytest.mark.parametrize("mode", ["empty", "reasoned"])
 def test_every_pair_has_the_probability_that_it_has_alone(model, tokenizer, mode):
-    options = dict(sampling=Sampling(1.0, 50, 1.0, 40), constrained=True) if mode == "reasoned" else {}
+    options = dict(sampling=TokenSampling(1.0, 50, 1.0, 40), constrained=True) if mode == "reasoned" else {}
     reward = load(model, tokenizer, expected=mode, **options)
     (got,) = reward.score([EDIT], progress=False)
     assert got.valid and 0 <= got.details["outside"] <= 1 and Judgement.from_json(got.to_json()) == got
@@ -163,7 +165,9 @@ def test_every_walk_of_the_automaton_is_a_valid_reply(tokenizer):
 
 def test_constrained_answers_are_valid_in_the_engine(model, tokenizer):
     """A random model never writes a reply by itself; device images are judged like the host's, under the automaton."""
-    reward = load(model, tokenizer, sampling=Sampling(1.0, 0, 1.0, 40), passes=2, rows=4, constrained=True, retries=0)
+    reward = load(
+        model, tokenizer, sampling=TokenSampling(1.0, 0, 1.0, 40), passes=2, rows=4, constrained=True, retries=0
+    )
     (got,) = reward.score([EDIT], progress=False)
     sc, pq = replies(got)
     assert got.valid and not got.unread and all(r.valid for r in (*sc, *pq))

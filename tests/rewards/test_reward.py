@@ -11,7 +11,7 @@ import tokenizers
 from flax import nnx
 from transformers import PreTrainedTokenizerFast
 
-from edit_rl_jax.data.images import ImageSettings, encode_png
+from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.judges import pairs as pairs_lib
 from edit_rl_jax.nn.params import Trainable
@@ -22,14 +22,17 @@ from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
 from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
-from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.patches import ImageSettings
+from edit_rl_jax.vlm.positions import vision_slots
+from edit_rl_jax.vlm.qwen2_5_vl import weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
-from edit_rl_jax.vlm.qwen2_5_vl.positions import vision_slots
-from edit_rl_jax.vlm.tokenizer import encode_example
+from edit_rl_jax.vlm.rows import empty_batch, write_row
+from edit_rl_jax.vlm.samples import encode_example
 from scripts import score
+from tests.vlm.qwen2_5_vl import peft
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -83,7 +86,7 @@ def trained(tmp_path_factory):
     samples = [encode_example(e, tokenizer, cfg, images) for r in RECORDS for e in to_examples(r, prompts=TINY)]
     slots = 2 * vision_slots(samples[0].grids[0], cfg.vision)
     bucket = Bucket(max(len(s.tokens) for s in samples), 1, slots, 64)
-    batch = empty_batch(bucket, len(samples), cfg.vision.patch_dim)
+    batch = empty_batch(bucket, len(samples), cfg)
     for r, s in enumerate(samples):
         write_row(batch, r, [s], cfg)
     batch = jax.tree.map(jax.numpy.asarray, batch)
@@ -202,7 +205,7 @@ def test_score_script_reads_and_writes_files_in_order(trained, tmp_path, capsys)
 
 
 def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):
-    settings = Sampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=64)
+    settings = TokenSampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=64)
     reward = EditScore.load(trained[1], base=trained[0], sampling=settings, passes=3, rows=4, merge=False)
     for record, got in zip(RECORDS, reward.score(EDITS, progress=False)):
         assert [len(r) for r in replies(got)] == [3, 3]

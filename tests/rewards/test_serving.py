@@ -36,7 +36,7 @@ from edit_rl_jax.rewards.serving import client
 from edit_rl_jax.rewards.serving import server as S
 from edit_rl_jax.rewards.serving.client import RewardClient, Service, ServiceError
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def tracebacks(caplog):
 
 def test_200_concurrent_requests_are_answered_as_direct_calls(caplog):
     """The real engine with sampled answers; images of one size, some that cannot be read; each edit ten times."""
-    drawn = Sampling(temperature=5.0, top_k=0, top_p=1.0, max_new_tokens=6)
+    drawn = TokenSampling(temperature=5.0, top_k=0, top_p=1.0, max_new_tokens=6)
     shape = Shape(shared=64, own=64, slots=16, prompts=16, answers=1, tiles=16, queries=16)  # one, so bit for bit
     direct = EditScore.load(
         files("edit_rl_jax") / "assets/tiny_vl", prompts="tiny", sampling=drawn, rows=16, shape=shape

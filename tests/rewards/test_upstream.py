@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.example import Example
-from edit_rl_jax.data.images import ImageSettings
 from edit_rl_jax.rewards.editscore import upstream
 from edit_rl_jax.rewards.editscore.prompts import Prompts, get
-from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer, measure_example
+from edit_rl_jax.vlm.patches import ImageSettings
+from edit_rl_jax.vlm.samples import measure_example
+from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer
 
 INSTRUCTION = "Adjust the background to a glass wall."
 PAD = 151655

@@ -17,8 +17,9 @@ from edit_rl_jax.nn import flat as st
 from edit_rl_jax.rewards.editscore import prompts as editscore
 from edit_rl_jax.training import interfaces, on_mesh, sources
 from edit_rl_jax.training.program import build_program
-from edit_rl_jax.vlm.qwen2_5_vl import peft, weights
+from edit_rl_jax.vlm.qwen2_5_vl import weights
 from tests.training import micro
+from tests.vlm.qwen2_5_vl import peft
 
 LORA = dict(model__trainable="lora", model__lora__rank=4, model__lora__alpha=8.0)
 

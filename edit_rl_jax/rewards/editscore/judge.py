@@ -1,7 +1,7 @@
 """EditScore as a judge: edits in, written scores out, by generation.
 
 Equal prompts are asked once, an image is encoded once, the K passes and the edits of one source share their prefill
-(`generation.engine`). An item's random numbers come from its content, so neither its place nor its company changes
+(`vlm.engine`). An item's random numbers come from its content, so neither its place nor its company changes
 them. Facts: arXiv 2509.23909, section 3.
 """
 
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from edit_rl_jax.data.images import ImageSettings
-from edit_rl_jax.nn import model_files, peft_config
-from edit_rl_jax.nn.model_files import METADATA
+from edit_rl_jax.nn import model_files
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of, replies
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
@@ -25,37 +24,27 @@ from edit_rl_jax.rewards.editscore.options import Options
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.editscore.prompts import END, Prompts, Question, get
 from edit_rl_jax.rewards.editscore.questions import Questions, digest
+from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.loading import base_folder, load_model
-from edit_rl_jax.vlm.qwen2_5_vl import peft, sizes, weights
-from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
-from edit_rl_jax.vlm.tokenizer import check_tokenizer, load_tokenizer
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
+from edit_rl_jax.vlm.family import Architecture
+from edit_rl_jax.vlm.patches import ImageSettings
 
 
-def stored_settings(folder: Path) -> tuple[Prompts, dict[str, int]]:
-    """(prompts, pixel budget) in a folder's `edit_rl.json`, else "standard" and 512 x 512. Raises WeightsError naming
-    the file."""
-    stored, where = model_files.stored_metadata(folder), str(folder / METADATA)
-    budget = dict(model_files.section(stored, "images", where)) or {"max_pixels": 512 * 512}
-    for key, value in budget.items():
-        if key not in ("min_pixels", "max_pixels"):
-            raise weights.WeightsError(f"{where}: images has no key {key[:40]!r}")
-        model_files.checked(value, "int", f"{where}: images.{key}", 1, 2**40)
+def stored_prompts(stored: dict[str, Any], where: str) -> Prompts:
+    """The texts in the content of a folder's `edit_rl.json`, else "standard". Raises WeightsError naming `where`."""
     try:
-        texts = get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
+        return get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
     except ValueError as e:
-        raise weights.WeightsError(f"{where}: {e}") from None
-    return texts, budget
+        raise WeightsError(f"{where}: {e}") from None
 
 
 class EditScore:
     """The reward model, loaded and ready; a judge (`rewards.base`).
 
     Args:
-      model: Qwen25VL with loaded weights.
+      model: with loaded weights (`vlm.family.Decoder`).
       tokenizer: its tokenizer.
       prompts: the texts that it was trained with.
       images: how images become patches.
@@ -77,12 +66,12 @@ class EditScore:
 
     def __init__(
         self,
-        model: Qwen25VL,
+        model: Any,
         tokenizer: Any,
         *,
         prompts: Prompts,
         images: ImageSettings,
-        sampling: Sampling | None = None,
+        sampling: TokenSampling | None = None,
         passes: int = 1,
         rows: int = 128,
         retries: int = 2,
@@ -106,7 +95,7 @@ class EditScore:
         self.sampling, self.seed, self.constrained = sampling, seed, constrained
         self.expected, self.scores = expected, ScoreTree(tokenizer) if expected else None
         engine["tree"] = self.scores and self.scores.tree
-        engine["automaton"] = reply_automaton(tokenizer, model.cfg.text.vocab_size) if constrained else None
+        engine["automaton"] = reply_automaton(tokenizer, model.cfg.vocab_size) if constrained else None
         self.engine = Engine(model, sampling, slots=rows, seed=seed, mesh=mesh, **engine)
         opening = self.scores.opening if expected == "empty" else ()
         self.questions = Questions(model.cfg, tokenizer, prompts, images, opening)
@@ -132,30 +121,11 @@ class EditScore:
         files with their SHA-256 first (see `nn.model_files`); `settings`: the constructor's.
         Raises WeightsError, one line that names the file, or FileNotFoundError.
         """
-        folder = weights.local_folder(folder, revision)
-        model_files.verify(folder, verify)
-        adapter = peft.read_adapter(folder) if (folder / peft.CONFIG).exists() else None
-        home = base_folder(folder, base) if adapter else folder
-        if home != folder:
-            model_files.verify(home, verify)
-        cfg = weights.read_config(home)
-        has = lambda name: folder if (folder / name).exists() else home
-        texts, budget = stored_settings(has(METADATA))
-        texts = texts if prompts is None else get(prompts)
-        file = has("preprocessor_config.json") / "preprocessor_config.json"
-        images = ImageSettings.from_hf(file if file.exists() else {}, **budget)
-        sizes = (cfg.vision.patch_size, cfg.vision.temporal_patch_size, cfg.vision.spatial_merge_size)
-        if (images.patch_size, images.temporal_patch_size, images.merge_size) != sizes:
-            raise weights.WeightsError(f"{file}: patch and merge sizes are not the model's, {sizes}")
-        home_of_tokenizer = has("tokenizer.json")
-        tokenizer = load_tokenizer(home_of_tokenizer)
-        try:
-            check_tokenizer(tokenizer, cfg)
-        except weights.WeightsError as e:
-            raise weights.WeightsError(f"{home_of_tokenizer}: {e}") from None
-        model = load_model(cfg, home, adapter and (folder, adapter), dtype=dtype, merge=merge, mesh=mesh)
-        made = cls(model, tokenizer, prompts=texts, images=images, mesh=mesh, **settings)
-        made.weights = folder, home if adapter else None
+        found = loading.open_model(folder, base, revision=revision, verify=verify)
+        texts = stored_prompts(found.metadata, found.where) if prompts is None else get(prompts)
+        model = found.load(dtype=dtype, merge=merge, mesh=mesh)
+        made = cls(model, found.tokenizer, prompts=texts, images=found.images, mesh=mesh, **settings)
+        made.weights = (found.adapter[0], found.home) if found.adapter else (found.home, None)
         return made
 
     @classmethod
@@ -168,20 +138,12 @@ class EditScore:
         return cls.load(folder, base=base, mesh=mesh, verify=verify, **given)
 
     @staticmethod
-    def architecture(folder: str, base: str = "") -> Config:
+    def architecture(folder: str, base: str = "") -> Architecture:
         """Reads the architecture of the network that scores; the published sizes need no download.
 
         Raises OSError or ValueError where the model or its base is not there.
         """
-        by_id = {hub_id: size for size, hub_id in sizes.HUB_IDS.items()}
-        home: Any = base or folder
-        if not base:
-            home = folder = weights.local_folder(folder)
-            if (folder / peft.CONFIG).exists():
-                said = peft_config.read(folder / peft.CONFIG).get("base_model_name_or_path")
-                home = said if said in by_id else base_folder(folder)
-        released = home in by_id and not Path(home).exists()
-        return Config.from_hf(sizes.config(by_id[home])) if released else weights.read_config(home)
+        return loading.architecture(folder, base or None)
 
     def dimensions(self) -> tuple[str, ...]:
         """Names the scores of SC and of PQ."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from edit_rl_jax.rewards.base import option
 from edit_rl_jax.rewards.editscore.prompts import Prompts
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Options:
     seed: int = option(0)
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> TokenSampling:
         """How answers are drawn: greedily for a single pass, unless a temperature is given."""
         temperature = (0.7 if self.passes > 1 else 0.0) if self.temperature is None else self.temperature
         if not temperature:
             return greedy(self.max_new_tokens)
-        return Sampling(temperature, self.top_k, self.top_p, self.max_new_tokens)
+        return TokenSampling(temperature, self.top_k, self.top_p, self.max_new_tokens)

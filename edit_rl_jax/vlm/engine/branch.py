@@ -50,11 +50,13 @@ def score_tree(
     """Log-probabilities (nats) of the wanted tokens after each node, for R answers.
 
     stores: tiles, own, answers. rows, lengths: the row of each answer in each store, and its tokens there before the
-    root. root, position: the root's token and M-RoPE position.
+    root. root, position: the root's token and position.
     """
     R, n, chunk = len(root), len(tree.tokens), min(CHUNK, len(tree.tokens))
     tokens = jnp.broadcast_to(jnp.asarray(tree.tokens), (R, n)).at[:, 0].set(root)
-    positions = jnp.broadcast_to((position[:, None] + jnp.asarray(tree.depths)[None])[:, None], (R, 3, n))
+    positions = jnp.broadcast_to(
+        (position[:, None] + jnp.asarray(tree.depths)[None])[:, None], (R, model.cfg.position_axes, n)
+    )
     sees = jnp.broadcast_to(jnp.asarray(tree.sees), (R, n, n))
 
     def attend(q, k, v, layer):
@@ -68,7 +70,7 @@ def score_tree(
         out = merge_parts(parts).reshape(R, q.shape[2], n, -1)
         return to_heads(out).astype(q.dtype), None
 
-    x = model.embed(tokens, jnp.full_like(tokens, -1))
+    x = model.embed(tokens)
     hidden, _ = model.language_model(x, positions, attend, stores)
     pad = -n % chunk
     hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(R, -1, chunk, hidden.shape[-1])

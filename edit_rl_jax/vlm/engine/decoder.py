@@ -1,11 +1,11 @@
-"""The device side of generation, for any model with the small `Decoder` interface: encode, extend, decode.
+"""The device side of generation, for any model that is a `family.Decoder`: encode, extend, decode.
 
 All functions are pure and of fixed shapes; `engine.py` jits them and says what goes where.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +16,7 @@ from edit_rl_jax.nn.attention import attention
 from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.engine.automaton import Automaton
 from edit_rl_jax.vlm.engine.cache import AXES, KV, attend_part, merge_parts, route, routed_part, to_heads, write
-from edit_rl_jax.vlm.engine.sampler import Sampling, answer_keys, sample
-
-VISION = ("patches", "patch_segments", "window_segments", "patch_hw")
-
-
-class Decoder(Protocol):
-    """What generation needs of a model; `qwen2_5_vl.model.Qwen25VL` is one.
-
-    `language_model(x [B,T,D], positions [B,3,T], attend, states)` runs the stacked layers, each calling
-    `attend(q, k, v, layer_state) -> (out, new_layer_state)`, and returns (hidden, states stacked on a leading L).
-    """
-
-    attention: str | None
-
-    def visual(self, *arrays: Array) -> Array: ...
-    def embed(self, tokens: Array, image_index: Array, image_features: Array | None = None) -> Array: ...
-    def language_model(self, x: Array, positions: Array, attend: Any, states: Any = None) -> tuple[Array, Any]: ...
-    def logits(self, h: Array) -> Array: ...
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, answer_keys, sample
 
 
 @register_dataclass
@@ -44,7 +27,7 @@ class Slots:
     Attributes:
       token: the token to feed next; at first the last one of the prompt.
       fed: tokens fed so far, which is where the next one goes in the store `answers`.
-      position: M-RoPE position of the token fed first.
+      position: of the token fed first, on all axes.
       limit: tokens to write at most.
       active: False where nothing is being written.
       state: of the automaton that constrains the answer (0 without one).
@@ -71,7 +54,10 @@ class Slots:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What a run of `decode_chunk` leaves: the slots' changed fields, the tokens written [B, N], and counts."""
+    """What a run of `decode_chunk` leaves: the slots' changed fields, the tokens written [B, N], and counts.
+
+    log_probs: of the tokens written, fp32, where they were asked for.
+    """
 
     token: Int[Any, " B"]
     fed: Int[Any, " B"]
@@ -80,24 +66,26 @@ class Chunk:
     written: Int[Any, "B N"]
     steps: Int[Any, ""]
     busy: Int[Any, ""]  # slot-steps that wrote a token
+    log_probs: Float[Any, "B N"] | None = None
 
 
-def encode(
-    model: Any, features: Float[Array, "S D"], arrays: Mapping[str, Array], places: Int[Array, "n M"]
-) -> Float[Array, "S D"]:
-    """The feature store with n more images: merged token j of image i goes to row places[i, j] (S or more: nowhere).
+def encode(model: Any, features: Any, arrays: Mapping[str, Array], places: Int[Array, "n M"]) -> Any:
+    """The feature store (leaves [S, ...]) with n more images: merged token j of image i goes to row places[i, j] (S or
+    more: nowhere).
 
-    `arrays`: VISION, one image a row ([n, 1, P, ...], see `qwen2_5_vl.inputs`).
+    `arrays`: of `Decoder.image_features`, one image a row ([n, 1, P, ...]).
     """
-    seen = model.visual(*(arrays[k] for k in VISION))
-    return features.at[places.reshape(-1)].set(seen.reshape(-1, seen.shape[-1]).astype(features.dtype), mode="drop")
+    put = lambda store, new: store.at[places.reshape(-1)].set(
+        new.reshape(-1, *new.shape[2:]).astype(store.dtype), mode="drop"
+    )
+    return jax.tree.map(put, features, model.image_features(arrays))
 
 
 def extend(
     model: Any,
-    features: Float[Array, "S D"],
+    features: Any,
     tokens: Int[Array, "n T"],
-    positions: Int[Array, "n 3 T"],
+    positions: Int[Array, "n axes T"],
     feature_at: Int[Array, "n T"],
     lengths: Int[Array, " n"],
     context: tuple[KV, Int[Array, " n"], Int[Array, " n"]] | None = None,
@@ -108,9 +96,8 @@ def extend(
     that row); None where all pieces are beginnings.
     """
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    x = model.embed(tokens, jnp.full_like(tokens, -1))
-    seen = features[jnp.maximum(feature_at, 0)].astype(x.dtype)
-    x = shard(jnp.where((feature_at >= 0)[..., None], seen, x), "batch", None, None)
+    seen = jax.tree.map(lambda store: store[jnp.maximum(feature_at, 0)], features)
+    x = model.embed(tokens, seen, feature_at >= 0)
 
     def begin(q, k, v, _):
         ids = mask.astype(jnp.int32)
@@ -171,13 +158,15 @@ def decode_chunk(
     steps: Array,
     until: Array,
     *,
-    sampling: Sampling,
+    sampling: TokenSampling,
     places: tuple[int, int],
     automaton: Automaton | None = None,
+    log_probs: bool = False,
 ) -> tuple[KV, Chunk]:
     """Writes answers side by side: at most `steps` tokens each, or until `until` of them have ended.
 
     Each step feeds one token a slot and samples the next. `places`: answers a tile row and an own row take (static).
+    `log_probs`: keep the tokens' log-probabilities under the model itself, before temperature, filters and automaton.
     Returns the store `answers` and what changed.
     """
     stops = jnp.asarray(sampling.stop_tokens or (-1,), jnp.int32)
@@ -207,8 +196,8 @@ def decode_chunk(
             out = merge_parts(parts).astype(v.dtype)
             return out.reshape(B, 1, -1, v.shape[2]), (k, v)
 
-        x = model.embed(token[:, None], jnp.full((B, 1), -1, jnp.int32))
-        positions = jnp.broadcast_to((slots.position + fed)[:, None, None], (B, 3, 1))
+        x = model.embed(token[:, None])
+        positions = jnp.broadcast_to((slots.position + fed)[:, None, None], (B, model.cfg.position_axes, 1))
         hidden, new = model.language_model(x, positions, attend, (tiles, own, answers))
         put = lambda store, x: shard(write(store, x, at), *AXES)
         return model.logits(hidden[:, 0]), (put(answers[0], new[0]), put(answers[1], new[1]))
@@ -220,22 +209,28 @@ def decode_chunk(
 
     def body(carry):
         c, answers = carry
-        logits, answers = forward(c.token, c.fed, answers)
+        raw, answers = forward(c.token, c.fed, answers)
+        logits = raw
         if automaton is not None:
             left = slots.limit - c.fed
-            logits = jnp.where(automaton.allowed(c.state, left), logits, -jnp.inf)
+            logits = jnp.where(automaton.allowed(c.state, left), raw, -jnp.inf)
         token = sample(logits, keys, c.fed, sampling)
         row, column = jnp.arange(B), jnp.where(c.active, jnp.minimum(c.fed, N - 1), N)
-        written = c.written.at[row, column].set(token, mode="drop")
+        written, logp = c.written.at[row, column].set(token, mode="drop"), c.log_probs
+        if logp is not None:
+            chosen = jnp.take_along_axis(raw.astype(jnp.float32), token[:, None], axis=1)[:, 0]
+            chosen -= jax.nn.logsumexp(raw.astype(jnp.float32), axis=1)
+            logp = logp.at[row, column].set(chosen, mode="drop")
         fed = c.fed + c.active.astype(jnp.int32)
         ended = jnp.any(token[:, None] == stops[None], axis=1) | (fed >= slots.limit)
         state = c.state if automaton is None else jnp.where(c.active, automaton.next(c.state, token), c.state)
         token = jnp.where(c.active, token, c.token)
-        chunk = Chunk(token, fed, c.active & ~ended, state, written, c.steps + 1, c.busy + jnp.sum(c.active))
+        chunk = Chunk(token, fed, c.active & ~ended, state, written, c.steps + 1, c.busy + jnp.sum(c.active), logp)
         return chunk, answers
 
     nothing = jnp.full((B, N), -1, jnp.int32)
     zero = jnp.int32(0)
-    start = Chunk(slots.token, slots.fed, slots.active, slots.state, nothing, zero, zero)
+    logp = jnp.zeros((B, N), jnp.float32) if log_probs else None
+    start = Chunk(slots.token, slots.fed, slots.active, slots.state, nothing, zero, zero, logp)
     chunk, answers = jax.lax.while_loop(running, body, (start, answers))
     return answers, chunk

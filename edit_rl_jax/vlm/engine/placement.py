@@ -74,7 +74,7 @@ class FeatureRing:
         return start
 
 
-class Schedule:
+class Placement:
     """Places in the stores of one shape, and the order in which prompts get them."""
 
     def __init__(self, shape: Shape, contexts: int, ring: FeatureRing):

@@ -19,8 +19,9 @@ class Picture:
       key: its content and how it is resized, as a digest: pictures of one key are one image, encoded once.
       tokens: merged tokens.
       slots: patch slots of its arrays, the shape that it is encoded in.
-      load: gives its arrays (`decoder.VISION`, [1, slots, ...]) and the merged token of each of its pads, in order.
-        Called in a thread, at most once a pass through the tower. May raise ValueError: the prompt then has no answer.
+      load: gives its arrays (of `Decoder.image_features`, [1, slots, ...]) and the merged token of each of its pads, in
+        order. Called in a thread, at most once a pass through the tower. May raise ValueError: the prompt then has no
+        answer.
     """
 
     key: bytes
@@ -44,7 +45,7 @@ class Prompt:
 
     Attributes:
       tokens [T]: ids, with a pad for each merged token of an image; the last one is text.
-      positions [3, T]: M-RoPE.
+      positions [axes, T]: of the family.
       pictures: (place of its first pad, picture), in order.
       cuts: places (0 < cut < T - 1, outside images) between pieces. All pieces but the last are prefixes to share with
         the prompts that begin alike. They must follow from the prompt alone (where an image begins, where a fixed text
@@ -53,7 +54,7 @@ class Prompt:
     """
 
     tokens: Int32[np.ndarray, " T"]
-    positions: Int32[np.ndarray, "3 T"]
+    positions: Int32[np.ndarray, "axes T"]
     pictures: tuple[tuple[int, Picture], ...] = ()
     cuts: tuple[int, ...] = ()
     item: int = 0

@@ -10,7 +10,7 @@ from edit_rl_jax.sharding import shard
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class TokenSampling:
     """How tokens are drawn; static (a part of the compiled program).
 
     Attributes:
@@ -32,9 +32,9 @@ class Sampling:
             raise ValueError(f"impossible sampling settings: {self}")
 
 
-def greedy(max_new_tokens: int, stop_tokens: tuple[int, ...] = ()) -> Sampling:
+def greedy(max_new_tokens: int, stop_tokens: tuple[int, ...] = ()) -> TokenSampling:
     """The most likely token each time."""
-    return Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
+    return TokenSampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
 
 
 def answer_keys(
@@ -50,7 +50,7 @@ def answer_keys(
 
 
 def sample(
-    logits: Float[Array, "B V"], keys: Key[Array, " B"], step: Int[Array, " B"], sampling: Sampling
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], step: Int[Array, " B"], sampling: TokenSampling
 ) -> Int[Array, " B"]:
     """Token number `step` of each answer, int32; filters in the order temperature, top-k, top-p."""
     logits = logits.astype(jnp.float32)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from edit_rl_jax.nn.model_files import checked, fields, read_config, section, short
 from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.vlm.patches import ImageSettings
+from edit_rl_jax.vlm.positions import Grid, VisionLayout, VisionRows, rope_index, vision_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +84,10 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole model. Hashable, so that it can be static under jit."""
+    """The whole model; meets `family.Architecture`. Hashable, so that it can be static under jit."""
 
+    model_type = "qwen2_5_vl"
+    position_axes = 3  # M-RoPE: t, h, w
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     image_token_id: int = 151655
@@ -104,6 +110,40 @@ class Config:
             raise ValueError(f"mrope_section {t.mrope_section} must be 3 that sum to head_dim/2 = {t.head_dim // 2}")
         if not all(0 <= i < v.depth for i in v.fullatt_block_indexes):
             raise ValueError(f"fullatt_block_indexes {v.fullatt_block_indexes} outside depth {v.depth}")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text.vocab_size
+
+    @property
+    def patch_dim(self) -> int:
+        return self.vision.patch_dim
+
+    @property
+    def merge_unit(self) -> int:
+        return self.vision.merge_unit
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        t = self.text
+        return t.num_attention_heads, t.intermediate_size, t.vocab_size, self.vision.num_heads
+
+    def images(self, **settings: Any) -> ImageSettings:
+        v = self.vision
+        return ImageSettings(v.patch_size, v.temporal_patch_size, v.spatial_merge_size, **settings)
+
+    def positions(self, tokens: np.ndarray, grids: Sequence[Grid]) -> tuple[np.ndarray, int]:
+        return rope_index(tokens, grids, self.image_token_id, merge=self.vision.spatial_merge_size)
+
+    def vision_rows(self, rows: int, slots: int) -> VisionRows:
+        return VisionRows(rows, slots, self.vision)
+
+    def vision_slots(self, grid: Grid) -> int:
+        return vision_slots(grid, self.vision)
+
+    def vision_arrays(self, layout: VisionLayout) -> dict[str, np.ndarray]:
+        """Full attention is inside "patch_segments", windows are "window_segments"; rotary is of "patch_hw"."""
+        return {k: getattr(layout, k) for k in ("patch_segments", "window_segments", "patch_hw")}
 
     @classmethod
     def from_hf(cls, source: Any) -> Config:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from edit_rl_jax.nn.attention import attention as run_attention
 from edit_rl_jax.nn.linear import Linear, head_logits
@@ -63,25 +63,29 @@ class Qwen25VL(nnx.Module):
         self.lm_head = None if cfg.tie_word_embeddings or text_only else head()
         self.cfg, self.dtype, self.attention = cfg, dtype, attention
 
+    def image_features(self, arrays: Mapping[str, Array]) -> Float[Array, "B M D"]:
+        """Merged tokens of packed images, in the text width and slot order."""
+        return self.visual(*(arrays[k] for k in ("patches", "patch_segments", "window_segments", "patch_hw")))
+
     def embed(
         self,
         tokens: Int[Array, "B T"],
-        image_index: Int[Array, "B T"],
-        image_features: Float[Array, "B M D"] | None = None,
+        features: Float[Array, "B T D"] | None = None,
+        is_image: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Token embeddings, with row image_index of the row's image features where that is not negative."""
+        """Token embeddings; where is_image, the features of that place."""
         x = self.language_model.embed_tokens(tokens, self.dtype)
-        if image_features is not None:
-            seen = jnp.take_along_axis(image_features, jnp.maximum(image_index, 0)[..., None], axis=1)
-            x = jnp.where(image_index[..., None] >= 0, seen.astype(x.dtype), x)
+        if features is not None:
+            x = jnp.where(is_image[..., None], features.astype(x.dtype), x)
         return shard(x, "batch", None, None)
 
     def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, of packed rows (inputs.Batch); padding positions hold nothing of use."""
-        features = None
+        """Hidden states after the final norm, of packed rows (see `rows`); padding positions hold nothing of use."""
+        seen, index = None, batch["image_index"]
         if "patches" in batch and batch["patches"].shape[1] * batch["patches"].shape[2]:
-            features = self.visual(*(batch[k] for k in ("patches", "patch_segments", "window_segments", "patch_hw")))
-        x = self.embed(batch["tokens"], batch["image_index"], features)
+            features = self.image_features(batch)
+            seen = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
+        x = self.embed(batch["tokens"], seen, index >= 0)
         segments = batch["segments"]
 
         def attend(q, k, v, state):

@@ -110,7 +110,7 @@ class VisionTower(nnx.Module):
         window_segments: Int[Array, "B R P"],
         patch_hw: Int[Array, "B R P 2"],
     ) -> Float[Array, "B M out"]:
-        """Merged tokens [B, R P / 4, D_text] in slot order. See inputs.py for the arrays.
+        """Merged tokens [B, R P / 4, D_text] in slot order. See `vlm.rows` for the arrays.
 
         Window blocks attend inside dense groups of W slots of the flattened R P, full blocks inside a vision row.
         Padding slots give finite values that nothing may read.

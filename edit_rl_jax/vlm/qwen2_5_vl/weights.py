@@ -2,13 +2,13 @@
 
 The names in the tree are Hugging Face's, so the mapping below is all there is. Both key styles are read (`visual.*`,
 `model.layers.*` of hub files; `model.visual.*`, `model.language_model.*` of transformers 5); hub names are written,
-as transformers 5 does. Adapters are in `peft.py`.
+as transformers 5 does.
 """
 
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edit_rl_jax.nn import weights as generic
 from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.nn.safetensors_io import INDEX, SINGLE, WeightsError, open_folder
 from edit_rl_jax.nn.weights import LORA, Naming, flatten, host_value, placements
+from edit_rl_jax.vlm.folders import SIDE_FILES, local_folder
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 
 __all__ = ["INDEX", "LORA", "METADATA", "SINGLE", "WeightsError", "flatten", "host_value", "load", "placements"]
@@ -27,18 +28,6 @@ __all__ += ["read_config", "save"]
 
 log = logging.getLogger(__name__)
 STACKED = ("blocks", "layers")
-# what a model folder holds beside weights and config.json
-SIDE_FILES = (
-    "generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json "
-    "added_tokens.json chat_template.json chat_template.jinja preprocessor_config.json processor_config.json "
-    f"video_preprocessor_config.json {METADATA}"
-).split()
-
-
-def local_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is, or the snapshot of a hub id: config, safetensors and tokenizer files only, no code."""
-    wanted = ["config.json", "*.safetensors", INDEX, "adapter_config.json", *SIDE_FILES]
-    return generic.local_folder(path_or_hub_id, revision, wanted)
 
 
 def hf_name(path: Sequence[str]) -> str:
@@ -81,12 +70,12 @@ NAMING = Naming(
 TEXT_NAMING = dataclasses.replace(NAMING, optional=rf"model\.visual\.|lm_head\.|{BUFFERS}", tied=())
 
 
-def read_config(path_or_hub_id: str | Path, revision: str | None = None) -> Config:
-    """The configuration of a folder with its weights: as `Config.from_hf`, but where the files hold a head that differs
-    from the embedding it is a head of its own, whatever config.json says; transformers does the same."""
-    folder = local_folder(path_or_hub_id, revision)
-    cfg = Config.from_hf(folder)
-    if not cfg.tie_word_embeddings or not ((folder / SINGLE).exists() or (folder / INDEX).exists()):
+def architecture(source: Any) -> Config:
+    """`Config.from_hf`, but where a folder's files hold a head that differs from the embedding it is a head of its own,
+    whatever config.json says; transformers does the same."""
+    cfg, inline = Config.from_hf(source), isinstance(source, Mapping) or str(source).lstrip().startswith("{")
+    folder = Path() if inline else Path(source)
+    if inline or not cfg.tie_word_embeddings or not ((folder / SINGLE).exists() or (folder / INDEX).exists()):
         return cfg
     found = {canonical(t.name): t for t in open_folder(folder)}
     head, embedding = (found.get(name) for name in TIED)
@@ -96,6 +85,11 @@ def read_config(path_or_hub_id: str | Path, revision: str | None = None) -> Conf
         "%s: config.json ties the head to the embedding, but the files hold two that differ: both are used", folder
     )
     return dataclasses.replace(cfg, tie_word_embeddings=False)
+
+
+def read_config(path_or_hub_id: str | Path, revision: str | None = None) -> Config:
+    """The configuration of a folder or hub id, with its weights: see `architecture`."""
+    return architecture(local_folder(path_or_hub_id, revision))
 
 
 def load(path_or_hub_id: str | Path, abstract, shardings=None, *, revision: str | None = None):

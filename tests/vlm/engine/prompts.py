@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from edit_rl_jax.vlm.engine.decoder import VISION
 from edit_rl_jax.vlm.engine.prompt import Picture, Prompt
-from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.positions import rope_index, vision_slots
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index, vision_slots
-from edit_rl_jax.vlm.tokenizer import Encoded
+from edit_rl_jax.vlm.rows import empty_batch, write_row
+from edit_rl_jax.vlm.samples import Encoded
 
 
 def picture(cfg: Config, key: bytes, grid, patches: np.ndarray, slots: int = 0) -> Picture:
@@ -17,10 +17,10 @@ def picture(cfg: Config, key: bytes, grid, patches: np.ndarray, slots: int = 0) 
 
     def load():
         pads = np.full(n, cfg.image_token_id, np.int32)
-        batch = empty_batch(Bucket(n, 1, slots, 1), 1, cfg.vision.patch_dim)
+        batch = empty_batch(Bucket(n, 1, slots, 1), 1, cfg)
         zeros = np.zeros((3, n), np.int32)
         write_row(batch, 0, [Encoded("", pads, np.zeros(n, bool), zeros, patches, (grid,))], cfg)
-        return {k: batch[k][0] for k in VISION}, batch["image_index"][0]
+        return {k: v[0] for k, v in batch.items() if k.startswith(("patch", "window"))}, batch["image_index"][0]
 
     return Picture(key, n, slots, load)
 

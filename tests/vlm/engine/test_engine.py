@@ -13,20 +13,21 @@ from edit_rl_jax.sharding import make_mesh, shardings
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.engine import Counters, Engine
 from edit_rl_jax.vlm.engine.prompt import Shape
-from edit_rl_jax.vlm.engine.sampler import Sampling, greedy
-from edit_rl_jax.vlm.packing import Bucket, empty_batch, write_row
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
+from edit_rl_jax.vlm.packing import Bucket
+from edit_rl_jax.vlm.positions import rope_index
 from edit_rl_jax.vlm.qwen2_5_vl import weights
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
-from edit_rl_jax.vlm.qwen2_5_vl.positions import rope_index
-from edit_rl_jax.vlm.tokenizer import Encoded
+from edit_rl_jax.vlm.rows import empty_batch, write_row
+from edit_rl_jax.vlm.samples import Encoded
 from tests.parity import tiny
 from tests.vlm.engine import prompts as make
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRIDS = [((1, 6, 10),), ((1, 10, 14), (1, 4, 6)), (), ((1, 2, 18),)]
 ALL = Tree(np.zeros(1, np.int32), np.full(1, -1, np.int32), np.arange(300, dtype=np.int32)[None])  # every token's logit
-WARM = Sampling(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=12)
+WARM = TokenSampling(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def recomputed(model, sample, n):
     for _ in range(n):
         rope, _ = rope_index(tokens, sample.grids, model.cfg.image_token_id)
         s = Encoded("", tokens, np.zeros(len(tokens), bool), rope, sample.patches, sample.grids)
-        batch = empty_batch(Bucket(96, 1, 192, 1), 1, model.cfg.vision.patch_dim)
+        batch = empty_batch(Bucket(96, 1, 192, 1), 1, model.cfg)
         write_row(batch, 0, [s], model.cfg)
         tokens = np.append(tokens, np.int32(most_likely(model, jax.tree.map(jnp.asarray, batch), len(tokens) - 1)))
     return tokens[start:]
@@ -173,7 +174,7 @@ def test_slots_stay_full_and_mixed_sizes_compile_nothing(model):
     ]
     engine = Engine(
         model,
-        Sampling(1.0, 20, 0.95, 256),
+        TokenSampling(1.0, 20, 0.95, 256),
         slots=16,
         unit=64,
         vision_slots=64,
@@ -262,3 +263,52 @@ def test_other_shapes_and_meshes_change_rounding_only(model, warmly):
     again = [tiny.sample(30 + i, grids, text=4 + i) for i, grids in enumerate(GRIDS)]
     run(engine, [make.of_sample(model.cfg, s) for s in again], answers=3, shape=mine)
     assert engine.compilations == compiled
+
+
+def test_other_weights_compile_nothing_and_leave_nothing_behind(model, warmly):
+    """After `update` the engine answers as a new one does: no prefix or image of the old weights is read."""
+    graphdef, state = nnx.split(model)
+    other = jax.tree.map(lambda x: x * jnp.asarray(1.03, x.dtype), state)
+    asked, compiled = prompts(model.cfg), []
+    options = dict(answers=3, shape=Shape.of(asked, 3, 16))
+    answers = lambda engine: [tuple(t.tolist()) for row in run(engine, asked, **options) for t in row]
+    before, fresh = answers(warmly), answers(Engine(nnx.merge(graphdef, other), WARM, slots=16))
+    count = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        warmly.update(other)
+        after = answers(warmly)
+        warmly.update(model)
+        again = answers(warmly)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert not compiled and after == fresh != before == again
+    with pytest.raises(ValueError, match="the engine's"):
+        warmly.update(jax.tree.map(lambda x: x[..., :1], state))
+
+
+@jax.jit
+def log_probs_of(model, batch):
+    return jax.nn.log_softmax(model.logits(model.hidden(batch)[0]))
+
+
+def test_log_probabilities_are_those_of_a_teacher_forced_pass(model, warmly):
+    """Of every sampled token, before temperature and filters; asked for or not, the answers are the same."""
+    asked, options = prompts(model.cfg), dict(answers=3, shape=Shape.of(prompts(model.cfg), 3, 16))
+    plain = run(warmly, asked, **options)
+    found, worst = list(warmly.generate(asked, log_probs=True, **options)), 0.0
+    for one in found:
+        s = samples()[one.index]
+        for answer, tokens in zip(one.answers, plain[one.index]):
+            np.testing.assert_array_equal(answer.tokens, tokens)
+            all_tokens = np.concatenate([s.tokens, tokens])
+            rope, _ = rope_index(all_tokens, s.grids, model.cfg.image_token_id)
+            answered = np.arange(len(all_tokens)) >= len(s.tokens)
+            batch = empty_batch(Bucket(96, 1, 192, 16), 1, model.cfg)
+            write_row(batch, 0, [Encoded("", all_tokens, answered, rope, s.patches, s.grids)], model.cfg)
+            logp = np.asarray(log_probs_of(model, jax.tree.map(jnp.asarray, batch)))
+            forced = logp[np.flatnonzero(answered) - 1, tokens]
+            assert answer.log_probs.shape == forced.shape
+            worst = max(worst, np.abs(forced - answer.log_probs).max())
+    print(f"log-probabilities within {worst:.1e}")
+    assert len(found) == 4 and worst <= 1e-4

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from edit_rl_jax.vlm.engine.sampler import Sampling, answer_keys, sample
+from edit_rl_jax.vlm.engine.sampler import TokenSampling, answer_keys, sample
 
 N = 40_000
 
@@ -21,7 +21,7 @@ def test_frequencies_equal_the_filtered_softmax(t, k, p):
     same = jnp.zeros(N, jnp.int32)
     keys = answer_keys(0, same, jnp.arange(N, dtype=jnp.int32), same)
     draw = jax.jit(
-        lambda keys: sample(jnp.broadcast_to(jnp.asarray(logits), (N, 12)), keys, same + 3, Sampling(t, k, p))
+        lambda keys: sample(jnp.broadcast_to(jnp.asarray(logits), (N, 12)), keys, same + 3, TokenSampling(t, k, p))
     )
     seen = np.bincount(np.asarray(draw(keys)), minlength=12) / N
     assert ((seen > 0) == (expected > 0)).all()
@@ -39,4 +39,4 @@ def test_keys_depend_on_seed_purpose_item_and_number_only():
 def test_settings_that_cannot_be_are_errors():
     for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match="sampling"):
-            Sampling(**wrong)
+            TokenSampling(**wrong)

@@ -23,9 +23,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.vlm.loading import load_model
-from edit_rl_jax.vlm.qwen2_5_vl import peft
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from tests.parity import ladder, tiny
+from tests.vlm.qwen2_5_vl import peft
 
 EQUAL = "equal"
 Q, PROJ = "q_proj", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -18,12 +18,12 @@ from peft import PeftModel
 import edit_rl_jax
 from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.vlm.loading import base_folder, load_model
-from edit_rl_jax.vlm.qwen2_5_vl import peft
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import LoRAConfig, Qwen25VL
 from edit_rl_jax.vlm.qwen2_5_vl.weights import WeightsError
 from tests.parity import ladder, tiny
 from tests.vlm.qwen2_5_vl import adapters_table as table
+from tests.vlm.qwen2_5_vl import peft
 
 TINY_VL = Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl"
 
@@ -104,7 +104,7 @@ def test_what_was_changed_at_loading_is_not_written_back(tmp_path):
     folder = written(tmp_path, next(r for r in table.ROWS if r.name == "alpha_pattern"))
     adapter = peft.read_adapter(folder)
     cfg = Config.from_hf(ladder.folder() / "heads_equal")
-    model = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=adapter.lora))
+    model = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=peft.lora(adapter)))
     state = peft.load(folder, nnx.state(model, Trainable))
     with pytest.raises(WeightsError, match="differ in rank or alpha"):
         peft.save(state, adapter, tmp_path / "again")
@@ -256,11 +256,16 @@ def test_ranks_that_are_padded_stay_exact(tmp_path):
     """Beyond its own rank the factors of a layer are zero; an adapter of one rank keeps its own rank and alpha."""
     folder = written(tmp_path, next(r for r in table.ROWS if r.name == "rank_pattern"))
     adapter = peft.read_adapter(folder)
-    assert (adapter.rank, adapter.uniform, adapter.vision, adapter.merger) == (7, False, True, False)
+    assert (adapter.rank, adapter.uniform, peft.lora(adapter).vision, peft.lora(adapter).merger) == (
+        7,
+        False,
+        True,
+        False,
+    )
     cfg = Config.from_hf(ladder.folder() / "heads_equal")
-    model = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=adapter.lora))
+    model = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=peft.lora(adapter)))
     state = peft.load(folder, nnx.state(model, Trainable))
     down = state["language_model"]["layers"]["mlp"]["down_proj"]
     assert not jax.numpy.any(down["lora_a"][...][..., 1:]) and not jax.numpy.any(down["lora_b"][...][:, 1:])
     plain = peft.read_adapter(shutil.copytree(table.saved(table.SAME[0]), tmp_path / "plain"))
-    assert plain.lora == LoRAConfig(3, 5.0) and plain.uniform
+    assert peft.lora(plain) == LoRAConfig(3, 5.0) and plain.uniform

@@ -7,8 +7,8 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids, get_vision_window_index
 
+from edit_rl_jax.vlm.positions import VisionDoesNotFitError, pack_vision, rope_index, vision_slots
 from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
-from edit_rl_jax.vlm.qwen2_5_vl.positions import VisionDoesNotFitError, pack_vision, rope_index, vision_slots
 
 QWEN = VisionConfig(hidden_size=1280)
 ODD = [

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.vlm.positions import Grid, pack_vision, rope_index
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
-from edit_rl_jax.vlm.qwen2_5_vl.positions import Grid, pack_vision, rope_index
 
 # Compiling is most of the time of these tests.
 jit = functools.partial(
