@@ -61,7 +61,8 @@ def folder(tmp_path_factory):
 
 
 def test_it_trains_and_its_edits_are_scored(folder):
-    assert issubclass(toy.Editor, Editor) and isinstance(toy.Processor(), Processor)
+    editor = toy.from_folder(folder / "run" / "model")
+    assert isinstance(editor, Editor) and isinstance(editor.processor, Processor)
     rows = metrics.read(folder / "run" / "metrics.jsonl")
     assert rows[-1]["validation_loss"] < 0.7 * rows[0]["loss"]
     for home, n in (("run", 8), ("eval", 4)):
