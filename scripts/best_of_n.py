@@ -18,6 +18,7 @@ from pathlib import Path
 from edit_rl_jax.cli import editor_flags, judge_flags
 from edit_rl_jax.editors import edit_file
 from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards.cache import Cached
 
 
@@ -25,7 +26,7 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", metavar="JSONL")
     parser.add_argument("--input", metavar="JSONL", help="with --editor: instructions and sources")
-    parser.add_argument("--samples", type=int, default=8, help="with --editor: edits of each input")
+    parser.add_argument("--samples", type=flag(int, "[1, 1000]"), default=8, help="with --editor: edits of each input")
     parser.add_argument("--output", required=True, metavar="DIR")
     judge_flags.add_arguments(parser, argv)
     editor_flags.add_arguments(parser, beside_judge=True)

@@ -22,6 +22,7 @@ from edit_rl_jax.cli import editor_flags
 from edit_rl_jax.data.images import decode_image, encode_png, resize
 from edit_rl_jax.editors import edit_file
 from edit_rl_jax.editors.sampling import Edit
+from edit_rl_jax.ranges import flag
 
 
 def parse(argv=None):
@@ -32,11 +33,15 @@ def parse(argv=None):
     one = parser.add_argument_group("one edit")
     one.add_argument("--image", metavar="IMAGE", action="append", default=[], help="up to 5 times")
     one.add_argument("--instruction", metavar="TEXT")
-    one.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the only image's")
+    one.add_argument(
+        "--size", type=flag(int, "[1, 16384]"), nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the only image's"
+    )
     many = parser.add_argument_group("a file of edits")
     many.add_argument("--input", metavar="JSONL", type=Path)
-    many.add_argument("--samples", type=int, default=1, help="edits of each line")
-    many.add_argument("--chunk", type=int, default=16, help="lines that are edited and written together")
+    many.add_argument("--samples", type=flag(int, "[1, 1000]"), default=1, help="edits of each line")
+    many.add_argument(
+        "--chunk", type=flag(int, "[1, 1000000]"), default=16, help="lines that are edited and written together"
+    )
     many.add_argument("--overwrite", action="store_true", help="begin anew where the output exists")
     args = parser.parse_args(argv)
     if args.editor is None:

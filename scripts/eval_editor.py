@@ -12,16 +12,19 @@ import sys
 
 from edit_rl_jax.cli import editor_flags
 from edit_rl_jax.evals.editors import editworld
+from edit_rl_jax.ranges import INT32_OR_0, flag
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", choices=("editworld",), required=True)
     parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument("--prompts", type=int, default=512, help="scenes with an instruction each")
-    parser.add_argument("--samples", type=int, default=1, help="edits of each")
+    parser.add_argument(
+        "--prompts", type=flag(int, "[1, 1000000]"), default=512, help="scenes with an instruction each"
+    )
+    parser.add_argument("--samples", type=flag(int, "[1, 1000]"), default=1, help="edits of each")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
-    parser.add_argument("--data-seed", type=int, default=0, help="of the scenes")
+    parser.add_argument("--data-seed", type=flag(int, INT32_OR_0), default=0, help="of the scenes")
     editor_flags.add_arguments(parser)
     # the built-in world is small, and its editor is trained without guidance in mind
     parser.set_defaults(steps=20, text_guidance=1.0, image_guidance=1.0, edit_rows=64)

@@ -24,6 +24,7 @@ import sys
 from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.evals.judges import editscore_bench, editworld
 from edit_rl_jax.evals.judges.pairs import summary
+from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards.cache import Cached
 
 
@@ -35,9 +36,9 @@ def parse(argv=None):
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
     world = parser.add_argument_group("editworld")
     world.add_argument("--untrained", metavar="DIR", help="model to compare with, asked the same questions")
-    world.add_argument("--pairs", type=int, default=528, help="at least so many (default 528)")
+    world.add_argument("--pairs", type=flag(int, "[1, 1000000]"), default=528, help="at least so many (default 528)")
     world.add_argument("--split", default="test", help="default test: held-out combinations")
-    world.add_argument("--resolution", type=int, default=84, help="pixels a side (default 84)")
+    world.add_argument("--resolution", type=flag(int, "[8, 4096]"), default=84, help="pixels a side (default 84)")
     world.add_argument("--no-controls", action="store_true", help="leave the controls out")
     bench = parser.add_argument_group("editreward_bench")
     bench.add_argument("--data", metavar="DIR", help="folder of the dataset, or its hub id")

@@ -31,6 +31,7 @@ from edit_rl_jax import chips  # noqa: E402
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
 from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
+from edit_rl_jax.ranges import flag
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
 from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
@@ -46,9 +47,13 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     config_lib.add_arguments(parser, required=False)
     parser.add_argument("--topology", metavar="CHIP:GRID", help="v5e:4x4, v5p:4x4x4, v6e:2x4, ...")
-    parser.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the network")
+    parser.add_argument(
+        "--slices", type=flag(int, "[1, 1024]"), default=1, help="slices of that topology, joined by the network"
+    )
     parser.add_argument("--job", choices=("train", "score", "edit"), default="train")
-    parser.add_argument("--slots", type=int, default=64, help="answers side by side, of --job score")
+    parser.add_argument(
+        "--slots", type=flag(int, "[1, 1000000]"), default=64, help="answers side by side, of --job score"
+    )
     parser.add_argument(
         "--buckets", default="largest", metavar="NAMES", help="or all, or (parts of) names: 512x512,..."
     )

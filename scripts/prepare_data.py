@@ -27,13 +27,16 @@ import tensorflow_datasets as tfds
 from edit_rl_jax.data import images, readers, sharegpt
 from edit_rl_jax.data.records import EditRecord, RecordError
 from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
+from edit_rl_jax.ranges import INT32_OR_0, flag
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     origin = p.add_mutually_exclusive_group(required=True)
     origin.add_argument("--input", type=Path, nargs="+", metavar="FILE", help="rows: .jsonl, .json or .parquet")
-    origin.add_argument("--world", type=int, metavar="N", help="N training records of the built-in world")
+    origin.add_argument(
+        "--world", type=flag(int, "[1, 1e9]"), metavar="N", help="N training records of the built-in world"
+    )
     add = p.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the dataset (must not hold one)")
     add("--image-root", type=Path, metavar="DIR", help="image paths are relative to it (default: the file's folder)")
@@ -42,23 +45,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     help = "stop at the first bad row, or leave bad rows out and count them (default: %(default)s)"
     add("--on-bad-record", choices=("error", "skip"), default="error", help=help)
     help = "share of (source, instruction) groups that becomes the split 'validation' (default: none)"
-    add("--validation", type=float, default=0.0, metavar="F", help=help)
+    add("--validation", type=flag(float, "[0, 1)"), default=0.0, metavar="F", help=help)
     help = "an image whose header claims more megapixels is a bad row (default: %(default)g)"
-    add("--max-mpx", type=float, default=images.MAX_PIXELS / 1e6, metavar="M", help=help)
+    add("--max-mpx", type=flag(float, "(0, 1e6)"), default=images.MAX_PIXELS / 1e6, metavar="M", help=help)
     add("--no-decode", action="store_true", help="check image headers only: faster, misses truncated files")
-    add("--limit", type=int, metavar="N", help="read at most N rows of each file")
-    add("--seed", type=int, default=0, help="of the world (default: %(default)s)")
-    add("--resolution", type=int, default=84, help="of the world's images, pixels (default: %(default)s)")
-    args = p.parse_args(argv)
-    if args.world is not None and args.world < 1:
-        p.error("--world takes a number of records")
-    if not 0 <= args.validation < 1:
-        p.error("--validation is a share in [0, 1)")
-    if not 0 < args.max_mpx < 1e6:
-        p.error("--max-mpx is a number of megapixels")
-    if args.limit is not None and args.limit < 1:
-        p.error("--limit takes a number of rows")
-    return args
+    add("--limit", type=flag(int, "[1, 1e12]"), metavar="N", help="read at most N rows of each file")
+    add("--seed", type=flag(int, INT32_OR_0), default=0, help="of the world (default: %(default)s)")
+    add(
+        "--resolution",
+        type=flag(int, "[8, 4096]"),
+        default=84,
+        help="of the world's images, pixels (default: %(default)s)",
+    )
+    return p.parse_args(argv)
 
 
 def names_of(files: list[Path]) -> list[str]:

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from edit_rl_jax.cli import judge_flags
+from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards import score_file
 from edit_rl_jax.rewards.serving.service import ServiceError
 
@@ -32,7 +33,9 @@ def parse(argv=None):
     many = parser.add_argument_group("a file of triples")
     many.add_argument("--input", metavar="FILE", type=Path, help=".jsonl or .parquet")
     many.add_argument("--output", metavar="JSONL", type=Path)
-    many.add_argument("--chunk", type=int, default=128, help="edits that are scored and written together")
+    many.add_argument(
+        "--chunk", type=flag(int, "[1, 1000000]"), default=128, help="edits that are scored and written together"
+    )
     many.add_argument("--overwrite", action="store_true", help="begin anew where the output exists")
     args = parser.parse_args(argv)
     if judge_flags.given(args) != 1:

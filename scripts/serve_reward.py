@@ -17,22 +17,24 @@ import sys
 from pathlib import Path
 
 from edit_rl_jax.cli import judge_flags
+from edit_rl_jax.ranges import flag
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     judge_flags.add_arguments(parser, argv)
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8300, help="default 8300; 0 takes a free one")
+    parser.add_argument("--port", type=flag(int, "[0, 65535]"), default=8300, help="default 8300; 0 takes a free one")
     parser.add_argument("--token-file", metavar="FILE", type=Path, help=f"instead of ${judge_flags.TOKEN}")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-body", type=int, default=64 * 2**20, help="bytes of a request (default 64 MiB)")
-    limits.add_argument("--max-items", type=int, default=64, help="edits a request (default 64)")
-    limits.add_argument("--max-pixels", type=int, default=16_000_000, help="of an image (default 16,000,000)")
-    limits.add_argument("--read-seconds", type=float, default=30.0, help="for a request to arrive (default 30)")
-    limits.add_argument("--answer-seconds", type=float, default=600.0, help="for it to be judged (default 600)")
-    limits.add_argument("--max-queue", type=int, default=4096, help="edits that wait (default 4096)")
-    limits.add_argument("--batch", type=int, default=256, help="edits that are judged together (default 256)")
+    count, seconds = flag(int, "[1, 1e12]"), flag(float, "(0, 1e6]")
+    limits.add_argument("--max-body", type=count, default=64 * 2**20, help="bytes of a request (default 64 MiB)")
+    limits.add_argument("--max-items", type=count, default=64, help="edits a request (default 64)")
+    limits.add_argument("--max-pixels", type=count, default=16_000_000, help="of an image (default 16,000,000)")
+    limits.add_argument("--read-seconds", type=seconds, default=30.0, help="for a request to arrive (default 30)")
+    limits.add_argument("--answer-seconds", type=seconds, default=600.0, help="for it to be judged (default 600)")
+    limits.add_argument("--max-queue", type=count, default=4096, help="edits that wait (default 4096)")
+    limits.add_argument("--batch", type=count, default=256, help="edits that are judged together (default 256)")
     return parser.parse_args(argv)
 
 

@@ -16,6 +16,7 @@ from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.nn.model_files import fingerprint
+from edit_rl_jax.ranges import INT32_OR_0, flag
 from edit_rl_jax.sharding import make_mesh
 
 
@@ -26,28 +27,44 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     parser.add_argument(model, metavar="DIR", dest="editor", help="editor folder in its released layout, or hub id")
     parser.add_argument("--editor-kind", default="omnigen2", metavar="NAME", help="a known one, or my_pkg.module")
     parser.add_argument("--lora", metavar="DIR", help="LoRA of its transformer: a PEFT folder or diffusers' file")
-    parser.add_argument("--lora-alpha", type=float, help="where the LoRA's file does not say it")
+    parser.add_argument("--lora-alpha", type=flag(float, "(0, 1e6]"), help="where the LoRA's file does not say it")
     how = parser.add_argument_group("sampling")
-    how.add_argument("--steps", type=int, help="default: the editor's own (50)")
+    how.add_argument("--steps", type=flag(int, "[1, 1000]"), help="default: the editor's own (50)")
     how.add_argument("--solver", choices=("euler", "dpm2"), default="euler", help="dpm2: DPM-Solver++ of order 2")
-    how.add_argument("--base-res", type=int, help="side at which times are not shifted; default: the folder's (320)")
-    how.add_argument("--text-guidance", type=float, help="default: the editor's own (5); 1: none at all")
-    how.add_argument("--image-guidance", type=float, help="default: the editor's own (2); 1: by text alone")
-    how.add_argument("--guided-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"))
+    how.add_argument(
+        "--base-res",
+        type=flag(int, "[1, 16384]"),
+        help="side at which times are not shifted; default: the folder's (320)",
+    )
+    how.add_argument(
+        "--text-guidance", type=flag(float, "[1, 1000]"), help="default: the editor's own (5); 1: none at all"
+    )
+    how.add_argument(
+        "--image-guidance", type=flag(float, "[1, 1000]"), help="default: the editor's own (2); 1: by text alone"
+    )
+    how.add_argument("--guided-range", type=flag(float, "[0, 1]"), nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"))
     how.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
     how.add_argument("--negative-system", metavar="TEXT", help="system text before it; default: the editor's own")
-    how.add_argument("--max-pixels", type=int, default=1024 * 1024, help="larger images are shrunk")
-    how.add_argument("--max-side", type=int, default=1024, help="likewise, the longer side of an input")
-    how.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="decode larger images in tiles of that side")
-    how.add_argument("--text-length", type=int, default=1024, help="tokens of text at most")
+    how.add_argument("--max-pixels", type=flag(int, "[1, 1e9]"), default=1024 * 1024, help="larger images are shrunk")
+    how.add_argument(
+        "--max-side", type=flag(int, "[1, 16384]"), default=1024, help="likewise, the longer side of an input"
+    )
+    how.add_argument(
+        "--tile",
+        type=flag(int, "[0, 16384]"),
+        default=0,
+        metavar="PIXELS",
+        help="decode larger images in tiles of that side",
+    )
+    how.add_argument("--text-length", type=flag(int, "[1, 1000000]"), default=1024, help="tokens of text at most")
     how.add_argument(
         edit + "rows",
         dest="edit_rows",
-        type=int,
+        type=flag(int, "[1, 1000000]"),
         default=1,
         help="edits sampled side by side; a multiple of the devices they lie on",
     )
-    how.add_argument(edit + "seed", dest="edit_seed", type=int, default=0)
+    how.add_argument(edit + "seed", dest="edit_seed", type=flag(int, INT32_OR_0), default=0)
     how.add_argument(
         edit + "mesh",
         dest="edit_mesh",

@@ -5,6 +5,7 @@ import types
 import typing
 from typing import Any
 
+from edit_rl_jax.ranges import flag
 from edit_rl_jax.sharding import MESH_AXES
 
 
@@ -28,5 +29,5 @@ def add_options(group: Any, options: type) -> None:
         elif typing.get_origin(kind) is typing.Literal:
             told["choices"] = [c for c in typing.get_args(kind) if c]
         else:
-            told["type"] = kind
+            told["type"] = flag(kind, allowed) if (allowed := field.metadata.get("allowed")) else kind
         group.add_argument(f"--{field.name.replace('_', '-')}", **told)
