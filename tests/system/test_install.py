@@ -101,18 +101,18 @@ def test_entry_point_lists_jobs(installed):
 )
 def test_a_job_that_is_none_is_told_the_nearest(capsys, monkeypatch, wrong, near):
     monkeypatch.setattr(sys, "argv", ["edit-rl", wrong])
-    assert main.main() == 2
+    assert main() == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"edit-rl: there is no job {wrong!r}" + (f"; the nearest is {near}" if near else "")
     assert second.startswith("jobs: ") and "train_grpo, train_rm" in second
 
 
 ALL_HELP = """
-from edit_rl_jax import cli
+from edit_rl_jax.cli import main
 for job in sys.argv[1:]:
     sys.argv = ["edit-rl", job, "--help"]
     try:
-        cli.main()
+        main.main()
     except SystemExit as end:
         assert not end.code, job
 """
