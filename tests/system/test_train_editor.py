@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # the loop, its saves and its signals are those of test_resume.py
 def test_interrupted_equals_uninterrupted(folder):
     print(resume.trial(folder, "term", 0))
 
