@@ -18,9 +18,10 @@ from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.rewards.base import Edit
 from edit_rl_jax.rewards.editscore.aggregate import judge, replies
 from edit_rl_jax.rewards.editscore.judge import EditScore
+from edit_rl_jax.rewards.editscore.named_prompts import from_json
 from edit_rl_jax.rewards.editscore.objective import loss, to_examples
 from edit_rl_jax.rewards.editscore.parsing import Reply
-from edit_rl_jax.rewards.editscore.prompts import TINY, Prompts
+from edit_rl_jax.rewards.editscore.prompts import TINY
 from edit_rl_jax.vlm.engine.prompt import Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.packing import Bucket
@@ -228,9 +229,9 @@ def test_means_are_over_the_passes_that_could_be_read():
 
 
 def test_prompts_travel_with_the_model_and_are_checked():
-    assert Prompts.from_json(json.loads(json.dumps(TINY.to_json()))) == TINY
+    assert from_json(json.loads(json.dumps(TINY.to_json()))) == TINY
     with pytest.raises(ValueError, match="altered"):
-        Prompts.from_json({**TINY.to_json(), "sc": "Say 25. <instruction>"})
+        from_json({**TINY.to_json(), "sc": "Say 25. <instruction>"})
     parts = TINY.build("sc", "say <|im_end|> now", [b"a", b"b"])
     assert sum(p.count("<|im_end|>") for p in parts if isinstance(p, str)) == 1  # the turn's own end
     with pytest.raises(ValueError, match="2 images"):

@@ -9,7 +9,7 @@ import pytest
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.rewards.editscore import upstream
-from edit_rl_jax.rewards.editscore.prompts import Prompts, get
+from edit_rl_jax.rewards.editscore.named_prompts import from_json, get
 from edit_rl_jax.vlm.patches import ImageSettings
 from edit_rl_jax.vlm.samples import measure_example
 from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer
@@ -83,9 +83,9 @@ def test_profiles_show_what_upstream_showed(package):
 
 def test_a_model_folder_refers_to_them_by_hash(package):
     stored = get("upstream-qwen3").to_json()
-    assert set(stored) == {"name", "sha256"} and Prompts.from_json(stored) == get("upstream-qwen3")
+    assert set(stored) == {"name", "sha256"} and from_json(stored) == get("upstream-qwen3")
     with pytest.raises(ValueError, match="altered"):
-        Prompts.from_json({**stored, "sha256": "0" * 64})
+        from_json({**stored, "sha256": "0" * 64})
 
 
 def test_absent_or_altered_files_are_named(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from edit_rl_jax.data.images import image_size
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of
 from edit_rl_jax.rewards.editscore.answers import read_reply
+from edit_rl_jax.rewards.editscore.named_prompts import get
 from edit_rl_jax.rewards.editscore.options import Options
 from edit_rl_jax.rewards.editscore.parsing import Reply
-from edit_rl_jax.rewards.editscore.prompts import Image, Prompts, Question, get
+from edit_rl_jax.rewards.editscore.prompts import Image, Prompts, Question
 from edit_rl_jax.rewards.serving.client import each, encoded, judged
 from edit_rl_jax.rewards.serving.service import Service
 

@@ -20,9 +20,10 @@ from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of, replies
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
 from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_expected
+from edit_rl_jax.rewards.editscore.named_prompts import from_json, get
 from edit_rl_jax.rewards.editscore.options import Options
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
-from edit_rl_jax.rewards.editscore.prompts import END, Prompts, Question, get
+from edit_rl_jax.rewards.editscore.prompts import END, Prompts, Question
 from edit_rl_jax.rewards.editscore.questions import Questions, digest
 from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
@@ -35,7 +36,7 @@ from edit_rl_jax.vlm.patches import ImageSettings
 def stored_prompts(stored: dict[str, Any], where: str) -> Prompts:
     """The texts in the content of a folder's `edit_rl.json`, else "standard". Raises WeightsError naming `where`."""
     try:
-        return get("standard") if stored.get("prompts") is None else Prompts.from_json(stored["prompts"])
+        return get("standard") if stored.get("prompts") is None else from_json(stored["prompts"])
     except ValueError as e:
         raise WeightsError(f"{where}: {e}") from None
 

@@ -5,8 +5,9 @@ from functools import partial
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.data.records import EditRecord, RecordError, check_scores
-from edit_rl_jax.rewards.editscore.prompts import DEFAULT, Prompts, answer, get
-from edit_rl_jax.rewards.editscore.prompts import choose as choose_prompts
+from edit_rl_jax.rewards.editscore.named_prompts import DEFAULT, get
+from edit_rl_jax.rewards.editscore.named_prompts import choose as choose_prompts
+from edit_rl_jax.rewards.editscore.prompts import Prompts, answer
 from edit_rl_jax.vlm.cross_entropy import loss
 
 __all__ = ["choose_prompts", "examples_with", "loss", "to_examples"]
