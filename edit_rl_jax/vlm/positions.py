@@ -92,7 +92,8 @@ class VisionRows:
         self._group = unit * self._side**2 or max(slots, 1)
         if slots % unit or rows * slots % self._group:
             what = f"whole windows of {self._group} patches" if self._side else f"whole tokens of {unit} patches"
-            raise ValueError(f"patch slots must fill {what}, {rows} x {slots} do not")
+            want = f"multiples of {unit}, together of {self._group}"
+            raise ValueError(f"patch slots must fill {what}: {rows} x {slots} are not {want}")
         self._rows = [(slots, bins) for bins in _bins(rows, slots, self._group)] if slots else []  # free slots, bins
         self._grids: list[Grid] = []
         self._placed: list[tuple[int, int, int, list[int]]] = []  # image, frame, vision row, starts of its windows
