@@ -1,4 +1,4 @@
-"""A file of instructions edited into a folder of images, resumably (see `data.results`)."""
+"""A file of instructions edited into a folder of images, resumably (see `data.resumable`)."""
 
 import dataclasses
 import os

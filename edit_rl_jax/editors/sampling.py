@@ -95,7 +95,7 @@ class Ready(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Edits of one bucket: what `flow.sampling.sample` and `rl.rollout` take."""
+    """Edits of one bucket: what `flow.sampling.sample` and `rl.editors.rollout` take."""
 
     condition: Condition  # [B, branches, ...]
     times: Float[Array | np.ndarray, "B N1"]

@@ -99,8 +99,10 @@ class JudgeReward:
         over = judge_mesh(mesh, j.tensor)
         self.place = over and NamedSharding(over, PartitionSpec())
         self.bonus = config.rl.success_bonus
-        said = {key: value for key, value in j.items() if value} | {"seed": config.seed}
-        options = judges.options(judges.find(j.model, name)[1], said)
+        found = judges.find(j.model, name)[1]
+        unset = {f.name for f in dataclasses.fields(found.Options) if f.default is None}  # a config has no None: empty
+        said = {key: value for key, value in j.items() if value or key not in unset} | {"seed": config.seed}
+        options = judges.options(found, said)
         self.judge = judges.load(j.model, name, options, base=j.base or None, mesh=over)
 
     def __call__(self, samples: Samples) -> Scores:

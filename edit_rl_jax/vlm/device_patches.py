@@ -86,7 +86,7 @@ def _reorders() -> bool:
 def device_patches(
     images: Float[Array, "B H W 3"] | UInt8[Array, "B H W 3"], settings: ImageSettings
 ) -> Float[Array, "B N D"]:
-    """Cuts a batch of images on the device into patches as `data.images.patchify` does on the host.
+    """Cuts a batch of images on the device into patches as `vlm.patches.patchify` does on the host.
 
     images: u8, or float with values in [0, 1], which is rounded to 8 bits. N = h * w of `settings.grid`.
     """

@@ -1,8 +1,8 @@
 """What a family of vision-language models is: its architecture for the host, its model for the device, its files.
 
 Everything above asks these: packing and prompts the architecture, the generation engine the model, training, loading,
-export and plans the family. A family is a module (`qwen2_5_vl.family` is one), found by the `model_type` in a folder's
-`config.json`: in FAMILIES, or as an entry point of the group "edit_rl_families" of an installed package.
+export and plans the family. A family is a module (`vlm.qwen2_5_vl.family` is one), found by the `model_type` in a
+folder's `config.json`: in FAMILIES, or as an entry point of the group "edit_rl_families" of an installed package.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Family(Protocol):
 
     def model(self, cfg: Any, *, rngs: Any, lora: Any = None, **options: Any) -> Any:
         """The model (`Decoder`), to be made abstract by `nnx.eval_shape`. options: trainable, dtype, remat, attention
-        as `qwen2_5_vl.model.Qwen25VL` has them."""
+        as `vlm.qwen2_5_vl.model.Qwen25VL` has them."""
         ...
 
     def save(self, state: Any, cfg: Any, folder: str | Path, *, dtype: Any = None) -> Path:

@@ -122,10 +122,13 @@ def batch_format(config: Any, cfg: Architecture, tokenizer: Any) -> Packed:
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     """(trainable, frozen) on the mesh: random by `config.seed`, then the base's and the adapter's weights over them.
 
-    Raises WeightsError for files that do not fit, ConfigError for an adapter that is not what `model.lora` describes.
+    Raises WeightsError for files that do not fit and for what a LoRA run trains but could not export, ConfigError for
+    an adapter that is not what `model.lora` describes.
     """
     m, key = program.config.model, jax.random.key(program.config.seed)
     naming = family.of(program.model_config).NAMING
+    if m.trainable == "lora":
+        peft.check_only_lora(program.trainable_state)
     if base is None:
         return program.init(key)
     if m.trainable == "full":

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from edit_rl_jax.rewards.serving import server as S
 
@@ -14,8 +15,7 @@ pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no Chromium to try
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright to drive the browser")
-    with api.sync_playwright() as play:
+    with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield browser
         browser.close()

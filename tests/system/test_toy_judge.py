@@ -24,6 +24,7 @@ from edit_rl_jax.rl.editors import prompts
 from edit_rl_jax.sharding import make_mesh
 from scripts import best_of_n, eval_rm, score, serve_reward
 from tests.rl import tiny_editor
+from tests.toys.judge import Options
 
 JUDGE = "tests.toys.judge:Pixels"
 MESH = make_mesh({"data": 1}, jax.devices()[:1])
@@ -165,6 +166,8 @@ def test_its_options_are_keys_of_rl(model):
     config.rl.judge.blind = True
     rl_config.check(config)
     assert rewards.make(config, MESH)  # which reads them
+    config.rl.judge.near = 0.0  # a value like any other
+    assert rewards.JudgeReward(config, MESH, JUDGE).judge.options == Options(near=0.0, blind=True)
     with config.unlocked():
         config.rl.judge.passes = 4
     with pytest.raises(ConfigError, match="no config key 'rl.judge.passes'"):

@@ -4,20 +4,25 @@ prompts."""
 import dataclasses
 import json
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import exports, model_files
 from edit_rl_jax.nn import flat as st
+from edit_rl_jax.nn.params import Trainable
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.editscore import prompts as editscore
 from edit_rl_jax.training import interfaces, on_mesh, sources
 from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl import weights
+from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from tests.training import micro
 from tests.vlm.qwen2_5_vl import peft
 
@@ -49,6 +54,16 @@ def initial(folders, **changes):
         config.model.init_adapter = str(adapter)
     with jax.set_mesh(p.mesh):
         return interfaces.initial_weights(interfaces.model(config), dataclasses.replace(p, config=config), base)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "omnigen2"])
+def test_what_no_adapter_holds_is_refused_before_training(kind):
+    """Not after it, when it would be lost."""
+    state = nnx.State.from_flat_path({("reward", "bias"): Trainable(jnp.zeros(3))})
+    config = SimpleNamespace(model=SimpleNamespace(trainable="lora"), seed=0)
+    made = SimpleNamespace(config=config, trainable_state=state, model_config=Config.from_hf(micro.ARCHITECTURE))
+    with pytest.raises(WeightsError, match="trained, but no part of a LoRA adapter: reward.bias"):
+        interfaces.model_named(kind).initial_weights(made, None)
 
 
 def test_an_adapter_is_the_start(folders):

@@ -115,8 +115,13 @@ def batch_format(config: Any, cfg: Configs, tokenizer: Any) -> EditRows:
 
 
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
-    """Everything from the base, with a fresh or a given LoRA; without one, random but for `model.vae`."""
+    """Everything from the base, with a fresh or a given LoRA; without one, random but for `model.vae`.
+
+    Raises WeightsError for files that do not fit, and for what a LoRA run trains but could not export.
+    """
     m, key = program.config.model, jax.random.key(program.config.seed)
+    if m.trainable == "lora":
+        check_only_lora(program.trainable_state)
     if base is None:
         trainable, frozen = program.init(key)
         if m.vae:
@@ -154,7 +159,6 @@ def _write(program, trainable, folder: Path, tokenizer, prompts, facts, revision
     base = local_folder(m.init_from, m.revision or None) if m.init_from else None
     state, dtype = st.unflatten(program.trainable_state, trainable), jnp.dtype(m.save_dtype)
     if m.trainable == "lora":
-        check_only_lora(state)
         check_finite(state["transformer"])
         weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, folder, m.init_from or None)
     elif base:

@@ -40,7 +40,7 @@ class ScoreTree:
     Attributes:
       opening: tokens of a reply without reasoning, up to where the first score begins.
       separator, closing: what stands between the scores, and after them (the end of the turn left out).
-      tree: for `generation.branch`.
+      tree: for `vlm.engine.branch`.
     """
 
     def __init__(self, tokenizer: Any):

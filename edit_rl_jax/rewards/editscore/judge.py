@@ -58,7 +58,7 @@ class EditScore:
       reduction: of the passes, "average_last" or "average_first" (see `aggregate`).
       shape: fixes the compiled shape for all calls (`engine.Shape`); default: what suits the call.
       mesh: where the weights are sharded; `rows` must then divide over its data axes.
-      engine: further settings of `generation.engine.Engine`.
+      engine: further settings of `vlm.engine.engine.Engine`.
     """
 
     Options = Options
@@ -173,8 +173,8 @@ class EditScore:
     ) -> list[Judgement]:
         """Judges edits of one source, in order.
 
-        Images are encoded bytes, uint8 [H, W, 3], or arrays on the device with values in [0, 1] (float [H, W, 3]),
-        which stay there. `only`: of the two questions those that ask for these dimensions. Never raises for an edit:
+        Images are encoded bytes or [H, W, 3]: uint8 on the host or the device, or float on [0, 1] on the device, where
+        they stay. `only`: of the two questions those that ask for these dimensions. Never raises for an edit:
         what cannot be read is not valid. Raises ValueError for another dimension.
         """
         questions = questions_of(only)

@@ -53,7 +53,7 @@ class Loss(NamedTuple):
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """What `rl.rollout` and `rl.update` run. Static: hashable, a part of the compiled program."""
+    """What `rl.editors.rollout` and `rl.editors.update` run. Static: hashable, a part of the compiled program."""
 
     @property
     def sampler(self) -> Denoising:

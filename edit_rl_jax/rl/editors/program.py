@@ -34,7 +34,7 @@ from edit_rl_jax.training.on_mesh import OnMesh, State, dtype, places
 
 Batch = dict[str, Any]
 """What the host gives a rollout: `arrays` {name: [P, ...]} of the editor's `prepare`, `sources` u8 [P, H, W, 3]; times,
-item, prompt, member of `rl.rollout.Prompts`."""
+item, prompt, member of `rl.editors.rollout.Prompts`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,10 +91,10 @@ def make_update(
     """Makes update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, step_number) -> (state, metrics).
     Jit it with the state donated; nothing in it is static.
 
-    velocity: the network of `rl.rollout`, the same function. reference(frozen, latents, t, condition): the policy
-    without its adapter. microbatches: how many of the rollout's M one update trains; `chunk` (traced) counts updates:
-    microbatches [chunk * microbatches, ...). advantage, keep: [M, B]. state: with "old", the trainable weights that
-    made the samples, for algorithms that ask for them.
+    velocity: the network of `rl.editors.rollout`, the same function. reference(frozen, latents, t, condition): the
+    policy without its adapter. microbatches: how many of the rollout's M one update trains; `chunk` (traced) counts
+    updates: microbatches [chunk * microbatches, ...). advantage, keep: [M, B]. state: with "old", the trainable weights
+    that made the samples, for algorithms that ask for them.
 
     The gradient is that of (sum of losses) / (sum of weights) over rows that train and trained steps. One forward and
     backward at a time: memory does not grow with microbatches or steps. Metrics, fp32: loss, the algorithm's means and
