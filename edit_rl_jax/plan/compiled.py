@@ -4,6 +4,7 @@ Every kind of job is a sequence of `Job`s, one a program; every program of every
 """
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -50,6 +51,11 @@ class Job:
     model: int | None = None
     executed: int | None = None
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def resident(tree: Any) -> int:
+    """Counts the bytes of an abstract tree on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def compile_job(job: Job, chip: Chip) -> dict[str, Any]:

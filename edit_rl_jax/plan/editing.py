@@ -1,7 +1,6 @@
 """Editing planned: the programs of `editors.sampling`."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from edit_rl_jax.editors.base import TokenLengths, tokens
 from edit_rl_jax.editors.sampling import Batch, EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
-from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.plan.compiled import Job, resident
 from edit_rl_jax.training import interfaces
 
 TEXT, GUIDED_TO = 256, 0.6
@@ -39,7 +38,7 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     sampler = EditorSampler(editor, None, settings, mesh)
     places = sharding.shardings(sampler.state, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sampler.state, places)
-    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    held = resident(state)
 
     n, blank = tokens(p, (side, side)), lambda *shape, dtype=np.float32: np.zeros((rows, *shape), dtype)
     arrays = dict(p.prepare(None, [None] * rows, TokenLengths(TEXT, n, n), guidance))

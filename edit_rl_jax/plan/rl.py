@@ -13,7 +13,7 @@ from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import scoring
-from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.plan.compiled import Job, resident
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
@@ -46,11 +46,6 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
         drawn = drawn._replace(finished=None)
         update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
-
-
-def resident(tree: Any) -> int:
-    """Counts the bytes of an abstract tree on one device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def judge_architecture(config: Any) -> Any:
