@@ -11,6 +11,7 @@ from typing import Any
 from edit_rl_jax.data.errors import RecordError
 
 SCORE_RANGE = 25  # scores are integers on 0..25, both dimensions
+PREFERENCE_DIMENSIONS = ("instruction_following", "visual_quality")  # of preferences, each labelled on 1..4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,28 @@ class EditRecord:
     pq: tuple[int, int] | None = None
     sc_reasoning: str = ""
     pq_reasoning: str = ""
+    group: str = ""
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceRecord:
+    """Two edits of one source and instruction, and which of them is preferred.
+
+    Attributes:
+      edited: the two edited images, encoded.
+      prefers: 1 where the first is better as a whole, -1 where the second is, 0 for a tie.
+      scores: labels of (first, second) by the name of a dimension, the higher the better; only what was labelled.
+      key, source, instruction, task, group, meta: as in EditRecord.
+    """
+
+    key: str
+    source: bytes
+    edited: tuple[bytes, bytes]
+    instruction: str
+    prefers: int
+    scores: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    task: str = ""
     group: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
