@@ -128,7 +128,9 @@ def test_gradients_of_adapter_heads_and_reward_token_equal_torch():
     graphdef, state = nnx.split(nnx.eval_shape(make))
     state = weights.load_base(found.home, state, cfg)
     rows = weights.table(state)[1].get_value()
-    state = peft.load(reference.folder(name) / "adapter", weights.part(state, lambda p: not weights.added(p)), kind.NAMING)
+    state = peft.load(
+        reference.folder(name) / "adapter", weights.part(state, lambda p: not weights.added(p)), kind.NAMING
+    )
     heads = weights.load_base(found.home, nnx.split(nnx.eval_shape(make))[1], cfg)
     flat = dict(nnx.to_flat_state(heads))
     row = flat[("reward_row",)].replace(rows[token])
