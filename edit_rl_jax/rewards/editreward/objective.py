@@ -119,8 +119,9 @@ class Preference:
 
     def _loss(self, model: Any, batch: Mapping[str, Array], dropout: float):
         pairs, real = gaussians(model, batch, dropout)
-        at = lambda name: jnp.asarray(batch[f"answer_{name}"])[:, : real.size // len(real) * SIDES * DIMENSIONS]
-        first = lambda name: at(name).reshape(*real.shape, SIDES, DIMENSIONS)[:, :, 0]  # of A, by dimension
+        used = real.shape[1] * SIDES * DIMENSIONS
+        of = lambda name: jnp.asarray(batch[f"answer_{name}"])[:, :used]
+        first = lambda name: of(name).reshape(*real.shape, SIDES, DIMENSIONS)[:, :, 0]  # A's, by dimension
         prefers, label, labelled = first("prefers")[..., 0], first("label"), first("labelled")
         a, b = pairs[:, :, 0], pairs[:, :, 1]
         ties = self.options.loss == "bradley_terry"
@@ -140,7 +141,8 @@ class Preference:
         for i, name in enumerate(PREFERENCE_DIMENSIONS):
             told = real * labelled[..., i] * jnp.abs(label[..., i])
             metrics[f"{name}_accuracy"] = (each[0][..., i] * label[..., i] > 0, told)
-        sums = {k: (jax.lax.stop_gradient(jnp.sum(v * w)), jnp.sum(w)) for k, (v, w) in metrics.items()}
+        total = lambda v, w: jax.lax.stop_gradient(jnp.sum(jnp.where(w > 0, v.astype(jnp.float32) * w, 0.0)))
+        sums = {k: (total(v, w), jnp.sum(w)) for k, (v, w) in metrics.items()}
         return rows.sum(), row_weights.sum(), sums | {"rows": (jax.lax.stop_gradient(rows), row_weights)}
 
 
