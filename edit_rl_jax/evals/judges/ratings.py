@@ -28,12 +28,13 @@ def mean_within(scores: np.ndarray, ratings: np.ndarray, parts: np.ndarray) -> f
 
 
 def standardised(scores: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Scores less their part's mean, by its standard deviation; 0 where that is at most 1e-6, as in upstream's code."""
+    """Scores less their part's mean, by its standard deviation; 0 where that is at most 1e-6, as in upstream's code.
+    Rounded to 1e-9, so that rounding errors do not rank what is equal, which upstream lets them do."""
     out = np.zeros(len(scores))
     for part in np.unique(parts):
         at = parts == part
         if (spread := scores[at].std()) > 1e-6:
-            out[at] = (scores[at] - scores[at].mean()) / spread
+            out[at] = np.round((scores[at] - scores[at].mean()) / spread, 9)
     return out
 
 
