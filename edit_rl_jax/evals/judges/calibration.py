@@ -8,7 +8,7 @@ scaling every mean and spread leaves `gaussian` as it is, so a spread has a mean
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from edit_rl_jax.training.report import Curve
 BINS = 10  # of the confidence, from 0.5 to 1
 KEPT = tuple(range(10, 101, 10))  # percent
 MODELS = ("gaussian", "logistic_normal")
+DRAWS = 1000  # of an interval, of which there are fifty
 NODES = 200  # of the Gauss-Hermite quadrature
 
 
@@ -51,7 +52,7 @@ def bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def calibration(
-    labels: np.ndarray, scores: np.ndarray, spreads: np.ndarray, groups: Sequence[str], seed: int = 0
+    labels: np.ndarray, scores: np.ndarray, spreads: np.ndarray, groups: Sequence[Hashable], seed: int = 0
 ) -> dict[str, Any] | None:
     """The content of eval.json's `calibration`; None where no pair has a spread above 0.
 
@@ -67,8 +68,8 @@ def calibration(
         return None
     own = [g for g, k in zip(groups, keep) if k]
     right = np.where(mean == 0, 0.5, (np.sign(mean) == labels[keep]).astype(np.float64))
-    probability = {"gaussian": gaussian(mean, spread), "logistic_normal": logistic_normal(mean, spread)}
-    confidence = {name: np.maximum(p, 1 - p) for name, p in probability.items()}
+    size = np.abs(mean)  # the probability of the predicted order, whichever edit is shown first
+    confidence = {"gaussian": gaussian(size, spread), "logistic_normal": np.clip(logistic_normal(size, spread), 0.5, 1)}
     figures: dict[str, Any] = {}
     for name, c in confidence.items():
         figures[name] = {
@@ -79,7 +80,7 @@ def calibration(
             "brier": float(np.mean((c - right) ** 2)),
         }
     error = 1 - right
-    orders = {"probability": confidence["logistic_normal"], "spread": -spread, "difference": np.abs(mean)}
+    orders = {"probability": confidence["logistic_normal"], "spread": -spread, "difference": size}
     return {
         "pairs": len(right),
         "ties_left_out": ties,
@@ -93,19 +94,23 @@ def calibration(
     }
 
 
-def _accuracy(right: np.ndarray, groups: Sequence[str], at: np.ndarray) -> dict[str, Any]:
+def _accuracy(right: np.ndarray, groups: Sequence[Hashable], at: np.ndarray) -> dict[str, Any]:
     own = [groups[i] for i in at]
-    return {"accuracy": float(right[at].mean()), "accuracy_ci95": list(interval(right[at], own)), "n": len(at)}
+    return {
+        "accuracy": float(right[at].mean()),
+        "accuracy_ci95": list(interval(right[at], own, draws=DRAWS)),
+        "n": len(at),
+    }
 
 
-def by_spread(spread: np.ndarray, mean: np.ndarray, right: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+def by_spread(spread: np.ndarray, mean: np.ndarray, right: np.ndarray, groups: Sequence[Hashable]) -> dict[str, Any]:
     """Accuracy of the quarters of pairs by spread, the least first."""
     parts = np.array_split(np.argsort(spread, kind="stable"), 4)
     row = lambda at: {"mean_spread": float(spread[at].mean()), "mean_difference": float(np.abs(mean[at]).mean())}
     return {f"quarter {n}": _accuracy(right, groups, at) | row(at) for n, at in enumerate(parts, 1) if len(at)}
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, groups: Sequence[str]) -> list[dict[str, Any]]:
+def reliability(confidence: np.ndarray, right: np.ndarray, groups: Sequence[Hashable]) -> list[dict[str, Any]]:
     """Accuracy beside confidence in each bin that holds pairs."""
     out = []
     for number in np.unique(bins(confidence)):
@@ -116,7 +121,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, groups: Sequence[str]
     return out
 
 
-def kept(orders: dict[str, np.ndarray], right: np.ndarray, groups: Sequence[str]) -> list[dict[str, Any]]:
+def kept(orders: dict[str, np.ndarray], right: np.ndarray, groups: Sequence[Hashable]) -> list[dict[str, Any]]:
     """Accuracy of the most certain 10, 20, ..., 100% of the pairs, by each measure of certainty (float [n])."""
     out = []
     for percent in KEPT:

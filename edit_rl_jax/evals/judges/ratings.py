@@ -1,7 +1,7 @@
 """Compares scores of single edits with people's ratings: rank correlations within each editor."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def rating_figures(cases: Cases, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def interval_of(of: Callable[[np.ndarray], float], groups: list[str], seed: int) -> list[float] | None:
+def interval_of(of: Callable[[np.ndarray], float], groups: Sequence[Hashable], seed: int) -> list[float] | None:
     """The 95% interval of a statistic of indexes, over groups."""
     found = bootstrap(of, groups, seed=seed)
     return None if found is None else list(found)
