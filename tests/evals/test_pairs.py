@@ -1,6 +1,7 @@
 """Pair accuracy counts what it should; a judge that knows the truth is right, one that fails is wrong."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -119,6 +120,17 @@ def test_dimensions_of_another_judge_are_measured_against_the_truth_they_stand_f
     assert figures["calibration_by_dimension"]["instruction_following"]["pairs"] == 2
     assert "instruction_following 0.500, visual_quality 0.000" in P.summary(figures)
     assert P.samples(PAIRS, judged)[0].truth["instruction_following"] in (5.0, 24.0, 25.0, 9.0, 20.0)
+
+
+def test_spreads_of_passes_are_calibrated_too():
+    """Two passes of each edit: the better one's overall 20 +- 2 against 15 +- 1 everywhere."""
+    reply = lambda s: Reply((float(s), float(s)), "", "")
+    of = lambda *scores: judge([reply(s) for s in scores], [reply(s) for s in scores])
+    found = P.calibrations(PAIRS, [(of(18, 22), of(14, 16))] * 3, ("sc", "pq"))
+    assert list(found) == ["overall", "sc", "pq"] and [f["pairs"] for f in found.values()] == [3, 2, 1]
+    z = 5 / math.sqrt(2**2 + 1**2)
+    assert found["overall"]["gaussian"]["mean_confidence"] == pytest.approx((1 + math.erf(z / math.sqrt(2))) / 2)
+    assert P.calibrations(PAIRS, [(of(18), of(14))] * 3, ("sc", "pq")) == {}  # one pass has no spread
 
 
 def test_the_figures_of_editscore_keep_their_names():

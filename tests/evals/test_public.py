@@ -199,6 +199,57 @@ def test_several_sources_reach_the_judge(tmp_path):
     assert found["problems"]["no judgement"]["ids"] == ["two"] and found["problems"]["missing image"]["ids"] == ["none"]
 
 
+PAIR = {
+    "id": "p",
+    "source_image": "s.png",
+    "instruct_prompt": "do",
+    "left_output_image": "a.png",
+    "right_output_image": "b.png",
+}
+GROUP = {"prompt": "do", "path_src": "s.png", "paths_generated": ["a.png", "b.png", "c.png"]}
+COMPASS = {
+    "id": "p",
+    "source_image": "s.png",
+    "prompt": "do",
+    "winner": "a.png",
+    "loser": "b.png",
+    "label": "preference",
+}
+ANSWER = {side: {"response_content": [["image", f"{side[-1]}.png"]]} for side in ("response_a", "response_b")}
+RATED = {"instruction": "do", "input_path": "s.png", "model": "m"}
+EVERY = {  # rows, and what is right of them with the toy, which likes what is close to the source: a, then b, then c
+    "genai_bench": ([PAIR | {"vote_type": "leftvote"}], {"official_accuracy": 1.0}),
+    "editreward_bench_tiger": ([GROUP | {"human_vote": {"ranking": "A>B>C"}}], {"official_accuracy": 1.0, "n": 3}),
+    "aurora_bench": ([GROUP | {"path1": "b.png", "path2": "a.png", "model1_dim1_score": 4, "model2_dim1_score": 2}],
+                     {"official_accuracy": 0.0}),
+    "imagenhub": ([RATED | {"output_path": f"{n}.png", "score": -i} for i, n in enumerate("abc")],
+                  {"spearman": 1.0, "official_spearman": np.tanh(1.0)}),
+    "editreward_compass": ([COMPASS | {"id": d, "dimension": d} for d in ("IA", "VC", "VQ")],
+                           {"official_accuracy": 1.0}),
+    "mmrb2_edit": ([ANSWER | {"id": "p", "prompt_content": [["image", "s.png"], ["text", "do"]], "chosen": "B"}],
+                   {"official_accuracy": 0.0, "n_judgements": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", public.BENCHMARKS)
+def test_a_judge_from_outside_on_every_benchmark(name, tmp_path, capsys):
+    """Through the script, by its overall figure, for it has none of the dimensions that are asked for."""
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/pixels.json").write_text('{"weight": 1.0}')
+    (tmp_path / "data").mkdir()
+    for file, level in (("s", 0), ("a", 10), ("b", 50), ("c", 90)):
+        (tmp_path / f"data/{file}.png").write_bytes(picture(level, level, level))
+    rows, wanted = EVERY[name]
+    lines(tmp_path / "data/rows.jsonl", rows)
+    flags = ["--benchmark", name, "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    flags += ["--model", str(tmp_path / "toy"), "--judge", "tests.toys.judge:Pixels"]
+    assert eval_rm.main(flags) == eval_rm.main(flags) == 0  # the second time from its cache
+    found = json.loads((tmp_path / "out/eval.json").read_text())
+    assert {k: found[k] for k in wanted} == pytest.approx(wanted) and found["problems"] == {}
+    assert set(found["dimensions_used"].values()) == {"overall"} and found["judge"]["weight"] == 1.0
+    assert (tmp_path / "out/report.html").exists() and "items, 0 of them without" in capsys.readouterr().out
+
+
 def label(name, verdict="A>B", **more):
     return {"id": name, "verdict": verdict, **more}
 

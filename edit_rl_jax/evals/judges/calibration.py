@@ -150,6 +150,8 @@ def curves(found: dict[str, Any] | None) -> list[Curve]:
         ]
         title = f"Reliability, {name.replace('_', '-')} (accuracy)"
         charts.append((title, {"accuracy": "accuracy", "perfect": "perfect"}, points))
+    quarters = [{"quarter of spreads": i} | row for i, row in enumerate(found["by_spread"].values(), 1)]
+    charts.append(("Accuracy from the least to the greatest spread (accuracy)", {"accuracy": "accuracy"}, quarters))
     names = {"probability": "by probability", "spread": "by spread", "difference": "by difference"}
     charts.append(("Accuracy without the least certain (accuracy)", names, found["kept"]))
     return charts
