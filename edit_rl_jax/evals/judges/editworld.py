@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax.editworld import dataset
+from edit_rl_jax.evals.judges.calibration import curves
 from edit_rl_jax.evals.judges.pairs import evaluate, samples
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Judge
@@ -55,5 +56,5 @@ def run(
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_report(folder, samples(drawn, judged))
+    write_report(folder, samples(drawn, judged), curves=curves(figures.get("calibration")))
     return figures
