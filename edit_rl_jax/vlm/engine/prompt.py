@@ -32,7 +32,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Tokens [start, stop) of a prompt; `key` names the prompt's content up to `stop`, images by their keys."""
+    """Tokens [start, stop) of a prompt; `key` names what it holds up to `stop`: tokens, positions, images by their keys."""
 
     key: bytes
     start: int
@@ -77,7 +77,7 @@ class Prompt:
         """
         digest, out = hashlib.sha256(), []
         for start, stop in itertools.pairwise((0, *sorted(set(self.cuts)), len(self.tokens) - 1)):
-            digest.update(self.tokens[start:stop].tobytes() + b"|")
+            digest.update(self.tokens[start:stop].tobytes() + b"|" + self.positions[:, start:stop].tobytes())
             for at, picture in self.pictures:
                 if start <= at < stop:
                     digest.update(at.to_bytes(4, "big") + picture.key)
