@@ -99,7 +99,7 @@ def scored(args, source: EditSource) -> tuple[list[Path], dict]:
 def filtered(args, source: EditSource, keep: np.ndarray, tie: np.ndarray, about: dict) -> str:
     """Writes the dataset: of the split what is kept, in its order, and the other splits as they are."""
     home = args.output / EditDataset.name
-    for left in home.glob("*.incomplete*") if home.is_dir() else ():  # by a run that was killed
+    for left in home.glob("incomplete.*") if home.is_dir() else ():  # by a run that was killed
         shutil.rmtree(left)
 
     def best() -> Iterator[EditRecord]:

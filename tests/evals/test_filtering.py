@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import filter_editworld
 from edit_rl_jax.data import pipeline
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord, group_id
@@ -24,6 +25,7 @@ from edit_rl_jax.editors.flow_matching import FlowMatching
 from edit_rl_jax.editors.rows import EditRows, EditShape
 from edit_rl_jax.evals.filtering import ranking, scoring
 from edit_rl_jax.rewards.base import Dimension, Judgement
+from edit_rl_jax.rewards.serving.service import ServiceError
 from edit_rl_jax.training import sources
 from scripts import filter_data
 from tests.editors import toy
@@ -237,7 +239,7 @@ def test_cut_off_anywhere_it_scores_what_is_missing(data, model, tmp_path, monke
         (out / name).write_bytes((tmp_path / "whole/out" / name).read_bytes())
     os.truncate(out / "scores.jsonl", left % (out / "scores.jsonl").stat().st_size)
     (out / "manifest.jsonl.part").write_text("left by a kill")
-    (out / "edit_dataset/1.0.0.incompleteAB").mkdir(parents=True)
+    (out / "edit_dataset/incomplete.79L1QC_1.0.0").mkdir(parents=True)
     edits = asked(monkeypatch)
     assert run(out) == 0 and len(edits) == again
     assert files(out) == files(tmp_path / "whole/out")
@@ -441,3 +443,25 @@ def test_scoring_holds_a_chunk_of_images(tmp_path):
 
     small, large = scored(8), scored(80)
     assert large < 1.2 * small < 12_000_000
+
+
+def test_a_silent_server_leaves_what_it_answered(data, model, tmp_path, monkeypatch):
+    real = Pixels.score
+
+    def silent(self, edits, **how):
+        if edits[0].edited == grey(10):
+            raise ServiceError("http://x: no answer")
+        return real(self, edits, **how)
+
+    flags = words(data, tmp_path / "out", "--keep", 3, "--chunk", 3, model=model)
+    monkeypatch.setattr(Pixels, "score", silent)
+    with pytest.raises(SystemExit, match="no answer; the same command goes on"):
+        filter_data.main(flags)
+    assert (tmp_path / "out/scores.jsonl").read_bytes().count(b"\n") == 3  # the chunk of r3 is not there
+    monkeypatch.setattr(Pixels, "score", real)
+    assert filter_data.main(flags) == 0 and len(manifest(tmp_path / "out")) == 8
+
+
+def test_the_pool_of_the_experiment_is_wrong_in_a_third():
+    right = [r.meta["success"] for r in filter_editworld.pool(9, 70)]
+    assert right == [True, True, False] * 3
