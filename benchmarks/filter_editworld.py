@@ -11,7 +11,8 @@ then trained on by `train_editor.py` and `configs/editor_tiny.py` on all of the 
 third: for equal steps at one batch size, and so for equal minutes, and so long that the thirds are seen several times.
 It starts from the packaged weights, as the paper's editor from its released ones, because from nothing it takes 44
 minutes until it succeeds at half of the edits (`--vae DIR` starts so all the same: what the config does). Held-out
-scenes are then edited with the same noise by all, and the oracle scores the pixels.
+scenes are then edited with the same noise by all, and the oracle scores the pixels. --config.KEY=VALUE goes to the
+training of all.
 
 The file of figures has each run's success with its interval over scenes, the means over the seeds, the differences by
 pairs of scenes, the rank correlation (Spearman) of judge and oracle over the pool, and the share of right edits in each
@@ -56,7 +57,7 @@ PACKAGED = Path(edit_rl_jax.__file__).parent / "assets" / "tiny_editor"
 WRONG = {"half": 0.2, "wrong_object": 0.12, "over_edited": 0.12, "untouched": 0.06, **dict.fromkeys(DAMAGES, 0.125)}
 ARMS = ("all", "best_third", "random_third")
 # As of bench_rl_tiny.py's control: what makes the packaged editor better on right edits.
-TUNING = {"optim.lr": 5e-3, "optim.adam_lr": 1e-3, "optim.warmup": 10}
+TUNING = {"optim.lr": 5e-3, "optim.adam_lr": 1e-3, "optim.warmup": 10, "optim.ema": 0.95}
 
 
 def pool(n: int, seed: int) -> Iterator[EditRecord]:
@@ -96,7 +97,7 @@ def train(folder: Path, data: Path, seed: int, steps: int, args: argparse.Namesp
             if args.vae
             else TUNING | {"model.init_from": PACKAGED, "model.config": ""}
         )
-        words = [f"--config.{k}={v}" for k, v in keys.items()] + args.overrides
+        words = [f"--config.{k}={v}" for k, v in (keys | args.overrides).items()]
         command = [sys.executable, str(ROOT / "scripts" / "train_editor.py"), "--config", str(CONFIG)]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log").open("a") as log:
@@ -162,9 +163,9 @@ def main(argv=None) -> None:
     p.add_argument("--vae", type=Path, metavar="DIR", help="train from nothing, on this autoencoder")
     p.add_argument("--json", metavar="FILE", help="write the figures here too")
     args, rest = p.parse_known_args(argv)
-    args.overrides = [word for word in rest if word.startswith("--config.")]
-    if len(args.overrides) < len(rest):
-        p.error(f"unknown: {' '.join(w for w in rest if not w.startswith('--config.'))}")
+    if wrong := [word for word in rest if not word.startswith("--config.") or "=" not in word]:
+        p.error(f"unknown: {' '.join(wrong)}")
+    args.overrides = dict(word.removeprefix("--config.").split("=", 1) for word in rest)
     home, third = args.workdir.resolve(), args.pool // 3
     args.workdir = home
     home.mkdir(parents=True, exist_ok=True)

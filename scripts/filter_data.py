@@ -136,7 +136,7 @@ def run(args) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     choice = ranking.Choice(args.within, args.by, args.keep, args.keep_share, args.min_score)
     source = EditSource(args.data, args.split) if args.data else None
-    files, settings = scored(args, source) if source else ([args.scores], {})
+    files, settings = scored(args, source) if source else ([args.scores], {"scores": str(args.scores)})
     if args.shard:
         print(f"{files[0]}: scored; a last run without --shard joins all")
         return 0

@@ -154,6 +154,7 @@ def test_the_whole_way_to_an_editor(data, model, tmp_path, capsys):
             "edited": hashlib.sha256(grey(20)).hexdigest(),
             "instruction": hashlib.sha256(b"add a star").hexdigest(),
         },
+        "group": group_id(grey(0), "add a star"),
         "score": pytest.approx(1 - 20 / 255),
         "spread": None,
         "dimensions": {"closeness": pytest.approx(1 - 20 / 255), "colour": 0.0},

@@ -113,10 +113,10 @@ def _doubled(tie: np.ndarray) -> set[int]:
 
 def _entry(line: dict[str, Any], by: str) -> tuple[dict[str, Any], str]:
     """(what the manifest says of an edit before it is ranked, why it has no score or "")."""
-    about = {"key": line["key"], "sha256": line.get("sha256"), "score": None, "spread": None, "dimensions": {}}
+    about = {name: line.get(name) for name in ("key", "sha256", "group", "score")} | {"spread": None, "dimensions": {}}
     if "scores" not in line:
-        return about | {"score": line["score"]}, "" if line["score"] is not None else "null in the file"
-    judged = line["scores"]
+        return about, "" if about["score"] is not None else "null in the file"
+    judged, about["score"] = line["scores"], None
     if not judged["valid"]:
         return about, judged["problem"] or "no reason"
     about["dimensions"] = {name: d["value"] for name, d in judged["dimensions"].items()}
@@ -154,8 +154,8 @@ def kept(table: Table, choice: Choice) -> tuple[Int64[np.ndarray, "n"], Bool[np.
 
 def write_manifest(folder: Path, files: Sequence[Path], choice: Choice) -> tuple[Table, np.ndarray, np.ndarray]:
     """Ranks the edits of files of scores and writes `folder`/manifest.jsonl, a line an edit in the files' order:
-    key, sha256, score, spread, dimensions, rank, kept, and why where it is not. Returns the table, the ranks and what
-    is kept. Raises as `read`, and BlockingIOError where another process writes it.
+    key, sha256, group, score, spread, dimensions, rank, kept, and why where it is not. Returns the table, the ranks and
+    what is kept. Raises as `read`, and BlockingIOError where another process writes it.
     """
     unranked, ready = folder / "manifest.jsonl.unranked", folder / "manifest.jsonl.part"
     with ready.open("ab") as out:
