@@ -1,4 +1,4 @@
-"""Losses of a preference: published values, torch's gradients by an integral of its own, and what each does to sigma."""
+"""Losses of a preference: published values, torch's gradients by an integral of its own, what each does to sigma."""
 
 import jax
 import jax.numpy as jnp
