@@ -60,6 +60,7 @@ class EditReward:
 
     Options = Options
     device_images = True
+    asks_base = False  # a base has no heads to ask
     weights: tuple[Path, Path | None] | None = None  # folder and base that it was loaded from
 
     def __init__(

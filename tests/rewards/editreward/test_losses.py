@@ -1,4 +1,4 @@
-"""Losses of a preference: published values, torch's gradients by an integral of its own, and what each does to sigma."""
+"""Losses of a preference: published values, torch's gradients by an integral of its own, what each does to sigma."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,9 @@ def test_gradients_by_mean_and_log_sigma_equal_torch(kind):
 def test_the_released_loss_only_ever_pushes_sigma_down_and_the_papers_does_not():
     mean, sigma = (x.reshape(-1) for x in np.meshgrid(np.linspace(-6, 6, 25), np.linspace(0.1, 4, 14)))
     by_sigma = lambda loss: np.asarray(
-        jax.vmap(jax.grad(lambda s, m: loss(m[None], s[None])[0]))(jnp.asarray(sigma, jnp.float32), jnp.asarray(mean, jnp.float32))
+        jax.vmap(jax.grad(lambda s, m: loss(m[None], s[None])[0]))(
+            jnp.asarray(sigma, jnp.float32), jnp.asarray(mean, jnp.float32)
+        )
     )
     assert (by_sigma(losses.released) > 0).all()
     paper = by_sigma(losses.paper)

@@ -1,5 +1,6 @@
 """The network with heads against torch: released layout in, positions of both kinds, fusion, pair loss, gradients."""
 
+import copy
 import functools
 
 import jax
@@ -28,13 +29,13 @@ LORA = LoRAConfig(rank=4, alpha=2.0, vision=True, merger=True)
 jit = functools.partial(jax.jit, compiler_options=FAST)
 
 
-def batch(found: loading.ModelFolder, positions: str, options: objective.Options | None = None) -> dict:
+def batch(found: loading.ModelFolder, positions: str) -> dict:
     """All pairs, two in a row and one in the next, as the pipeline makes them."""
     images = ImageSettings(**reference.PIXELS)
     form = Packed(
         found.tokenizer, found.cfg, [Bucket(448, 9, 64, 8)], images, extras=objective.EXTRAS, positions=positions
     )
-    made = objective.Preference(options or objective.Options())
+    made = objective.Preference(objective.Options())
     samples = [form.measure(made.to_examples(r, 5, prompts=TINY)[0]) for r in RECORDS]
     arrays = form.empty(0, 2)
     form.write(arrays, 0, [form.encode(s) for s in samples[:2]])
@@ -88,15 +89,18 @@ def test_positions_matter():
 def test_each_dimension_learns_its_own_labels():
     """By hand: labels (3 > 1) and (2 < 4) of three pairs, the second given the other way round."""
     found, want = opened("untied"), theirs("untied", False)
-    options = objective.Options("paper", labels="dimension")
-    made = objective.Preference(options)
-    total, weight, _ = jit(made.validation_loss)(weights.load(found), batch(found, "mrope", options))
+    model, arrays, sums = weights.load(found), batch(found, "mrope"), {}
+    for labels, count in (("overall", 3), ("dimension", 6), ("both", 9)):
+        made = objective.Preference(objective.Options("paper", labels=labels))
+        sums[labels], weight, _ = jit(made.validation_loss)(model, arrays)
+        assert weight == count
     wanted = 0.0
     for g, r in zip(want, RECORDS):
         first = g if r.prefers > 0 else g.flip(0)  # the record's order again
         wanted += reference.pair_loss("paper", first[:1, 0], first[1:, 0]).item()
         wanted += reference.pair_loss("paper", first[1:, 1], first[:1, 1]).item()
-    assert weight == 6 and error(total, wanted) < NETWORK
+    assert error(sums["dimension"], wanted) < NETWORK
+    assert error(sums["both"], sums["overall"] + sums["dimension"]) < NETWORK
 
 
 def test_gradients_of_adapter_heads_and_reward_token_equal_torch():
@@ -106,8 +110,6 @@ def test_gradients_of_adapter_heads_and_reward_token_equal_torch():
     name, found = "untied", opened("untied")
     net = reference.network(name)
     target = r".*language_model.*_proj|.*visual\.blocks.*\.(qkv|proj|\w+_proj)|.*visual\.merger\.mlp\.[02]"
-    import copy
-
     adapted = copy.deepcopy(net)
     adapted.base = get_peft_model(adapted.base, LoraConfig(r=4, lora_alpha=2.0, target_modules=target)).eval()
     reference.tiny.randomise(adapted.base, seed=1, only="lora_")
@@ -128,7 +130,9 @@ def test_gradients_of_adapter_heads_and_reward_token_equal_torch():
     graphdef, state = nnx.split(nnx.eval_shape(make))
     state = weights.load_base(found.home, state, cfg)
     rows = weights.table(state)[1].get_value()
-    state = peft.load(reference.folder(name) / "adapter", weights.part(state, lambda p: not weights.added(p)), kind.NAMING)
+    state = peft.load(
+        reference.folder(name) / "adapter", weights.part(state, lambda p: not weights.added(p)), kind.NAMING
+    )
     heads = weights.load_base(found.home, nnx.split(nnx.eval_shape(make))[1], cfg)
     flat = dict(nnx.to_flat_state(heads))
     row = flat[("reward_row",)].replace(rows[token])
