@@ -21,7 +21,8 @@ OPTIONS = {"rows": 128, "max_new_tokens": 224}  # of judges that have them: the 
 def load(
     model: Any, untrained: Any = None, judge: str = "", options: Any = None, *, base: Any = None, **how: Any
 ) -> tuple[Judge, Judge | None]:
-    """Loads a judge, and the model to compare with, asked the same questions (the base before training), or None.
+    """Loads a judge, and the model to compare with, asked the same questions (the base before training), or None where
+    there is none or a judge of that class cannot be made of a base.
 
     options: the judge's, or a mapping of some of them. The others as `judges.load`, which says what is raised.
     """
@@ -29,7 +30,7 @@ def load(
     if options is None or isinstance(options, Mapping):
         options = judges.options(found, OPTIONS | dict(options or {}))
     made = judges.load(folder, judge, options, base=base, **how)
-    if not untrained:
+    if not untrained or not getattr(found, "asks_base", True):
         return made, None
     left = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) is None}  # to the model's folder
     same = dataclasses.replace(options, **{name: getattr(made, name) for name in left if hasattr(made, name)})

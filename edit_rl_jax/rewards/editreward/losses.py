@@ -11,6 +11,7 @@ sums, the same at every call.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,12 @@ def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), np.log(w / w.sum()).astype(np.float32)
 
 
+def _at_nodes(mean: Array, sigma: Array, count: int) -> tuple[Array, Array]:
+    """z at the nodes, and their log-weights, on a last axis."""
+    x, log_w = (a.reshape((1,) * mean.ndim + (-1,)) for a in _nodes(count))
+    return mean[..., None] + sigma[..., None] * x, jnp.asarray(log_w)
+
+
 def difference(a: Float[Array, "*n 2"], b: Float[Array, "*n 2"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Returns mean and standard deviation of A - B, both given as (mean, log standard deviation)."""
     return a[..., 0] - b[..., 0], jnp.exp(0.5 * jnp.logaddexp(2 * a[..., 1], 2 * b[..., 1]))
@@ -34,15 +41,13 @@ def difference(a: Float[Array, "*n 2"], b: Float[Array, "*n 2"]) -> tuple[Float[
 
 def released(mean: Float[Array, "*n"], sigma: Float[Array, "*n"], nodes: int = 64) -> Float[Array, "*n"]:
     """E[-log sigmoid(mean + sigma * eps)] in nats."""
-    x, log_w = _nodes(nodes)
-    z = mean[..., None] + sigma[..., None] * x
-    return jnp.sum(jax.nn.softplus(-z) * np.exp(log_w), axis=-1)
+    z, log_w = _at_nodes(mean, sigma, nodes)
+    return jnp.sum(jax.nn.softplus(-z) * jnp.exp(log_w), axis=-1)
 
 
 def paper(mean: Float[Array, "*n"], sigma: Float[Array, "*n"], nodes: int = 64) -> Float[Array, "*n"]:
     """-log E[sigmoid(mean + sigma * eps)] in nats."""
-    x, log_w = _nodes(nodes)
-    z = mean[..., None] + sigma[..., None] * x
+    z, log_w = _at_nodes(mean, sigma, nodes)
     return -jax.nn.logsumexp(log_w - jax.nn.softplus(-z), axis=-1)
 
 
@@ -51,5 +56,5 @@ def bradley_terry(mean: Float[Array, "*n"], tied: Float[Array, "*n"], k: float =
 
     P(A wins) = sigmoid(mean - log k), P(tie) = (k^2 - 1) sigmoid(mean - log k) sigmoid(-mean - log k).
     """
-    win, lose = (jax.nn.softplus(-(sign * mean - np.log(k).astype(np.float32))) for sign in (1, -1))
-    return win + tied * (lose - np.log(k * k - 1).astype(np.float32))
+    win, lose = (jax.nn.softplus(math.log(k) - sign * mean) for sign in (1, -1))
+    return win + tied * (lose - math.log(k * k - 1))

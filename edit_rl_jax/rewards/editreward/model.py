@@ -63,7 +63,7 @@ def with_heads(base: type) -> type:
                 return embedded
             here = (tokens == self.reward.token)[..., None]
             leaves, tree = jax.tree.flatten(embedded)  # the first is what enters the decoder
-            leaves[0] = jnp.where(here, self.reward_row[...].astype(leaves[0].dtype), leaves[0])
+            leaves[0] = jnp.where(here, self.reward_row[...].astype(leaves[0].dtype)[None, None], leaves[0])
             return jax.tree.unflatten(tree, leaves)
 
         def gaussians(

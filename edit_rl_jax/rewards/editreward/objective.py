@@ -36,7 +36,7 @@ class Options:
     """Says what is learnt from a pair."""
 
     loss: str = knob("paper", ("paper", "released", "bradley_terry"))  # see `losses`; the last learns ties, not spreads
-    labels: str = knob("overall", ("overall", "dimension"))  # of which figure: the fused one, or each dimension's own
+    labels: str = knob("overall", ("overall", "dimension", "both"))  # of the fused figure, of each dimension, of all
     ties: str = knob("drop", ("drop", "disentangle", "keep"))  # overall ties. disentangle: one whose dimensions
     # disagree is learnt both ways round; keep: as ties, which only bradley_terry learns
 
@@ -55,8 +55,10 @@ class Preference:
         if "heads" not in config:
             raise ConfigError(f"objective 'editreward' wants model.kind 'editreward', not '{config.model.kind}'")
         options = Options(**config.preference.to_dict())
-        if options.labels == "overall" and config.heads.fusion == "none":
-            raise ConfigError("config key 'heads.fusion': preference.labels='overall' learns the fused figure")
+        if options.labels != "dimension" and config.heads.fusion == "none":
+            raise ConfigError(
+                f"config key 'heads.fusion': preference.labels='{options.labels}' learns the fused figure"
+            )
         if options.ties == "keep" and options.loss != "bradley_terry":
             raise ConfigError("config key 'preference.ties': only preference.loss='bradley_terry' learns ties")
         return cls(options, config.heads.fusion, config.heads.dropout)
@@ -80,7 +82,7 @@ class Preference:
         """
         if not isinstance(record, PreferenceRecord):
             raise RecordError(getattr(record, "key", "record"), "no preference", f"{type(record).__name__}")
-        split = self.options.ties == "disentangle" and self.options.labels == "overall"
+        split = self.options.ties == "disentangle" and self.options.labels != "dimension"
         found = disentangled(record) if split else [record]
         try:
             return [self._pair(r, seed, texts.get(prompts)) for r in found if self._learns(r)]
@@ -89,9 +91,9 @@ class Preference:
 
     def _learns(self, record: PreferenceRecord) -> bool:
         ties = self.options.loss == "bradley_terry"
-        if self.options.labels == "dimension":
-            return any(a != b or ties for a, b in record.scores.values())
-        return record.prefers != 0 or (ties and self.options.ties == "keep")
+        whole = record.prefers != 0 or (ties and self.options.ties == "keep")
+        each = any(a != b or ties for a, b in record.scores.values())
+        return (whole and self.options.labels != "dimension") or (each and self.options.labels != "overall")
 
     def _pair(self, record: PreferenceRecord, seed: int, prompts: Prompts) -> tuple[Example, ...]:
         swap = record.prefers < 0
@@ -119,28 +121,32 @@ class Preference:
 
     def _loss(self, model: Any, batch: Mapping[str, Array], dropout: float):
         pairs, real = gaussians(model, batch, dropout)
-        at = lambda name: jnp.asarray(batch[f"answer_{name}"])[:, : real.size // len(real) * SIDES * DIMENSIONS]
-        first = lambda name: at(name).reshape(*real.shape, SIDES, DIMENSIONS)[:, :, 0]  # of A, by dimension
+        used = real.shape[1] * SIDES * DIMENSIONS
+        of = lambda name: jnp.asarray(batch[f"answer_{name}"])[:, :used]
+        first = lambda name: of(name).reshape(*real.shape, SIDES, DIMENSIONS)[:, :, 0]  # A's, by dimension
         prefers, label, labelled = first("prefers")[..., 0], first("label"), first("labelled")
         a, b = pairs[:, :, 0], pairs[:, :, 1]
-        ties = self.options.loss == "bradley_terry"
+        ties = float(self.options.loss == "bradley_terry")
         each = losses.difference(a, b)
         whole = losses.difference(*(fuse(x, "mean" if self.fusion == "none" else self.fusion) for x in (a, b)))
-        if self.options.labels == "dimension":
-            (mean, sigma), tied = each, (label == 0).astype(jnp.float32)
-            mean = mean * jnp.where(label < 0, -1.0, 1.0)
-            weight = real[..., None] * labelled * (jnp.ones_like(tied) if ties else 1 - tied)
-        else:
-            (mean, sigma), tied = whole, 1 - prefers
-            weight = real * (jnp.ones_like(tied) if ties else prefers)
-        nats = losses.bradley_terry(mean, tied) if ties else getattr(losses, self.options.loss)(mean, sigma)
-        nats = jnp.where(weight > 0, nats * weight, 0.0)
-        rows, row_weights = (x.reshape(len(real), -1).sum(1) for x in (nats, weight))
+        one = (1 - ties) * jnp.abs(label) + ties  # a tie teaches what has a probability of ties
+        terms = {
+            "overall": (whole, 1 - prefers, real * ((1 - ties) * prefers + ties)),
+            "dimension": (each, 1 - jnp.abs(label), real[..., None] * labelled * one),
+        }
+        parts = []
+        for name, ((mean, sigma), tied, weight) in terms.items():
+            if self.options.labels in (name, "both"):
+                mean = mean * jnp.where(label < 0, -1.0, 1.0) if name == "dimension" else mean
+                value = losses.bradley_terry(mean, tied) if ties else getattr(losses, self.options.loss)(mean, sigma)
+                parts.append((jnp.where(weight > 0, value * weight, 0.0), weight))
+        rows, row_weights = (sum(x.reshape(len(real), -1).sum(1) for x in kind) for kind in zip(*parts))
         metrics = {"accuracy": (whole[0] > 0, real * prefers), "spread": (whole[1], real)}
         for i, name in enumerate(PREFERENCE_DIMENSIONS):
             told = real * labelled[..., i] * jnp.abs(label[..., i])
             metrics[f"{name}_accuracy"] = (each[0][..., i] * label[..., i] > 0, told)
-        sums = {k: (jax.lax.stop_gradient(jnp.sum(v * w)), jnp.sum(w)) for k, (v, w) in metrics.items()}
+        total = lambda v, w: jax.lax.stop_gradient(jnp.sum(jnp.where(w > 0, v.astype(jnp.float32) * w, 0.0)))
+        sums = {k: (total(v, w), jnp.sum(w)) for k, (v, w) in metrics.items()}
         return rows.sum(), row_weights.sum(), sums | {"rows": (jax.lax.stop_gradient(rows), row_weights)}
 
 

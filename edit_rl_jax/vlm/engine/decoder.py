@@ -88,15 +88,15 @@ def extend(
     positions: Int[Array, "n axes T"],
     feature_at: Int[Array, "n T"],
     lengths: Int[Array, " n"],
-    context: tuple[KV, Int[Array, " n"], Int[Array, " n"]] | None = None,
+    context: tuple[KV, Int[Array, " n"] | None, Int[Array, " n"]] | None = None,
     *,
     keep: bool = True,
 ) -> tuple[Float[Array, "n T D"], KV | None]:
     """Hidden states of n pieces of prompts, padded on the right, each after its context, and if they are to `keep`
     their keys and values [L, n, Hkv, T, d].
 
-    feature_at: row of `features` that stands for the token, -1 = text. context: (store, row of each piece, tokens of
-    that row); None where all pieces are beginnings.
+    feature_at: row of `features` that stands for the token, -1 = text. context: (store, row of each piece there, None =
+    its own number, tokens of that row); None where all pieces are beginnings.
     """
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     seen = jax.tree.map(lambda store: store[jnp.maximum(feature_at, 0)], features)
@@ -112,7 +112,7 @@ def extend(
         n, T, H, d = q.shape
         k, v = to_heads(k), to_heads(v)
         grouped = to_heads(q).reshape(n, k.shape[1], -1, d)
-        before = tuple(x[rows] for x in layer)
+        before = layer if rows is None else tuple(x[rows] for x in layer)
         seen_before = (jnp.arange(before[0].shape[2])[None] < known[:, None])[:, None]
         causal = jnp.tril(jnp.ones((T, T), bool))[None] & mask[:, None]
         out = merge_parts([attend_part(grouped, before, seen_before), attend_part(grouped, (k, v), causal)])

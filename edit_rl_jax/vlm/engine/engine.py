@@ -171,10 +171,10 @@ class Engine(Prefill):
         """Runs a wave: images, shared prefixes from the shortest on, prompts' own parts, tiles."""
         with self._on_mesh():
             self._prefixes(wave, loader)
-            for arrays, follows, _ in self._parts(wave.leaves, self._shape.own):
+            for arrays, before, _ in self._parts(wave.leaves, self._shape.own):
                 s = self._stores
                 sources = (self.state, s.own, s.contexts, self._features, *arrays)
-                self._stores = dataclasses.replace(s, own=self._programs["leaf"](*sources, follows=follows))
+                self._stores = dataclasses.replace(s, own=self._programs["leaf"](*sources, before=before))
             for tile, row in wave.copies:
                 at, source = np.full(self.rows, self._shape.tiles, np.int32), np.zeros(self.rows, np.int32)
                 at[0], source[0] = tile, row

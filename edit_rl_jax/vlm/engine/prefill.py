@@ -122,9 +122,9 @@ class Prefill:
         self._encode(wave.encode, loader)
         for level in sorted({e[0] for e in wave.extend}):
             pieces = [(prompt, piece, parent, row) for at, prompt, piece, parent, row in wave.extend if at == level]
-            for arrays, follows, _ in self._parts(pieces):
+            for arrays, before, _ in self._parts(pieces):
                 s = self._stores
-                new = self._programs["inner"](self.state, s.contexts, self._features, *arrays, follows=follows)
+                new = self._programs["inner"](self.state, s.contexts, self._features, *arrays, before=before)
                 self._stores = dataclasses.replace(s, contexts=new)
 
     def _encode(self, pictures: list[tuple[Picture, int]], loader: Loader) -> None:
@@ -152,22 +152,35 @@ class Prefill:
             self._merged_of[key] = jax.tree.leaves(jax.eval_shape(run, self.state, arrays))[0].shape[1]
         return self._merged_of[key]
 
+    def _length(self, tokens: int) -> int:
+        """The padded length of a piece."""
+        return rung(tokens, self.unit)
+
+    def _before(self, tokens: int) -> int:
+        """How a piece after so many tokens looks at them: `before` of the programs."""
+        return -1
+
+    def _side_by_side(self, length: int) -> int:
+        """How many pieces of a padded length one prefill takes."""
+        return max(1, self.prefill_tokens // length)
+
     def _parts(
         self, pieces: list[tuple[Prompt, Piece, int, int]], most: int = NOWHERE
-    ) -> Iterator[tuple[tuple[Any, ...], bool, list[int]]]:
+    ) -> Iterator[tuple[tuple[Any, ...], int, list[int]]]:
         """Pieces of one length together, as many as one prefill takes, padded to at most `most`: the arrays of
-        `piece_arrays`, whether the pieces follow a context, and which of `pieces` they are. Counts them."""
-        groups: dict[tuple[int, bool], list[int]] = {}
+        `piece_arrays`, how much of their contexts is looked at (`before` of the programs), and which of `pieces` they
+        are. Counts them."""
+        groups: dict[tuple[int, int], list[int]] = {}
         for i, (_, piece, parent, _) in enumerate(pieces):
-            length = min(rung(piece.stop - piece.start, self.unit), most)
-            groups.setdefault((length, parent >= 0), []).append(i)
-        for (T, follows), group in groups.items():
-            n = -(-max(1, self.prefill_tokens // T) // self.rows) * self.rows
+            length, before = min(self._length(piece.stop - piece.start), most), self._before(piece.start)
+            groups.setdefault((length, before if parent >= 0 else 0), []).append(i)
+        for (T, before), group in groups.items():
+            n = -(-self._side_by_side(T) // self.rows) * self.rows
             for part in (group[i : i + n] for i in range(0, len(group), n)):
-                arrays = piece_arrays([pieces[i] for i in part], n, T, self._ring, follows)
+                arrays = piece_arrays([pieces[i] for i in part], n, T, self._ring, before != 0)
                 self.counters.prefill_tokens += int(arrays[0][3].sum())
                 self.counters.prefill_padded += n * T
-                yield arrays, follows, part
+                yield arrays, before, part
 
 
 def committed(tree: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.engine import cache, decoder
 from edit_rl_jax.vlm.engine.automaton import Automaton
 from edit_rl_jax.vlm.engine.branch import Tree, score_tree
@@ -38,13 +39,21 @@ def programs(
     def encode(state, features, arrays, places):
         return decoder.encode(merge(state), features, arrays, places)
 
-    def inner(state, contexts, features, piece, rows, parents, known, follows):
-        context = (contexts, parents, known) if follows else None
+    def parent(contexts, parents, known, before):
+        """What `decoder.extend` wants of a piece's context. before: 0 = it has none, n = at most so many tokens, taken
+        out of the store at once; -1 = the store's rows as they are, taken out a layer at a time."""
+        if before <= 0:
+            return (contexts, parents, known) if before else None
+        first = lambda store: shard(store[:, parents, :, :before], *cache.AXES)
+        return (first(contexts[0]), first(contexts[1])), None, known
+
+    def inner(state, contexts, features, piece, rows, parents, known, before):
+        context = parent(contexts, parents, known, before)
         _, new = decoder.extend(merge(state), features, *piece, context)
         return decoder.put_contexts(contexts, new, rows, parents, known)
 
-    def leaf(state, own, contexts, features, piece, rows, parents, known, follows):
-        context = (contexts, parents, known) if follows else None
+    def leaf(state, own, contexts, features, piece, rows, parents, known, before):
+        context = parent(contexts, parents, known, before)
         _, new = decoder.extend(merge(state), features, *piece, context)
         return decoder.put_own(own, new, rows)
 
@@ -52,8 +61,8 @@ def programs(
         settings = dict(sampling=sampling, places=places, automaton=automaton, log_probs=log_probs)
         return decoder.decode_chunk(merge(state), tiles, own, answers, slots, seed, steps, until, **settings)
 
-    def read(state, contexts, features, piece, rows, parents, known, follows):
-        context, model = (contexts, parents, known) if follows else None, merge(state)
+    def read(state, contexts, features, piece, rows, parents, known, before):
+        context, model = parent(contexts, parents, known, before), merge(state)
         hidden, _ = decoder.extend(model, features, *piece, context, keep=False)
         last = jnp.maximum(piece[3] - 1, 0)[:, None, None]
         return readout(model, jnp.take_along_axis(hidden, last, axis=1)[:, 0])
@@ -67,9 +76,9 @@ def programs(
     return {
         "branch": jit(branch),
         "encode": jit(encode, donate_argnums=1),
-        "inner": jit(inner, donate_argnums=1, static_argnames="follows"),
-        "leaf": jit(leaf, donate_argnums=1, static_argnames="follows"),
-        "read": jit(read, static_argnames="follows"),
+        "inner": jit(inner, donate_argnums=1, static_argnames="before"),
+        "leaf": jit(leaf, donate_argnums=1, static_argnames="before"),
+        "read": jit(read, static_argnames="before"),
         "copy": jit(copy, donate_argnums=0),
         "decode": jit(decode, donate_argnums=1, static_argnames=("places", "log_probs")),
     }

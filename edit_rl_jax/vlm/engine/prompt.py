@@ -32,7 +32,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Tokens [start, stop) of a prompt; `key` names what it holds up to `stop`: tokens, positions, images by their keys."""
+    """Tokens [start, stop) of a prompt; `key` names what it holds up to `stop`: tokens, positions, pictures' keys."""
 
     key: bytes
     start: int
@@ -89,9 +89,9 @@ class Prompt:
         return [(at, p) for at, p in self.pictures if piece.start <= at < piece.stop]
 
 
-def rung(n: int, unit: int = 1) -> int:
-    """`n` rounded up to an eighth of the next power of two, at least `unit`, so that few shapes cover all sizes."""
-    step = max(unit, (1 << max(n - 1, 1).bit_length()) // 8 // unit * unit)
+def rung(n: int, unit: int = 1, parts: int = 8) -> int:
+    """`n` rounded up to an eighth (one of `parts`) of the next power of two, at least `unit`: few shapes cover all."""
+    step = max(unit, (1 << max(n - 1, 1).bit_length()) // parts // unit * unit)
     return -(-n // step) * step
 
 

@@ -21,6 +21,8 @@ from edit_rl_jax.vlm.engine.prefill import Prefill
 from edit_rl_jax.vlm.engine.programs import programs
 from edit_rl_jax.vlm.engine.prompt import Piece, Prompt, Shape, rung
 
+FINE = 16  # lengths are rounded up to so many parts of a power of two
+
 
 @dataclasses.dataclass(frozen=True)
 class Read:
@@ -40,7 +42,8 @@ class Reader(Prefill):
       readout: (model, hidden [B, D] of last tokens, after the final norm) -> pytree of [B, ...]; row by row.
       prompts: prompts side by side, with one wave of images and prefixes.
       mesh: where `model` is sharded; rows lie over its (data, fsdp) axes.
-      prefill_tokens, vision_slots, feature_tokens, unit: see `Prefill`.
+      prefill_tokens, vision_slots, feature_tokens: see `Prefill`. unit: lengths are rounded up to a sixteenth of the
+        next power of two, and to this.
       contexts: shared prefixes kept, across calls (default: as many as prompts).
       compiler_options: of `jax.jit`.
     """
@@ -56,7 +59,7 @@ class Reader(Prefill):
         vision_slots: int = 1024,
         feature_tokens: int = 8192,
         contexts: int | None = None,
-        unit: int = 32,
+        unit: int = 16,
         compiler_options: Mapping | None = None,
     ):
         sizes = dict(prefill_tokens=prefill_tokens, vision_slots=vision_slots, feature_tokens=feature_tokens)
@@ -77,7 +80,7 @@ class Reader(Prefill):
         longest = max(job.pieces[-1].start for job in queue)
         if shared and longest > shared:
             raise ValueError(f"a shared prefix of {longest} tokens does not fit {shared}")
-        placement = self._allocate(shared or rung(max(longest, 1), self.unit))
+        placement = self._allocate(shared or self._length(max(longest, 1)))
         running: list[tuple[list[int], Any]] = []
         with ThreadPoolExecutor(2) as pool:
             loader = Loader(pool, self._ring, queue, most=4 + 2 * self.prompts)
@@ -122,11 +125,20 @@ class Reader(Prefill):
             chosen.append(queue.popleft().index)
         return wave, chosen, failed
 
+    def _length(self, tokens: int) -> int:
+        return rung(tokens, self.unit, FINE)
+
+    def _before(self, tokens: int) -> int:
+        return min(rung(tokens, self.unit, FINE), self._shape.shared)
+
+    def _side_by_side(self, length: int) -> int:
+        return 1 << max(1, self.prefill_tokens // length).bit_length() - 1  # divides a wave of a power of two
+
     def _start(self, wave: Wave, chosen: list[int]) -> list[tuple[list[int], Any]]:
         """Starts reading the ends of a wave's prompts: their numbers, and what will be there."""
         out, contexts = [], self._stores.contexts
-        for arrays, follows, part in self._parts(wave.leaves):
-            values = self._programs["read"](self.state, contexts, self._features, *arrays, follows=follows)
+        for arrays, before, part in self._parts(wave.leaves):
+            values = self._programs["read"](self.state, contexts, self._features, *arrays, before=before)
             out.append(([chosen[i] for i in part], values))
             self.counters.reads += len(part)
         return out

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from edit_rl_jax.sharding import make_mesh, shardings
+from edit_rl_jax.vlm.engine.prefill import Counters
 from edit_rl_jax.vlm.engine.read import Reader
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.qwen2_5_vl import weights
@@ -68,8 +69,8 @@ def test_reads_what_a_whole_forward_pass_gives(model, reader):
         assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
-def test_every_image_and_every_prefix_is_computed_once(model):
-    """Two questions about each of 12 edits of one source, in waves of 5 prompts."""
+def test_every_image_and_every_prefix_is_computed_once(model, reader):
+    """Two questions about each of 12 edits of one source, in waves of 8 prompts."""
     rng = np.random.default_rng(0)
     both, _ = edits_of_one_source(model.cfg, 12, rng)
     end = lambda p, tail: dataclasses.replace(
@@ -80,13 +81,14 @@ def test_every_image_and_every_prefix_is_computed_once(model):
     )
     tails = rng.integers(3, 280, 7), rng.integers(3, 280, 4)
     asked = [end(p, tail) for p in both for tail in tails]
-    reader = Reader(model, lambda model, hidden: hidden[:, :4], prompts=5)
-    values = run(reader, asked)
+    reader.update(model)  # forgets what it has seen
+    reader.counters = Counters()
+    values = run(reader, asked, shared=SHARED)
     assert reader.counters.images == 13 and reader.counters.reads == 24
     # the questions differ from the cut behind the edited image on, so the ends of both are computed, with last tokens
     middle = len(both[0].tokens) - (40 + 36)
     assert reader.counters.prefill_tokens == distinct_prefix_tokens(asked) + len(asked) + 12 * middle
-    assert len({v.tobytes() for v in values}) == 24 and values[0].shape == (4,)
+    assert len({v.tobytes() for v in values}) == 24 and values[0].shape == (64,)
 
 
 def test_company_changes_nothing_and_compiles_nothing(model, reader):
@@ -136,7 +138,7 @@ def test_a_mesh_changes_rounding_only(model, reader):
     mesh = make_mesh({"data": 2, "tensor": 2})
     graphdef, state = nnx.split(model)
     placed = nnx.merge(graphdef, jax.device_put(state, shardings(state, mesh)))
-    spread, asked = Reader(placed, lambda model, hidden: hidden, prompts=8, mesh=mesh), prompts(model.cfg)
+    spread, asked = Reader(placed, lambda model, hidden: hidden, prompts=8, mesh=mesh), prompts(model.cfg)[1:3]
     for x, y in zip(run(spread, asked, shared=SHARED), run(reader, asked, shared=SHARED)):
         assert np.abs(x - y).max() <= 1e-5 * np.abs(y).max()
     compiled = spread.compilations
