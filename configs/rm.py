@@ -3,7 +3,15 @@
     python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
     python scripts/train_rm.py --config configs/rm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rm_7b
 
-configs/rm_7b.py is the same as configs/rm.py:7b, and so are those of the other sizes.
+configs/rm_7b.py is the same as configs/rm.py:7b, and so are those of the other sizes. EditReward (Gaussian heads trained on
+preferences) is configs/rm.py:7b,editreward, on a dataset of preferences:
+
+    python scripts/prepare_data.py --input train.json --output data/editreward --validation 0.02
+    python scripts/train_rm.py --config configs/rm.py:7b,editreward --config.topology=v5e:4x4 --workdir gs://BUCKET/er_7b
+
+Recipe of arXiv 2509.26346 but for LoRA: 64 pairs a step, images of 448 x 448 pixels, 2 epochs, cosine. As the paper trains
+all weights: --config.model.trainable=full --config.optim.lr=2e-6 --config.preference.loss=released.
+
 Recipe of arXiv 2509.23909: rank 32, alpha 64, lr 1e-4, cosine, warm-up 0.1, 3 epochs, about 128 samples a step (rows x
 accum, packed), images of at most 512 x 512 pixels, bf16.
 
@@ -55,29 +63,47 @@ MESHES = {
 }
 
 
-def get_config(size="7b"):
-    if size not in MESHES:
-        raise ValueError(f"no size '{size}'; sizes: {', '.join(MESHES)}")
-    c = default(kind="qwen2_5_vl", objective="editscore")
-    c.name = f"rm_{size}"
-    c.epochs = 3.0
-    c.rows = 16
-    c.accum = 2
+def get_config(which="7b"):
+    size, _, objective = which.partition(",")
+    if size not in MESHES or objective not in ("", "editscore", "editreward"):
+        raise ValueError(f"no '{which}'; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
+    c = editreward() if objective == "editreward" else editscore()
+    c.name = f"{c.objective}_{size}" if objective else f"rm_{size}"
     c.model.init_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
     c.model.prompts = "standard"
     c.model.lora.rank = 32
     c.model.lora.alpha = 64.0
     c.model.dtype = "bfloat16"
-    c.data.train = "data/editscore"
-    c.data.max_pixels = 512 * 512
-    c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
     c.data.workers = 16
     c.data.on_bad_record = "skip"
     c.optim.lr = 1e-4
     c.optim.schedule = "cosine"
-    c.optim.warmup = 0.1
     c.checkpoint.every = 250
     c.eval.every = 250
     with c.unlocked():
         c.mesh_presets = MESHES[size]
+    return c
+
+
+def editscore():
+    c = default(kind="qwen2_5_vl", objective="editscore")
+    c.epochs = 3.0
+    c.rows = 16
+    c.accum = 2
+    c.data.train = "data/editscore"
+    c.data.max_pixels = 512 * 512
+    c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
+    c.optim.warmup = 0.1
+    return c
+
+
+def editreward():
+    c = default(kind="editreward", objective="editreward")
+    c.epochs = 2.0
+    c.rows = 16
+    c.accum = 4
+    c.data.train = "data/editreward"
+    c.data.min_pixels = c.data.max_pixels = 448 * 448
+    c.data.buckets = ((2816, 3, 1152, 4), (4096, 3, 1152, 4))  # a pair a row; the second for upstream's long prompts
+    c.optim.warmup = 0.05
     return c

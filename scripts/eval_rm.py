@@ -16,21 +16,32 @@ than the world's is measured by its overall figure.
 accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
 and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
 `overall`, or lines of score.py with a `key`) without a model.
+
+Other public benchmarks, with a judge or `--predictions FILE`, whose items are the data's or `--labels FILE`'s:
+
+    python scripts/eval_rm.py --benchmark genai_bench --data GenAI-Bench/image_edition --model runs/judge/model \
+        --output runs/genai
+    python scripts/eval_rm.py --benchmark genai_bench --labels votes.jsonl --predictions verdicts.jsonl --output runs/x
+
+`editreward_bench_tiger` (strict K-way and by pairs), `genai_bench` (four verdicts, and ties merged), `aurora_bench`
+(pairs and ratings), `imagenhub` (ratings), `editreward_compass` (IA, VC, VQ), `mmrb2_edit` (both ways round). What is
+missing, malformed, doubled or in conflict is named and counted, and wrong; docs/benchmarks.md says what is measured.
 """
 
 import argparse
 import sys
 
 from edit_rl_jax.cli import judge_flags
-from edit_rl_jax.evals.judges import editscore_bench, editworld
+from edit_rl_jax.evals.judges import editscore_bench, editworld, public
 from edit_rl_jax.evals.judges.pairs import summary
+from edit_rl_jax.evals.judges.ties import Ties
 from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards.cache import Cached
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench"])
+    parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench", *public.BENCHMARKS])
     judge_flags.add_arguments(parser, argv)
     parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
@@ -40,13 +51,22 @@ def parse(argv=None):
     world.add_argument("--split", default="test", help="default test: held-out combinations")
     world.add_argument("--resolution", type=flag(int, "[8, 4096]"), default=84, help="pixels a side (default 84)")
     world.add_argument("--no-controls", action="store_true", help="leave the controls out")
-    bench = parser.add_argument_group("editreward_bench")
+    bench = parser.add_argument_group("public benchmarks")
     bench.add_argument("--data", metavar="DIR", help="folder of the dataset, or its hub id")
     bench.add_argument("--revision", help="of the dataset, to load from the hub or to write down")
-    bench.add_argument("--predictions", metavar="JSONL", help="recorded scores, instead of a model")
+    bench.add_argument("--predictions", metavar="JSONL", help="recorded scores or verdicts, instead of a model")
+    bench.add_argument("--labels", metavar="JSONL", help="people's labels; with --predictions also instead of --data")
+    held = "chosen on other pairs (default), on the same ones as upstream does (flatters), or a number"
+    kinds = "held-out|oracle|NUMBER"
+    bench.add_argument("--tie-threshold", type=_threshold, metavar=kinds, default="held-out", help=held)
+    bench.add_argument("--upstream", action="store_true", help="add figures by the released code's own rules")
     args = parser.parse_args(argv)
     if args.benchmark == "editreward_bench" and not args.data:
         parser.error("editreward_bench needs --data")
+    if args.benchmark in public.BENCHMARKS and not (args.data or args.labels and args.predictions):
+        parser.error(f"{args.benchmark} needs --data, or --labels with --predictions")
+    if args.labels and args.benchmark not in public.BENCHMARKS:
+        parser.error(f"{args.benchmark} takes no --labels")
     if args.untrained and not args.model:
         parser.error("--untrained is compared with --model")
     if args.benchmark == "editworld" and args.predictions:
@@ -57,6 +77,10 @@ def parse(argv=None):
         value = editworld.OPTIONS[name] if args.benchmark == "editworld" else value
         setattr(args, name, getattr(args, name) or value)
     return args
+
+
+def _threshold(text: str) -> str | float:
+    return text if text in ("held-out", "oracle") else flag(float, "[0, inf)")(text)
 
 
 def main(argv=None) -> int:
@@ -84,6 +108,12 @@ def evaluate(args) -> int:
             judge = Cached(judge_flags.from_arguments(args), f"{args.output}/cache.jsonl")
             about = {"model": args.model or args.server or args.endpoint, **judge.settings()}
         options = dict(revision=args.revision, judge=judge, about=about, predictions=args.predictions)
+        if args.benchmark in public.BENCHMARKS:
+            ties = Ties(args.tie_threshold, getattr(args, "seed", 0), args.upstream)
+            options |= dict(data=args.data, labels=args.labels, ties=ties)
+            print(public.summary(public.run(args.benchmark, args.output, **options)))
+            print(f"{args.output}/eval.json, {args.output}/report.html")
+            return 0
         print(editscore_bench.summary(editscore_bench.run(args.output, args.data, **options)))
     print(f"{args.output}/eval.json, {args.output}/report.html")
     return 0

@@ -20,7 +20,7 @@ def main(argv=None) -> int:
 
 
 def finish(done: supervised.Finished) -> None:
-    """Judges held-out pairs of the built-in world by generation, and writes the report."""
+    """Judges held-out pairs of the built-in world and writes the report."""
     config = done.config
     if not config.eval.pairs:
         write_report(done.folder)
@@ -28,7 +28,7 @@ def finish(done: supervised.Finished) -> None:
     from edit_rl_jax.evals.judges import editworld  # and with it what generates answers: training needs none of it
     from edit_rl_jax.evals.judges.pairs import summary
 
-    supervised.log.info("judging held-out pairs of the built-in world by generation")
+    supervised.log.info("judging held-out pairs of the built-in world")
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
     how = dict(base=done.given.base, mesh=done.mesh if alone else None)
     judge, before = editworld.load(done.model, done.given.base, options={"passes": config.eval.passes}, **how)
@@ -36,7 +36,7 @@ def finish(done: supervised.Finished) -> None:
     about = {"model": str(done.model), "passes": config.eval.passes}
     found = editworld.run(judge, done.folder, untrained=before, about=about, **drawn)
     keys = ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")
-    done.write_card({k: found[k] for k in keys})
+    done.write_card({k: found[k] for k in keys if k in found})
     print(summary(found))
 
 

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from edit_rl_jax import json_files
 
+ADVICE = "take another file, or --overwrite"
+
 
 class ResumeError(ValueError):
     """The output holds something else than the beginning of this run."""
@@ -70,7 +72,7 @@ def complete(
             beside.unlink(missing_ok=True)
         written, rest = whole_lines(output), iter(entries)
         if written:
-            _check_settings(beside, settings)
+            check_settings(beside, settings)
         else:
             beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
         done: list[dict[str, Any]] = []
@@ -94,11 +96,14 @@ def complete(
     return done
 
 
-def _check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
-    old = json_files.read_object(beside) if beside.exists() else {}
-    changed = [
-        f"  {k}: {old.get(k)!r} -> {settings.get(k)!r}" for k in {**old, **settings} if old.get(k) != settings.get(k)
-    ]
+def check_settings(beside: Path, settings: Mapping[str, Any], advice: str = ADVICE) -> None:
+    """Raises ResumeError, with the difference, unless a file holds these settings."""
+    check_same(json_files.read_object(beside) if beside.exists() else {}, settings, advice)
+
+
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
+    """Raises ResumeError, with the difference, for settings that are not those of an output."""
+    changed = [f"  {k}: {old.get(k)!r} -> {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
     if changed:
         lines = "\n".join(changed)
-        raise ResumeError(f"the output was begun under other settings; take another file, or --overwrite:\n{lines}")
+        raise ResumeError(f"the output was begun under other settings; {advice}:\n{lines}")

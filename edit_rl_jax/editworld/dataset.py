@@ -77,7 +77,8 @@ class EditRecords:
     """Random access to `size` records, each a function of (split, seed, index) alone.
 
     `group` consecutive records share their source and instruction. `mixture`: shares of the kinds of candidates;
-    `tasks`: the tasks drawn from. Raises ValueError for an unknown split, kind or task.
+    `tasks`: the tasks drawn from; `also_damaged`: share of the candidates neither right nor damaged by kind that are
+    damaged too. Raises ValueError for an unknown split, kind or task.
     """
 
     def __init__(
@@ -90,13 +91,14 @@ class EditRecords:
         group: int = 4,
         mixture: dict[str, float] | None = None,
         tasks: tuple[str, ...] = TASKS,
+        also_damaged: float = ALSO_DAMAGED,
     ):
         mixture = mixture or MIXTURE
         for what, names, known in (("split", (split,), SPLITS), ("kind", mixture, KINDS), ("task", tasks, TASKS)):
             if wrong := [n for n in names if n not in known]:
                 raise ValueError(f"unknown {what} {wrong[0]!r}; known: {', '.join(known)}")
         self.split, self.size, self.seed, self.resolution = split, size, seed, resolution
-        self.group, self.tasks = group, tasks
+        self.group, self.tasks, self.also_damaged = group, tasks, also_damaged
         self._kinds = tuple(mixture)
         weights = np.array([mixture[k] for k in self._kinds], float)
         self._weights = weights / weights.sum()
@@ -112,15 +114,18 @@ class EditRecords:
     def candidate(self, index: int) -> tuple[Edit, Candidate]:
         """What record `index` shows, before it is rendered and scored."""
         edit = self.edit(index)
-        gen = rng("candidate", self.split, self.seed, index)
+        return edit, self.draw(rng("candidate", self.split, self.seed, index), edit)
+
+    def draw(self, gen: np.random.Generator, edit: Edit) -> Candidate:
+        """Draws a candidate of an edit from the mixture."""
         made = None
         while made is None:
             kind = str(gen.choice(self._kinds, p=self._weights))
             made = candidate(gen, edit, kind, float(gen.uniform(0.05, 1.0)), self.split)
-        if not made.damages and made.kind != "correct" and gen.random() < ALSO_DAMAGED:
+        if not made.damages and made.kind != "correct" and gen.random() < self.also_damaged:
             extra = (choice(gen, DAMAGES), float(gen.uniform(0.05, 1.0)), int(gen.integers(2**31)))
             made = dataclasses.replace(made, damages=(extra,))
-        return edit, made
+        return made
 
     def __getitem__(self, index: int) -> EditRecord:
         if not 0 <= index < self.size:

@@ -1,6 +1,6 @@
-"""Intervals by the bootstrap over groups (scenes): items of one group are not independent. NumPy only."""
+"""Intervals by the bootstrap over groups (scenes): items of one group are not independent. Rank correlation."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -42,6 +42,37 @@ def macro_interval(
     members = {s: [i for i, t in enumerate(strata) if t == s] for s in dict.fromkeys(strata)}
     pick = lambda at: None if groups is None else [groups[i] for i in at]
     return _percentiles(np.mean([_means(x[at], pick(at), draws, rng) for at in members.values()], axis=0), level)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    groups: Sequence[Hashable] | np.ndarray,
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Percentile interval of any statistic of the items' indexes (int [m], with repeats), resampling whole groups.
+
+    Draws in which it is NaN are left out; None where that are more than half of them, or there is no item.
+    """
+    names: dict[Hashable, int] = {}
+    member = np.array([names.setdefault(g, len(names)) for g in groups], np.int64)
+    rng, n, found = np.random.default_rng(seed), len(names), []
+    for _ in range(draws if n else 0):
+        times = np.bincount(rng.integers(n, size=n), minlength=n)
+        found.append(statistic(np.repeat(np.arange(len(member)), times[member])))
+    good = np.array(found)[~np.isnan(found)] if found else np.empty(0)
+    return _percentiles(good, level) if 2 * len(good) > len(found) else None
+
+
+def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Rank correlation; equal values share the mean of their ranks. NaN where one of both does not vary."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(v) - (len(v) + 1) / 2 for v in (a, b))
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else float("nan")
 
 
 def _means(x: np.ndarray, groups: Sequence[Hashable] | np.ndarray | None, draws: int, rng: np.random.Generator):

@@ -222,7 +222,7 @@ def _all_finite(x: jax.Array, dtype: np.dtype) -> jax.Array:
 
 def save(
     state,
-    config: dict[str, Any],
+    config: dict[str, Any] | None,
     folder: str | Path,
     naming: Naming,
     *,
@@ -232,7 +232,8 @@ def save(
 ) -> Path:
     """Writes config.json and safetensors, sharded above `max_shard_bytes`; the inverse of `load`.
 
-    state: all base weights, on any mesh; every process must call, the first one writes. config: of config.json.
+    state: all base weights, on any mesh; every process must call, the first one writes. config: of config.json,
+    None = none is written.
     dtype: of the files, default each weight's own. unflat: shape [in, ...] of one filter of `naming.flat`.
     Raises WeightsError if the state holds LoRA leaves (`peft.merge` first, or `peft.save` the adapter) or numbers that
     are not finite, before anything is written.
@@ -260,7 +261,7 @@ def save(
     stem, index = naming.stem, folder / f"{naming.stem}.safetensors.index.json"
     if lead:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in [*folder.glob(f"{stem}*.safetensors"), index, folder / "config.json"]:
+        for old in [*folder.glob(f"{stem}*.safetensors"), index, *([folder / "config.json"] if config else [])]:
             old.unlink(missing_ok=True)
     n = len(shards)
     names = [f"{stem}{f'-{i + 1:05}-of-{n:05}' if n > 1 else ''}.safetensors" for i in range(n)]
@@ -279,7 +280,8 @@ def save(
     if lead:
         if n > 1:
             index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": place}, indent=2) + "\n")
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
 
 

@@ -94,7 +94,7 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
     with jax.set_mesh(mesh):
         lowered = {
             "prefill": jitted["leaf"].lower(
-                scoring.state, stores.own, stores.contexts, features, piece, *rows, follows=True
+                scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
             ),
             "decode": jitted["decode"].lower(
                 scoring.state,

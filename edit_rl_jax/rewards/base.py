@@ -140,7 +140,8 @@ class Judge(Protocol):
         Options                                     a dataclass of its own settings: flags of the scripts, config of RL
         from_folder(folder, options, *, base=None, mesh=None, verify=True) -> Judge
 
-    and may have `device_images = True` (it takes images that are on the device), and for plans
+    and may have `device_images = True` (it takes images that are on the device), `asks_base = False` (none is
+    made of a base before training), and for plans
     `architecture(folder, base) -> cfg` (of the network that scores; without it nothing is planned).
     """
 

@@ -11,7 +11,10 @@ from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.base import Judge
 
 DEFAULT = "editscore"  # of folders that say nothing: released models and adapters
-JUDGES = {"editscore": "edit_rl_jax.rewards.editscore.judge:EditScore"}  # by `objective` of training
+JUDGES = {  # by `objective` of training
+    "editscore": "edit_rl_jax.rewards.editscore.judge:EditScore",
+    "editreward": "edit_rl_jax.rewards.editreward.judge:EditReward",
+}
 
 
 def kind(name: str) -> Any:

@@ -18,12 +18,14 @@ from edit_rl_jax.nn.flat import Flat
 
 OBJECTIVES = {
     "editscore": "edit_rl_jax.rewards.editscore.objective",
+    "editreward": "edit_rl_jax.rewards.editreward.objective:Preference",
     "sft": "edit_rl_jax.vlm.cross_entropy",  # the source already gives examples (pretraining of the tiny base)
     "flow_matching": "edit_rl_jax.editors.flow_matching:FlowMatching",
     "autoencoder": "edit_rl_jax.editors.vae.trainable:Reconstruction",
 }
 MODELS = {
     "qwen2_5_vl": "edit_rl_jax.vlm.trainable",
+    "editreward": "edit_rl_jax.rewards.editreward.trainable",
     "omnigen2": "edit_rl_jax.editors.omnigen2.trainable",
     "autoencoder": "edit_rl_jax.editors.vae.trainable",
 }
@@ -46,7 +48,8 @@ class Objective(Protocol):
         """Sums the loss of a batch, without a mean: the step divides by the weight of all microbatches and devices.
 
         Gives (sum, weight, metrics), metrics a mapping from names to (sum, weight), scalars except `rows`: sums and
-        weights [B] of each row, by which a loss that is not finite is traced to its records.
+        weights [B] of each row, by which a loss that is not finite is traced to its records. An objective whose loss
+        has chance in it also has `validation_loss`, without.
         """
 
 

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, muon
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.training.on_mesh import State
 
@@ -45,15 +46,25 @@ class Optimizer:
     Attributes:
       tx: gives updates at learning rate 1. learning_rate: of an update's number.
       clip: the greatest norm of a gradient, 0 = any. ema: decay of the weights' moving average, 0 = none.
+      groups: factors of the learning rate, by the beginning of weights' names; the longest that fits counts.
     """
 
     tx: optax.GradientTransformation
     learning_rate: Callable[[Array], Array]
     clip: float
     ema: float = 0.0
+    groups: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def factor(self, name: str) -> float:
+        """Gives the factor of a weight's learning rate."""
+        fits = [g for g in self.groups if name.startswith(g)]
+        return self.groups[max(fits, key=len)] if fits else 1.0
 
     def init(self, trainable: st.Flat) -> State:
-        """Makes the train state that begins with these weights."""
+        """Makes the train state that begins with these weights. Raises ConfigError for a group of no weight."""
+        if lost := [g for g in self.groups if not any(name.startswith(g) for name in trainable)]:
+            parts = sorted({n.split(".")[0] for n in trainable})
+            raise ConfigError(f"config key 'optim.groups': no trained weight begins with {lost[0]!r}; {parts} do")
         ema = {"ema": jax.tree.map(jnp.copy, trainable)} if self.ema else {}
         return {"trainable": trainable, "opt_state": self.tx.init(trainable)} | ema
 
@@ -71,7 +82,7 @@ class Optimizer:
         if self.clip:
             grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, self.clip / jnp.maximum(norm, 1e-30)), grads)
         updates, new_opt = self.tx.update(grads, opt_state, trainable)
-        new = jax.tree.map(lambda p, u: p + lr * u, trainable, updates)
+        new = {k: p + (lr * self.factor(k) if self.groups else lr) * updates[k] for k, p in trainable.items()}
         keep = lambda new, old: jnp.where(finite & jnp.logical_not(empty), new, old)
         new = jax.tree.map(keep, new, trainable)
         out = state | {"trainable": new, "opt_state": jax.tree.map(keep, new_opt, opt_state)}
@@ -88,7 +99,8 @@ def averaged(state: State) -> st.Flat:
 
 def make(config: Any, steps: int) -> Optimizer:
     """Makes the optimizer of `config.optim` (see `training.config`) for a run of so many updates."""
-    return Optimizer(transformation(config), schedule(config, steps), config.clip, config.ema)
+    groups = {name: lr / config.lr for name, lr in config.get("groups", ())}  # a key of some kinds of models
+    return Optimizer(transformation(config), schedule(config, steps), config.clip, config.ema, groups)
 
 
 def transformation(config: Any) -> optax.GradientTransformation:

@@ -62,6 +62,7 @@ def build_program(config: Any, mesh: Mesh, steps: int = 0) -> Program:
     optimizer = optim.make(config.optim, steps or config.steps or 1)
     state, init_state = model.train_state(optimizer.init)
     loss = step.make_loss(model.merge, objective)
+    validation = step.make_loss(model.merge, objective, training=False)
     return Program(
         **vars(model),
         config=config,
@@ -71,7 +72,7 @@ def build_program(config: Any, mesh: Mesh, steps: int = 0) -> Program:
         step=jax.jit(
             step.make_step(loss, optimizer), out_shardings=(places(state), model.everywhere), donate_argnums=0
         ),
-        evaluate=jax.jit(step.make_evaluate(loss), out_shardings=model.everywhere),
+        evaluate=jax.jit(step.make_evaluate(validation), out_shardings=model.everywhere),
         init_state=init_state,
         loss=loss,
     )

@@ -98,7 +98,7 @@ def write_report(
         config=config,
         steps=rows[-1]["step"] if rows else None,
         figures=figures,
-        tables={key: _table(value) for key, value in figures.items() if isinstance(value, dict) and value},
+        tables={key: found for key, v in figures.items() if isinstance(v, dict) and (found := _table(v))[0]},
         charts={
             "Curves": _charts("curves", [(*curve, False) for curve in curves]),
             "Training": _charts("training", [(title, names, rows, log) for title, names, log in PANELS]),
@@ -147,6 +147,8 @@ def _embedded(data: bytes) -> str:
 def _table(groups: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """(columns, rows by name) of a dictionary of eval.json."""
     rows = {g: v if isinstance(v, dict) else {"value": v} for g, v in groups.items()}
+    one = lambda name, value: name.endswith("ci95") or not isinstance(value, dict | list)  # the others are for charts
+    rows = {g: kept for g, row in rows.items() if (kept := {k: v for k, v in row.items() if one(k, v)})}
     return [c for c in dict.fromkeys(k for row in rows.values() for k in row) if not c.endswith("ci95")], rows
 
 

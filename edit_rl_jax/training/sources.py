@@ -20,6 +20,7 @@ from edit_rl_jax.training.interfaces import Objective, Trainable
 WORLDS = {
     "editworld": "edit_rl_jax.editworld.dataset:EditRecords",
     "editworld_perception": "edit_rl_jax.editworld.perception:Perception",
+    "editworld_preferences": "edit_rl_jax.editworld.preferences:Preferences",
     "editworld_edits": "edit_rl_jax.editworld.dataset:RightEdits",
 }
 

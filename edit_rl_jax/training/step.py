@@ -15,11 +15,13 @@ Batch = dict[str, Array]
 Loss = Callable[[st.Flat, st.Flat, Batch], tuple[Array, tuple[Array, dict[str, tuple[Array, Array]]]]]
 
 
-def make_loss(merge: Callable[[st.Flat, st.Flat], Any], objective: Any) -> Loss:
-    """Makes `objective.loss` a function of flat weight dicts; merge(trainable, frozen) -> model."""
+def make_loss(merge: Callable[[st.Flat, st.Flat], Any], objective: Any, training: bool = True) -> Loss:
+    """Makes `objective.loss` a function of flat weight dicts, or where not training its `validation_loss`, if it has
+    one; merge(trainable, frozen) -> model."""
+    of = objective.loss if training else getattr(objective, "validation_loss", objective.loss)
 
     def loss(trainable: st.Flat, frozen: st.Flat, batch: Batch):
-        total, weight, metrics = objective.loss(merge(trainable, frozen), batch)
+        total, weight, metrics = of(merge(trainable, frozen), batch)
         return total, (weight, metrics)
 
     return loss

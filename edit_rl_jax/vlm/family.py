@@ -149,8 +149,8 @@ class Family(Protocol):
         as `vlm.qwen2_5_vl.model.Qwen25VL` has them."""
         ...
 
-    def save(self, state: Any, cfg: Any, folder: str | Path, *, dtype: Any = None) -> Path:
-        """Writes weights and `config.json` as Hugging Face tools read them."""
+    def save(self, state: Any, cfg: Any, folder: str | Path, *, dtype: Any = None, naming: Any = ...) -> Path:
+        """Writes weights and `config.json` as Hugging Face tools read them; naming: default NAMING."""
         ...
 
 

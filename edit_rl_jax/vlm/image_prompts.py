@@ -7,7 +7,7 @@ follow from the prompt's own content, so its result does not depend on what else
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,10 +25,16 @@ Image = np.ndarray | bytes | jax.Array  # the last: born on the device
 
 
 class ImagePrompts:
-    """Makes `Prompt`s of texts and images, for one model's tokenizer and image settings."""
+    """Makes `Prompt`s of texts and images, for one model's tokenizer and image settings.
 
-    def __init__(self, arch: Architecture, tokenizer: Any, images: ImageSettings):
-        self.arch, self.images, self.encode = arch, images, TextEncoder(tokenizer)
+    positions: "mrope" = the family's; "1d" = a token's place in the prompt, on all axes, as the released EditReward
+    weights were trained.
+    """
+
+    def __init__(
+        self, arch: Architecture, tokenizer: Any, images: ImageSettings, positions: Literal["mrope", "1d"] = "mrope"
+    ):
+        self.arch, self.images, self.encode, self.positions = arch, images, TextEncoder(tokenizer), positions
 
     def stem(self, texts: Sequence[str]) -> np.ndarray:
         """The tokens with which all these texts begin."""
@@ -61,6 +67,8 @@ class ImagePrompts:
         )
         tokens = np.concatenate([measured.tokens, np.asarray(opening, np.int32)])
         positions, _ = self.arch.positions(tokens, measured.grids)
+        if self.positions == "1d":
+            positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), positions.shape)
         cuts = {len(h) for h in heads if np.array_equal(tokens[: len(h)], h)}
         if places:
             cuts |= {int(places[-1][0])} | ({int(places[-1][-1]) + 1} if after_last else set())

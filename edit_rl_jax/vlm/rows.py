@@ -54,20 +54,30 @@ def write_row(batch: dict[str, np.ndarray], row: int, samples: Sequence[Encoded]
     """Places samples, in order, into row `row` of a batch, in place. Raises VisionDoesNotFitError."""
     if not samples:
         return
-    layout = lay_out([g for s in samples for g in s.grids], arch.vision_rows(*batch["patches"].shape[1:3]))
+    grids, seen, shown = [], {}, []
+    for s in samples:
+        mine = []
+        for i, grid in enumerate(s.grids):
+            name = s.names[i] if s.names else (len(shown), i)
+            if name not in seen:
+                seen[name] = len(grids)
+                grids.append(grid)
+            mine.append(seen[name])
+        shown.append(mine)
+    layout = lay_out(grids, arch.vision_rows(*batch["patches"].shape[1:3]))
     real = layout.source >= 0
     batch["patches"][row, real] = np.concatenate([s.patches for s in samples])[layout.source[real]]
     for name, value in arch.vision_arrays(layout).items():
         batch[name][row] = value
-    start, answers, merged = 0, 0, iter(layout.merged_index)
+    start, answers = 0, 0
     extras = {k for k in batch if k.startswith("answer_")} - {"answer_index", "answer_targets", "answer_weights"}
     for s, sample in enumerate(samples):
         end = start + len(sample.tokens)
         batch["tokens"][row, start:end] = sample.tokens
         batch["positions"][row, :, start:end] = sample.positions
         batch["segments"][row, start:end] = s + 1
-        for place in image_places(sample.tokens[~sample.answer], sample.grids, arch):
-            batch["image_index"][row, start + place] = next(merged)
+        for place, image in zip(image_places(sample.tokens[~sample.answer], sample.grids, arch), shown[s]):
+            batch["image_index"][row, start + place] = layout.merged_index[image]
         where = np.flatnonzero(sample.answer)
         span = slice(answers, answers + len(where))
         batch["answer_index"][row, span] = start + where - 1
@@ -81,11 +91,12 @@ def write_row(batch: dict[str, np.ndarray], row: int, samples: Sequence[Encoded]
 class Packed:
     """The `formats.Format` of a VLM: samples one after another in rows of text, their images in vision rows.
 
-    A tuple of examples is one sample here: its parts stand side by side in one row.
+    A tuple of examples is one sample here: its parts stand side by side in one row, where an image of several is once.
 
     tokenizer: None where only shapes are wanted. arch: the model's. images: default the model's own. extras: arrays of
     the answer tokens that every example brings (see `data.example.Tokens`), as `answer_NAME` in the batch; "weights"
-    needs no request. Raises ValueError for a bucket whose patch slots are not whole windows.
+    needs no request. positions: as in `samples.encode_measured`. Raises ValueError for a bucket whose patch slots are
+    not whole windows.
     """
 
     def __init__(
@@ -96,6 +107,7 @@ class Packed:
         images: ImageSettings | None = None,
         patch_dtype=np.float32,
         extras: Sequence[str] = (),
+        positions: str = "mrope",
     ):
         for b in buckets:
             try:
@@ -103,11 +115,12 @@ class Packed:
             except ValueError as e:
                 raise ValueError(f"bucket {b}: {e}") from None
         self.buckets, self.arch, self.patch_dtype, self.extras = tuple(buckets), arch, patch_dtype, tuple(extras)
-        self.images = images or arch.images()
+        self.images, self.positions = images or arch.images(), positions
         self._text = None if tokenizer is None else TextEncoder(tokenizer)
 
     def _demand(self, sample: Together) -> Demand:
-        grids = tuple(g for s in sample for g in s.grids)
+        first = ((i, j) for i, row in enumerate(sample.shown()) for j, at in enumerate(row) if at == (i, j))
+        grids = tuple(sample[i].grids[j] for i, j in first)
         return Demand(sum(len(s.tokens) for s in sample), grids, sum(int(s.answer.sum()) for s in sample))
 
     def measure(self, example: Example | tuple[Example, ...]) -> Together:
@@ -135,10 +148,19 @@ class Packed:
         return empty_batch(self.buckets[bucket], rows, self.arch, self.patch_dtype, self.extras)
 
     def encode(self, sample: Together) -> Together:
-        return Together(encode_measured(s, self.arch, self.images) for s in sample)
+        return self._encode(sample, sample.shown())
 
     def blank(self, sample: Together) -> Together:
-        return self.encode(Together(map(_blank, sample)))
+        return self._encode(Together(map(_blank, sample)), sample.shown())
+
+    def _encode(self, sample: Together, shown: list[list[tuple[int, int]]]) -> Together:
+        out, known = [], set()
+        for s, row in zip(sample, shown):
+            names = tuple(f"{sample.key} {at}" for at in row) if len(sample) > 1 else ()
+            how = dict(positions=self.positions, names=names, known=known)
+            out.append(encode_measured(s, self.arch, self.images, **how))
+            known |= set(names)
+        return Together(out)
 
     def write(self, batch: dict[str, np.ndarray], row: int, encoded: Sequence[Together]) -> None:
         write_row(batch, row, [s for together in encoded for s in together], self.arch)

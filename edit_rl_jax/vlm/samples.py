@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,9 @@ class Encoded:
     Attributes:
       tokens, answer, grids, arrays: as in Measured.
       positions: int32 [axes, T].
-      patches: float32 [N, patch_dim], all images' patches in order, Hugging Face order inside an image.
+      patches: float32 [N, patch_dim], its images' patches in order, Hugging Face order inside an image; without those
+        that an earlier sample of its row has.
+      names: of the images that samples of a row share; () = it shares none.
     """
 
     key: str
@@ -55,14 +57,33 @@ class Encoded:
     patches: Float32[np.ndarray, "N D"]
     grids: tuple[Grid, ...]
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
 
 class Together(tuple):
-    """Samples (Measured or Encoded) that share a row of a batch, one after another: one alone, or a pair."""
+    """Samples (Measured or Encoded) that share a row of a batch, one after another: one alone, or a pair.
+
+    An image that an earlier one of them shows, too, is in the row once.
+    """
 
     @property
     def key(self) -> str:
         return " + ".join(s.key for s in self)
+
+    def shown(self) -> list[list[tuple[int, int]]]:
+        """For each of these Measured samples and each of its images where that is first shown: (sample, image)."""
+        out: list[list[tuple[int, int]]] = []
+        for i, sample in enumerate(self):
+            earlier = [(at, self[at[0]].images[at[1]]) for row in out for at in row]
+            same = lambda x: next((at for at, y in earlier if y is x or _equal(x, y)), None)  # noqa: B023
+            out.append([same(x) or (i, j) for j, x in enumerate(sample.images)])
+        return out
+
+
+def _equal(a: bytes | np.ndarray, b: bytes | np.ndarray) -> bool:
+    if isinstance(a, bytes) or isinstance(b, bytes):
+        return type(a) is type(b) and a == b
+    return np.array_equal(a, b)
 
 
 def measure_example(example: Example, encode: TextEncoder, image_token_id: int, settings: ImageSettings) -> Measured:
@@ -105,18 +126,35 @@ def measure_example(example: Example, encode: TextEncoder, image_token_id: int, 
     return Measured(example.key, tokens, mask, tuple(grids), tuple(images), arrays)
 
 
-def encode_measured(measured: Measured, arch: Architecture, settings: ImageSettings) -> Encoded:
-    """Decodes the images and computes positions. Raises ImageError for pixels that cannot be decoded."""
-    parts = [load_patches(im, settings, where=f"{measured.key} image {i}") for i, im in enumerate(measured.images)]
-    for (_, grid), planned in zip(parts, measured.grids, strict=True):
+def encode_measured(
+    measured: Measured,
+    arch: Architecture,
+    settings: ImageSettings,
+    *,
+    positions: str = "mrope",
+    names: tuple[str, ...] = (),
+    known: Collection[str] = (),
+) -> Encoded:
+    """Decodes the images and computes positions. Raises ImageError for pixels that cannot be decoded.
+
+    positions: "mrope", the family's, or "1d", the place in the prompt on all axes. names, known: of its images (see
+    `Encoded`), and those that an earlier sample has.
+    """
+    new = [i for i in range(len(measured.images)) if not names or names[i] not in known]
+    parts = [load_patches(measured.images[i], settings, where=f"{measured.key} image {i}") for i in new]
+    for (_, grid), planned in zip(parts, (measured.grids[i] for i in new), strict=True):
         if grid != planned:
             raise ImageError(measured.key, "unreadable image", f"header promised grid {planned}, pixels gave {grid}")
     patches = np.concatenate([p for p, _ in parts]) if parts else np.zeros((0, arch.patch_dim), np.float32)
     # an image token that a model wrote in an answer stands for no image
-    prompt, after = arch.positions(measured.tokens[~measured.answer], measured.grids)
+    text = measured.tokens[~measured.answer]
+    prompt, after = arch.positions(text, measured.grids)
+    if positions == "1d":
+        prompt, after = np.tile(np.arange(len(text), dtype=np.int32), (len(prompt), 1)), len(text)
     rest = np.arange(after, after + measured.answer.sum(), dtype=np.int32)
-    positions = np.concatenate([prompt, np.tile(rest, (len(prompt), 1))], axis=1)
-    return Encoded(measured.key, measured.tokens, measured.answer, positions, patches, measured.grids, measured.arrays)
+    places = np.concatenate([prompt, np.tile(rest, (len(prompt), 1))], axis=1)
+    tokens, answer = measured.tokens, measured.answer
+    return Encoded(measured.key, tokens, answer, places, patches, measured.grids, measured.arrays, names)
 
 
 def encode_example(

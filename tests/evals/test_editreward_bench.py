@@ -11,7 +11,7 @@ import pytest
 
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.evals.judges import editscore_bench as B
-from edit_rl_jax.rewards.base import Judge, Judgement
+from edit_rl_jax.rewards.base import Dimension, Judge, Judgement
 from edit_rl_jax.rewards.cache import Cached
 from edit_rl_jax.rewards.editscore.aggregate import judge
 from edit_rl_jax.rewards.editscore.parsing import Reply
@@ -194,3 +194,31 @@ def test_flags():
 
 def test_the_published_tasks():
     assert len(B.TASKS) == 13 and math.isclose(sum(len(t) for t in B.GROUPS.values()), 13)
+
+
+class Heads(ColourJudge):
+    """Two dimensions with a spread: instruction following is the colour's red, quality its green."""
+
+    def dimensions(self):
+        return "instruction_following", "visual_quality"
+
+    def one(self, source, edited, instruction):
+        found = super().one(source, edited, instruction)
+        if not found.valid:
+            return found
+        red, green = (found.value(d) for d in ("prompt_following", "consistency"))
+        dims = {"instruction_following": Dimension(red, 3.0), "visual_quality": Dimension(green, 4.0)}
+        return Judgement(dims, Dimension((red + green) / 2, 5.0))
+
+
+def test_a_judge_of_other_dimensions_is_measured_by_those_that_answer(data, tmp_path):
+    """Consistency by instruction following, whose prompt asks for over-editing: 20 > 0, right. Overall by red and green
+    in the mean: good 21, bad 17.5, worst 11: as before."""
+    found = B.run(tmp_path / "out", data, judge=Heads(), progress=False)
+    used = {"prompt_following": "instruction_following", "consistency": "instruction_following", "overall": "overall"}
+    assert found["dimensions_used"] == used
+    assert [found["pooled"][d]["accuracy"] for d in B.DIMENSIONS] == [0.5, 1.0, 0.5]
+    calibrated = found["calibration"]
+    assert (calibrated["pairs"], calibrated["without_spread_or_label"]) == (8, 1)
+    assert calibrated["gaussian"]["accuracy"] == pytest.approx((5 + 0.5) / 8)  # a tie is half right
+    assert "Reliability, gaussian" in (tmp_path / "out/report.html").read_text()

@@ -1,6 +1,7 @@
 """Pair accuracy counts what it should; a judge that knows the truth is right, one that fails is wrong."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.judges import pairs as P
-from edit_rl_jax.rewards.base import Judgement
+from edit_rl_jax.rewards.base import Dimension, Judge, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import judge, replies
 from edit_rl_jax.rewards.editscore.parsing import Reply
 
@@ -86,3 +87,68 @@ def test_controls_change_what_they_say():
 def test_a_pair_without_an_order_is_an_error():
     with pytest.raises(ValueError, match="order"):
         P.compare(PAIRS[:1], [(1.0, 2.0)], [0.0])
+
+
+def heads(following, quality, spread=0.5):
+    dims = {"instruction_following": (following, spread), "visual_quality": (quality, spread)}
+    return Judgement({k: Dimension(*v) for k, v in dims.items()}, Dimension((following + quality) / 2, spread))
+
+
+@dataclasses.dataclass
+class Heads(Judge):
+    """Says the same of both edits where it is not shown the record's own instruction."""
+
+    def dimensions(self):
+        return "instruction_following", "visual_quality"
+
+    def score(self, edits, *, only=None, progress=True):
+        assert only in (None, ("instruction_following",))
+        level = lambda e: float(decode_image(e.edited)[0, 0, 0]) / 100
+        return [heads(-level(e), level(e)) for e in edits]
+
+
+def test_dimensions_of_another_judge_are_measured_against_the_truth_they_stand_for():
+    """Instruction following against SC, which tells the first and third pair apart, quality against PQ: the second."""
+    figures, judged = P.evaluate(Heads(), PAIRS)
+    # levels 10 < 90, 20 < 30, 50 > 40, of which following is the negative: right in the first, not in the third pair
+    assert figures["instruction_following_n_pairs"] == 2 and figures["instruction_following_pair_accuracy"] == 0.5
+    assert figures["visual_quality_n_pairs"] == 1 and figures["visual_quality_pair_accuracy"] == 0.0
+    assert "sc_pair_accuracy" not in figures and "prompt_following_pair_accuracy" not in figures
+    assert figures["pair_accuracy"] == 0.0 and figures["ties"] == 3  # the mean of both is 0
+    assert "instruction shuffled (instruction_following)" in figures["controls"]
+    assert figures["calibration"]["pairs"] == 3 and figures["calibration"]["gaussian"]["accuracy"] == 0.5
+    assert figures["calibration_by_dimension"]["instruction_following"]["pairs"] == 2
+    assert "instruction_following 0.500, visual_quality 0.000" in P.summary(figures)
+    assert P.samples(PAIRS, judged)[0].truth["instruction_following"] in (5.0, 24.0, 25.0, 9.0, 20.0)
+
+
+def test_spreads_of_passes_are_calibrated_too():
+    """Two passes of each edit: the better one's overall 20 +- 2 against 15 +- 1 everywhere."""
+    reply = lambda s: Reply((float(s), float(s)), "", "")
+    of = lambda *scores: judge([reply(s) for s in scores], [reply(s) for s in scores])
+    found = P.calibrations(PAIRS, [(of(18, 22), of(14, 16))] * 3, ("sc", "pq"))
+    assert list(found) == ["overall", "sc", "pq"] and [f["pairs"] for f in found.values()] == [3, 2, 1]
+    z = 5 / math.sqrt(2**2 + 1**2)
+    assert found["overall"]["gaussian"]["mean_confidence"] == pytest.approx((1 + math.erf(z / math.sqrt(2))) / 2)
+    assert P.calibrations(PAIRS, [(of(18), of(14))] * 3, ("sc", "pq")) == {}  # one pass has no spread
+
+
+def test_the_figures_of_editscore_keep_their_names():
+    figures, _ = P.evaluate(Truth(), PAIRS, controls=False)
+    names = ("sc", "pq")
+    kept = [f"{n}_{k}" for n in names for k in ("pair_accuracy", "pair_accuracy_ci95", "n_pairs")]
+    first = ["pair_accuracy", "pair_accuracy_ci95", "n_pairs"]
+    assert list(figures) == [*first, *kept, "ties", "invalid_pairs", "invalid_answers", "by_task", "by_kind"]
+    assert figures["sc_pair_accuracy"] == figures["pq_pair_accuracy"] == 1.0
+
+
+@dataclasses.dataclass
+class Truth(Judge):
+    """Knows the records' scores, by their pictures."""
+
+    def dimensions(self):
+        return tuple(d for members in P.GROUPS.values() for d in members)
+
+    def score(self, edits, *, only=None, progress=True):
+        known = {r.edited: truth(r) for p in PAIRS for r in (p.better, p.worse)}
+        return [known[e.edited] for e in edits]

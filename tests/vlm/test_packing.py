@@ -143,7 +143,7 @@ class Pairs:
 
 def test_pairs_share_a_row_and_answers_keep_their_tokens():
     """Over an epoch of two buckets no pair is split, and ids, weights and advantages stand where they belong."""
-    form = Packed(Bytes(), CFG, (Bucket(240, 3, 64, 18), Bucket(480, 3, 128, 24)), IMAGES, extras=("advantages",))
+    form = Packed(Bytes(), CFG, (Bucket(480, 2, 64, 24), Bucket(480, 3, 128, 24)), IMAGES, extras=("advantages",))
     stream = make_pipeline(Pairs(), Pairs.examples, form, rows=2, epochs=1, seed=3)
     seen, used = [], set()
     for batch, meta in stream:

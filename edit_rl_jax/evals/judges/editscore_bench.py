@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from tqdm import tqdm
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image, image_size, resize
 from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.evals.judges import dimensions
+from edit_rl_jax.evals.judges.calibration import calibration, curves
+from edit_rl_jax.evals.judges.files import dataset_folder
+from edit_rl_jax.evals.judges.files import tables as rows
 from edit_rl_jax.evals.judges.pairs import Outcome
 from edit_rl_jax.evals.statistics import macro_interval
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
@@ -48,34 +52,6 @@ class Pair:
     group: str
     edits: tuple[str, str]
     keys: tuple[str, str]
-
-
-def rows(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of all arrow or parquet files of a folder, in order of their names, a few rows in memory at a time.
-
-    Raises FileNotFoundError when there are none.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    paths = sorted(p for kind in ("arrow", "parquet") for p in Path(folder).rglob(f"*.{kind}"))
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no .arrow or .parquet file")
-    for path in paths:
-        if path.suffix == ".parquet":
-            batches: Iterable = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=16)
-        else:
-            with pa.memory_map(str(path)) as source:
-                head = source.read(6)
-            mapped = pa.memory_map(str(path))
-            reader = pa.ipc.open_file(mapped) if head == b"ARROW1" else pa.ipc.open_stream(mapped)
-            batches = reader if head != b"ARROW1" else map(reader.get_batch, range(reader.num_record_batches))
-        number = 0
-        for batch in batches:
-            for start in range(0, batch.num_rows, 16):
-                for row in batch.slice(start, 16).to_pylist():
-                    number += 1
-                    yield f"{path.name}:{number}", row
 
 
 def _image(where: str, value: Any, root: Path) -> bytes:
@@ -146,9 +122,15 @@ def score(judge: Judge, folder: str | Path, progress: bool = True) -> dict[str, 
     return found
 
 
-def scores_of(judgement: Judgement) -> dict[str, float | None]:
-    """Returns a judgement's score in each dimension."""
-    return {name: judgement.value(name) if judgement.valid else None for name in DIMENSIONS}
+def scores_of(judgement: Judgement, using: Mapping[str, str]) -> dict[str, float | None]:
+    """Returns a judgement's score in each dimension, by the figure that answers for it."""
+    return {name: dimensions.figure(judgement, using[name]) if judgement.valid else None for name in DIMENSIONS}
+
+
+def answering(judge: Judge, judged: Iterable[Judgement]) -> dict[str, str]:
+    """Names the figure of a judge that answers for each dimension: by its dimensions, or those of its judgements."""
+    names = judge.dimensions() or next((j for j in judged if j.valid), Judgement()).dimensions
+    return {name: dimensions.matching(name, names) for name in DIMENSIONS}
 
 
 def read_predictions(file: str | Path) -> dict[str, dict[str, float | None]]:
@@ -185,6 +167,17 @@ def outcomes(pairs: Sequence[Pair], scores: Mapping[str, Mapping[str, float | No
         tasks = tuple(p.task for p in told)
         out[dimension] = Outcome(right, tied, invalid, tuple(p.group for p in told), tasks, tasks)
     return out
+
+
+def calibrated(
+    pairs: Sequence[Pair], judged: Mapping[str, Judgement], using: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """The calibration of all pairs, each in its dimension; None without spreads."""
+    number = lambda v: math.nan if v is None else v
+    both = [[dimensions.dimension_of(judged[e], using[p.dimension]) for e in p.edits] for p in pairs]
+    array = lambda k: np.array([[math.nan if d is None else number(getattr(d, k)) for d in ab] for ab in both])
+    values = (array(k).reshape(-1, 2) for k in ("value", "spread"))
+    return calibration(np.ones(len(pairs)), *values, [p.group for p in pairs])
 
 
 def _macro(outcome: Outcome, tasks: Iterable[str] | None = None) -> dict[str, Any]:
@@ -253,27 +246,13 @@ def figures(
     }
 
 
-def dataset_folder(data: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
-    """(local folder, revision) of a folder or of a dataset's hub id. A folder's revision is the one given, else that
-    which the hub's tools wrote down, else None."""
-    path = Path(data)
-    if not path.is_dir():
-        from huggingface_hub import snapshot_download
-
-        path = Path(snapshot_download(str(data), repo_type="dataset", revision=revision))
-        return path, path.name
-    if revision is None and path.resolve().parent.name == "snapshots":
-        revision = path.resolve().name
-    for note in sorted(path.glob(".cache/huggingface/download/**/*.metadata")):
-        revision = revision or note.read_text().splitlines()[0]
-    return path, revision
-
-
-def samples(folder: Path, pairs: Sequence[Pair], judged: Mapping[str, Judgement], count: int = 8) -> list[Sample]:
+def samples(
+    folder: Path, pairs: Sequence[Pair], judged: Mapping[str, Judgement], using: Mapping[str, str], count: int = 8
+) -> list[Sample]:
     """Judged edits for the report: the preferred edits of the first pairs that are right, and of as many wrong ones."""
     out, seen = [], {True: 0, False: 0}
     for pair, (where, row) in zip(pairs, rows(folder)):
-        scores = tuple(scores_of(judged[e])[pair.dimension] for e in pair.edits)
+        scores = tuple(scores_of(judged[e], using)[pair.dimension] for e in pair.edits)
         right = None not in scores and scores[0] > scores[1]
         if seen[right] >= count:
             continue
@@ -314,22 +293,33 @@ def run(
     about: what eval.json says of the judge. With a judge, its scores are left in `predictions.jsonl` by the dataset's
     keys, so that they can be evaluated again.
     """
-    folder, found = dataset_folder(data, revision)
+    folder, at = dataset_folder(data, revision)
     pairs, sha256 = read(folder)
     home = Path(output)
     home.mkdir(parents=True, exist_ok=True)
     judged: dict[str, Judgement] = {}
+    more: dict[str, Any] = {}
+    using = dict(zip(DIMENSIONS, DIMENSIONS))
     if judge is not None:
         judged = score(judge, folder, progress)
-        numbers, by = {k: scores_of(j) for k, j in judged.items()}, "edits"
+        using = answering(judge, judged.values())
+        numbers, by = {k: scores_of(j, using) for k, j in judged.items()}, "edits"
+        more = {"dimensions_used": using} if any(k != v for k, v in using.items()) else {}
+        more |= {"calibration": found} if (found := calibrated(pairs, judged, using)) else {}
         recorded = {k: {"key": k, "scores": numbers[e]} for p in pairs for k, e in zip(p.keys, p.edits)}
         (home / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in recorded.values()))
     else:
         numbers, by = read_predictions(predictions), "keys"
-    source = {"benchmark": "editreward_bench", "data": str(data), "revision": found, "data_sha256": sha256}
-    written = {**source, **figures(pairs, numbers, by), "judge": dict(about or {"predictions": str(predictions)})}
+    source = {"benchmark": "editreward_bench", "data": str(data), "revision": at, "data_sha256": sha256}
+    written = {
+        **source,
+        **figures(pairs, numbers, by),
+        **more,
+        "judge": dict(about or {"predictions": str(predictions)}),
+    }
     (home / "eval.json").write_text(json.dumps(written, indent=2) + "\n")
-    write_report(home, samples(folder, pairs, judged) if judged else ())
+    shown = samples(folder, pairs, judged, using) if judged else ()
+    write_report(home, shown, curves=curves(more.get("calibration")))
     return written
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax.editworld import dataset
+from edit_rl_jax.evals.judges.calibration import curves
 from edit_rl_jax.evals.judges.pairs import evaluate, samples
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Judge
@@ -20,7 +21,8 @@ OPTIONS = {"rows": 128, "max_new_tokens": 224}  # of judges that have them: the 
 def load(
     model: Any, untrained: Any = None, judge: str = "", options: Any = None, *, base: Any = None, **how: Any
 ) -> tuple[Judge, Judge | None]:
-    """Loads a judge, and the model to compare with, asked the same questions (the base before training), or None.
+    """Loads a judge, and the model to compare with, asked the same questions (the base before training), or None where
+    there is none or a judge of that class cannot be made of a base.
 
     options: the judge's, or a mapping of some of them. The others as `judges.load`, which says what is raised.
     """
@@ -28,7 +30,7 @@ def load(
     if options is None or isinstance(options, Mapping):
         options = judges.options(found, OPTIONS | dict(options or {}))
     made = judges.load(folder, judge, options, base=base, **how)
-    if not untrained:
+    if not untrained or not getattr(found, "asks_base", True):
         return made, None
     left = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) is None}  # to the model's folder
     same = dataclasses.replace(options, **{name: getattr(made, name) for name in left if hasattr(made, name)})
@@ -55,5 +57,5 @@ def run(
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_report(folder, samples(drawn, judged))
+    write_report(folder, samples(drawn, judged), curves=curves(figures.get("calibration")))
     return figures

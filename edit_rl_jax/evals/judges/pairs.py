@@ -12,13 +12,13 @@ import numpy as np
 
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.evals.judges.calibration import calibration
+from edit_rl_jax.evals.judges.dimensions import GROUPS, LIKE, dimension_of, figure, names_of
 from edit_rl_jax.evals.statistics import interval
-from edit_rl_jax.rewards.base import Edit, Judge, Judgement
+from edit_rl_jax.rewards.base import Dimension, Edit, Judge, Judgement
 from edit_rl_jax.training.report import Sample
 
 GAP = 3  # of 25: pairs whose true figures are nearer than this say nothing about that dimension
-# The true scores of a record, two by two, and the names under which the smaller one of both is a figure of its own.
-GROUPS = {"sc": ("prompt_following", "consistency"), "pq": ("naturalness", "artifacts")}
 
 
 @runtime_checkable
@@ -87,21 +87,10 @@ def compare(pairs: Sequence[Pair], scores: Sequence[Score], truths: Sequence[int
     return Outcome(right.astype(np.float64), (difference == 0) & ~invalid, invalid, groups, tasks, kinds)
 
 
-def names_of(dimensions: Collection[str]) -> list[str]:
-    """Names the figures, beside the overall one, that records and a judge with these dimensions both have."""
-    groups = [name for name, members in GROUPS.items() if set(members) <= set(dimensions)]
-    alone = [d for name, members in GROUPS.items() if name not in groups for d in members if d in dimensions]
-    return groups + alone
-
-
-def figure(judged: Judgement, name: str) -> float | None:
-    """Returns a judgement's figure: a dimension, the smallest of a group's, or the overall one."""
-    values = [judged.value(d) for d in GROUPS.get(name, (name,))]
-    return None if None in values else float(min(values))
-
-
 def truth(record: EditRecord, name: str) -> float:
-    """Returns a record's true figure on 0-25, as `figure` does; the overall one exactly, where the record knows it."""
+    """Returns a record's true figure on 0-25, as `figure` does: SC for instruction following, PQ for visual quality;
+    the overall one exactly, where the record knows it."""
+    name = LIKE.get(name, name)
     if name == "overall":
         return record.meta.get("overall", math.sqrt(min(record.sc) * min(record.pq)))
     scores = dict(zip(GROUPS["sc"], record.sc or ())) | dict(zip(GROUPS["pq"], record.pq or ()))
@@ -193,9 +182,27 @@ def evaluate(
     figures |= {"by_task": whole.by(whole.tasks), "by_kind": whole.by(whole.kinds)}
     if getattr(judge, "passes", 1) > 1 and (first := getattr(judge, "first_passes", None)):
         figures["by_passes"] = by_passes(pairs, judged, judge.passes, first)
+    found = calibrations(pairs, judged, names)
+    figures |= {"calibration": found.pop("overall")} if "overall" in found else {}
+    figures |= {"calibration_by_dimension": found} if found else {}
     if controls:
         figures["controls"] = run_controls(judge, pairs, seed)
     return figures, judged
+
+
+def calibrations(
+    pairs: Sequence[Pair], judged: Sequence[tuple[Judgement, Judgement]], names: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns the calibration of each figure that has a spread, over the pairs that it tells apart (`dimension`)."""
+    number, groups, out = lambda v: math.nan if v is None else v, [p.better.group or p.better.source for p in pairs], {}
+    for name in ("overall", *names):
+        truths = np.array([truth(p.better, name) - truth(p.worse, name) for p in pairs], np.float64)
+        told = np.flatnonzero((np.abs(truths) >= GAP) | (name == "overall"))
+        both = [[dimension_of(j, name) or Dimension(math.nan) for j in judged[i]] for i in told]
+        arrays = (np.array([[number(getattr(d, k)) for d in ab] for ab in both]) for k in ("value", "spread"))
+        if len(told) and (found := calibration(np.sign(truths[told]), *arrays, [groups[i] for i in told])):
+            out[name] = found
+    return out
 
 
 def by_passes(
@@ -222,7 +229,9 @@ def run_controls(judge: Judge, pairs: Sequence[Pair], seed: int = 0) -> dict[str
     blank = dimension("overall", pairs, score_pairs(judge, pairs, lambda i, r: blanked(r)))
     other = shuffled_instructions(pairs, seed)
     swap = lambda i, r: dataclasses.replace(r, instruction=other[i])
-    name, only = ("sc", GROUPS["sc"]) if "sc" in names_of(judge.dimensions()) else ("overall", None)
+    told = names_of(judge.dimensions())
+    name = next((n for n in ("sc", "instruction_following") if n in told), "overall")  # what reads the instruction
+    only = None if name == "overall" else GROUPS.get(name, (name,))
     shuffled = dimension(name, pairs, score_pairs(judge, pairs, swap, only=only))
     distances = [(pixel_distance(p.better), pixel_distance(p.worse)) for p in pairs]
     near = compare(pairs, [(-a, -b) for a, b in distances], [1.0] * len(pairs))
@@ -271,7 +280,7 @@ def summary(figures: dict[str, Any]) -> str:
     lines = [f"pair accuracy {text('pair_accuracy')}{between('pair_accuracy_ci95')} on {figures['n_pairs']} pairs"]
     if "untrained_pair_accuracy" in figures:
         lines.append(f"  the base before training: {text('untrained_pair_accuracy')}")
-    names = [n for n in (*GROUPS, *GROUPS["sc"], *GROUPS["pq"]) if f"{n}_pair_accuracy" in figures]
+    names = [n for n in (*GROUPS, *GROUPS["sc"], *GROUPS["pq"], *LIKE) if f"{n}_pair_accuracy" in figures]
     lines += ["  " + ", ".join(f"{_title(n)} {text(f'{n}_pair_accuracy')}" for n in names)] if names else []
     lines.append(f"  {figures['ties']} ties, {figures['invalid_pairs']} pairs with an answer that cannot be read")
     for table in ("by_task", "by_kind", "by_passes", "controls"):

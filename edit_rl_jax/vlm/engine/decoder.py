@@ -88,12 +88,15 @@ def extend(
     positions: Int[Array, "n axes T"],
     feature_at: Int[Array, "n T"],
     lengths: Int[Array, " n"],
-    context: tuple[KV, Int[Array, " n"], Int[Array, " n"]] | None = None,
-) -> KV:
-    """Keys and values [L, n, Hkv, T, d] of n pieces of prompts, padded on the right, each after its context.
+    context: tuple[KV, Int[Array, " n"] | None, Int[Array, " n"]] | None = None,
+    *,
+    keep: bool = True,
+) -> tuple[Float[Array, "n T D"], KV | None]:
+    """Hidden states of n pieces of prompts, padded on the right, each after its context, and if they are to `keep`
+    their keys and values [L, n, Hkv, T, d].
 
-    feature_at: row of `features` that stands for the token, -1 = text. context: (store, row of each piece, tokens of
-    that row); None where all pieces are beginnings.
+    feature_at: row of `features` that stands for the token, -1 = text. context: (store, row of each piece there, None =
+    its own number, tokens of that row); None where all pieces are beginnings.
     """
     mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     seen = jax.tree.map(lambda store: store[jnp.maximum(feature_at, 0)], features)
@@ -102,22 +105,22 @@ def extend(
     def begin(q, k, v, _):
         ids = mask.astype(jnp.int32)
         out = attention(q, k, v, q_segments=ids, kv_segments=ids, causal=True, impl=model.attention)
-        return out, (to_heads(k), to_heads(v))
+        return out, (to_heads(k), to_heads(v)) if keep else None
 
     def follow(q, k, v, layer):
         _, rows, known = context  # pyright: ignore[reportGeneralTypeIssues] (None goes the other way)
         n, T, H, d = q.shape
         k, v = to_heads(k), to_heads(v)
         grouped = to_heads(q).reshape(n, k.shape[1], -1, d)
-        before = tuple(x[rows] for x in layer)
+        before = layer if rows is None else tuple(x[rows] for x in layer)
         seen_before = (jnp.arange(before[0].shape[2])[None] < known[:, None])[:, None]
         causal = jnp.tril(jnp.ones((T, T), bool))[None] & mask[:, None]
         out = merge_parts([attend_part(grouped, before, seen_before), attend_part(grouped, (k, v), causal)])
-        return to_heads(out.reshape(n, H, T, d)).astype(q.dtype), (k, v)
+        return to_heads(out.reshape(n, H, T, d)).astype(q.dtype), (k, v) if keep else None
 
     states = None if context is None else context[0]
-    _, (k, v) = model.language_model(x, positions, begin if context is None else follow, states)
-    return shard(k, *AXES), shard(v, *AXES)
+    hidden, new = model.language_model(x, positions, begin if context is None else follow, states)
+    return hidden, (shard(new[0], *AXES), shard(new[1], *AXES)) if keep else None
 
 
 def put_contexts(contexts: KV, new: KV, rows: Array, parents: Array, known: Array) -> KV:

@@ -7,7 +7,6 @@ The host decides (`placement.py`), the device computes (`decoder.py`): a wave of
 decoding until some answers have ended, then the next wave. Nothing is compiled twice for one shape.
 """
 
-import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,43 +15,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float32, Int32
 
 from edit_rl_jax.vlm.engine.automaton import Automaton
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.loader import Loader
-from edit_rl_jax.vlm.engine.placement import FeatureRing, Job, Placement, Wave
-from edit_rl_jax.vlm.engine.programs import NOWHERE, make_stores, picture_arrays, piece_arrays, programs
-from edit_rl_jax.vlm.engine.prompt import Picture, Prompt, Shape, rung
+from edit_rl_jax.vlm.engine.placement import Job, Placement, Wave
+from edit_rl_jax.vlm.engine.prefill import Prefill
+from edit_rl_jax.vlm.engine.programs import programs
+from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling
-
-
-@dataclasses.dataclass
-class Counters:
-    """What has been computed so far.
-
-    Attributes:
-      images: passes through the vision tower, an image each.
-      prefill_tokens: tokens whose keys and values were computed before decoding; `prefill_padded`: with padding.
-      decode_steps: runs of the decoder over all slots; `slot_steps`: times the slots; `busy_steps`: of those, the ones
-        that wrote a token.
-      answers: answers written; `retries`: of those, written anew.
-    """
-
-    images: int = 0
-    prefill_tokens: int = 0
-    prefill_padded: int = 0
-    decode_steps: int = 0
-    slot_steps: int = 0
-    busy_steps: int = 0
-    answers: int = 0
-    retries: int = 0
-
-    @property
-    def occupancy(self) -> float:
-        """Share of slot-steps that wrote a token."""
-        return self.busy_steps / self.slot_steps if self.slot_steps else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +49,7 @@ class Answered:
     problem: Exception | None = None
 
 
-class Engine:
+class Engine(Prefill):
     """A model made ready to generate.
 
     Args:
@@ -117,48 +89,12 @@ class Engine:
         unit: int = 32,
         compiler_options: Mapping | None = None,
     ):
-        self._graphdef, state = nnx.split(model)
-        self.state = _committed(state)
-        self.sampling, self.slots, self.seed, self.mesh = sampling, slots, seed, mesh
-        self.prefill_tokens, self.vision_slots, self.chunk = prefill_tokens, vision_slots, chunk
-        self.contexts, self.refill, self.unit = contexts, refill, unit
-        self.rows = 1 if mesh is None else int(np.prod([mesh.shape.get(a, 1) for a in ("data", "fsdp")]))
-        self.counters = Counters()
-        self._ring = FeatureRing(-(-feature_tokens // self.rows) * self.rows)
-        self._features: Any = None
-        self._shape: Shape | None = None
-        self._placement: Placement | None = None
-        self._stores: Any = None
-        self._merged_of: dict[tuple[int, ...], int] = {}
+        sizes = dict(prefill_tokens=prefill_tokens, vision_slots=vision_slots, feature_tokens=feature_tokens)
+        super().__init__(model, mesh=mesh, unit=unit, **sizes)
+        self.sampling, self.slots, self.seed, self.chunk = sampling, slots, seed, chunk
+        self.contexts, self.refill = contexts, refill
         settings = dict(automaton=automaton, tree=tree, compiler_options=compiler_options)
         self._programs = programs(self._graphdef, sampling, **settings)
-
-    @property
-    def compilations(self) -> int:
-        """Number of compiled programs so far."""
-        return sum(p._cache_size() for p in self._programs.values())
-
-    def update(self, weights: Any) -> None:
-        """Generates with other weights from now on: a model, or its state, of the same structure and shapes.
-
-        Nothing is compiled anew; prefixes and images computed with the old weights are forgotten. Leaves that are where
-        and what they should be are kept, not copied: a step that donates them spoils them until the next update.
-        Raises ValueError naming a leaf that does not fit.
-        """
-        new = nnx.split(weights)[1] if isinstance(weights, nnx.Module) else weights
-
-        def put(path, old, x):
-            if old.shape != x.shape:
-                raise ValueError(f"{jax.tree_util.keystr(path)} is {x.shape}, the engine's {old.shape}")
-            return jax.device_put(x if x.dtype == old.dtype else x.astype(old.dtype), old.sharding)
-
-        self.state = jax.tree_util.tree_map_with_path(put, self.state, new)
-        self._ring, self._placement = FeatureRing(self._ring.rows), None
-
-    def release(self) -> None:
-        """Gives the memory of the stores back; the next call allocates it anew."""
-        self._shape = self._placement = self._stores = self._features = None
-        self._ring = FeatureRing(self._ring.rows)
 
     def generate(
         self,
@@ -225,81 +161,25 @@ class Engine:
                     self._placement = None
 
     def _allocate(self, shape: Shape) -> Placement:
-        if self._placement is not None and shape == self._shape:
-            return self._placement
-        contexts = -(-(self.contexts or shape.tiles + 4) // self.rows) * self.rows
-        if shape != self._shape:
-            self._stores = None  # the old ones must be gone before the new ones come
-            sizes = (shape, contexts, self._ring.rows, self.sampling.max_new_tokens, self.rows)
-            with self._on_mesh():
-                stores, features = make_stores(self._graphdef, self.state, *sizes)
-                self._stores = _committed(jax.jit(stores)())
-                if self._features is None:
-                    self._features = _committed(jax.jit(features)())
-        self._shape, self._placement = shape, Placement(shape, contexts, self._ring)
+        if self._placement is None or shape != self._shape:
+            contexts = -(-(self.contexts or shape.tiles + 4) // self.rows) * self.rows
+            self._allocate_stores(shape, contexts, self.sampling.max_new_tokens)
+            self._placement = Placement(shape, contexts, self._ring)
         return self._placement
-
-    def _on_mesh(self):
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def _prepare(self, wave: Wave, loader: Loader) -> None:
         """Runs a wave: images, shared prefixes from the shortest on, prompts' own parts, tiles."""
         with self._on_mesh():
-            self._encode(wave.encode, loader)
-            for level in sorted({e[0] for e in wave.extend}):
-                pieces = [(prompt, piece, parent, row) for at, prompt, piece, parent, row in wave.extend if at == level]
-                self._extend("inner", pieces)
-            self._extend("leaf", wave.leaves)
+            self._prefixes(wave, loader)
+            for arrays, before, _ in self._parts(wave.leaves, self._shape.own):
+                s = self._stores
+                sources = (self.state, s.own, s.contexts, self._features, *arrays)
+                self._stores = dataclasses.replace(s, own=self._programs["leaf"](*sources, before=before))
             for tile, row in wave.copies:
                 at, source = np.full(self.rows, self._shape.tiles, np.int32), np.zeros(self.rows, np.int32)
                 at[0], source[0] = tile, row
                 tiles = self._programs["copy"](self._stores.tiles, self._stores.contexts, at, source)
                 self._stores = dataclasses.replace(self._stores, tiles=tiles)
-
-    def _encode(self, pictures: list[tuple[Picture, int]], loader: Loader) -> None:
-        by_slots: dict[int, list[tuple[Picture, int]]] = {}
-        for picture, place in pictures:
-            by_slots.setdefault(picture.slots, []).append((picture, place))
-        for slots, group in by_slots.items():
-            n = -(-max(1, self.vision_slots // slots) // self.rows) * self.rows
-            for part in (group[i : i + n] for i in range(0, len(group), n)):
-                loaded = [loader.take(picture) for picture, _ in part]
-                arrays = picture_arrays(loaded, n)
-                places = np.full((n, self._merged(arrays)), self._ring.rows, np.int32)
-                for i, ((_, place), (_, index)) in enumerate(zip(part, loaded)):
-                    places[i, index] = place + np.arange(len(index))
-                new = self._programs["encode"](self.state, self._features, arrays, places)
-                # the same layout under the same name: nothing recompiles
-                self._features = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), new, self._features)
-                self.counters.images += len(part)
-
-    def _merged(self, arrays: Mapping[str, Any]) -> int:
-        """Merged tokens that the tower makes of one row."""
-        key = arrays["patches"].shape
-        if key not in self._merged_of:
-            run = lambda state, a: nnx.merge(self._graphdef, state).image_features(a)
-            self._merged_of[key] = jax.tree.leaves(jax.eval_shape(run, self.state, arrays))[0].shape[1]
-        return self._merged_of[key]
-
-    def _extend(self, kind: str, pieces: list[tuple[Prompt, Any, int, int]]) -> None:
-        groups: dict[tuple[int, bool], list] = {}
-        for prompt, piece, parent, row in pieces:
-            length = min(rung(piece.stop - piece.start, self.unit), self._shape.own if kind == "leaf" else NOWHERE)
-            groups.setdefault((length, parent >= 0), []).append((prompt, piece, parent, row))
-        for (T, follows), group in groups.items():
-            n = -(-max(1, self.prefill_tokens // T) // self.rows) * self.rows
-            for part in (group[i : i + n] for i in range(0, len(group), n)):
-                piece, *where = piece_arrays(part, n, T, self._ring, follows)
-                s = self._stores
-                arrays = (self._features, piece, *where)
-                if kind == "inner":
-                    new = self._programs[kind](self.state, s.contexts, *arrays, follows=follows)
-                    self._stores = dataclasses.replace(s, contexts=new)
-                else:
-                    new = self._programs[kind](self.state, s.own, s.contexts, *arrays, follows=follows)
-                    self._stores = dataclasses.replace(s, own=new)
-                self.counters.prefill_tokens += int(piece[3].sum())
-                self.counters.prefill_padded += n * T
 
     def _decode(
         self, placement: Placement, written: np.ndarray, logp: np.ndarray | None, seed: np.uint32, until: np.int32
@@ -373,8 +253,3 @@ class Engine:
         job.answers[order] = Answer(tokens, stopped, branch, kept)
         placement.release(b)
         return job if len(job.answers) == len(job.numbers) else None
-
-
-def _committed(tree: Any) -> Any:
-    """The same arrays, bound to where they are: jit compiles anew when an argument that was free comes bound."""
-    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)

@@ -74,10 +74,59 @@ class FeatureRing:
         return start
 
 
-class Placement:
+class Prefixes:
+    """Rows of the store `contexts`, and the images that they need: which shared prefix is where."""
+
+    def __init__(self, contexts: int, ring: FeatureRing):
+        self.ring = ring
+        self.contexts: dict[bytes, tuple[int, int]] = {}  # row, tokens; least recently used first
+        self.free_contexts = list(range(contexts))[::-1]
+
+    def load(self, prompt: Prompt, load: Callable[[Picture], Exception | None]) -> Exception | None:
+        """Makes a prompt's pictures ready by `load(picture)`; why one of them cannot be."""
+        missing = [p for _, p in prompt.pictures if p.key not in self.ring.found]
+        return next((fault for p in missing if (fault := load(p)) is not None), None)
+
+    def context(self, job: Job, wave: Wave) -> bool:
+        """Makes sure that the prompt's shared prefix is or will be in `contexts`."""
+        chain, parent = job.pieces[:-1], -1
+        known = max((i + 1 for i, piece in enumerate(chain) if piece.key in self.contexts), default=0)
+        for level, piece in enumerate(chain):
+            wave.contexts.add(piece.key)
+            if level < known:
+                if piece.key in self.contexts:
+                    self.contexts[piece.key] = self.contexts.pop(piece.key)  # the most recently used
+                    parent = self.contexts[piece.key][0]
+                continue
+            if not all(self.picture(p, wave) for _, p in job.prompt.pictures_in(piece)):
+                return False
+            if not self.free_contexts:
+                old = next((key for key in self.contexts if key not in wave.contexts), None)
+                if old is None:
+                    return False
+                self.free_contexts.append(self.contexts.pop(old)[0])
+            row = self.free_contexts.pop()
+            self.contexts[piece.key] = (row, piece.stop)
+            wave.extend.append((level, job.prompt, piece, parent, row))
+            parent = row
+        return True
+
+    def picture(self, picture: Picture, wave: Wave) -> bool:
+        """Makes sure that a picture is or will be in the feature store."""
+        wave.pictures.add(picture.key)
+        if picture.key not in self.ring.found:
+            place = self.ring.place(picture, wave.pictures)
+            if place is None:
+                return False
+            wave.encode.append((picture, place))
+        return True
+
+
+class Placement(Prefixes):
     """Places in the stores of one shape, and the order in which prompts get them."""
 
     def __init__(self, shape: Shape, contexts: int, ring: FeatureRing):
+        super().__init__(contexts, ring)
         B, P, G = shape.slots, shape.prompts, shape.tiles
         zeros = lambda n, dtype=np.int32: np.zeros(n, dtype)
         names = ("token", "fed", "position", "limit", "state", "item", "purpose", "number")
@@ -85,12 +134,10 @@ class Placement:
         nowhere |= {"own_at": np.full(B, P * shape.answers, np.int32)}
         lengths = {"tile_length": zeros(G), "own_length": zeros(P)}
         self.slots = Slots(**{n: zeros(B) for n in names}, active=zeros(B, bool), **nowhere, **lengths)
-        self.shape, self.ring = shape, ring
+        self.shape = shape
         self.writing: list[Any] = [None] * B  # (job, order of the answer) of each slot that writes one
         self.resident: list[Job] = []
         self.free_rows = list(range(P))[::-1]
-        self.contexts: dict[bytes, tuple[int, int]] = {}  # row, tokens; least recently used first
-        self.free_contexts = list(range(contexts))[::-1]
         self.tile_key: list[bytes | None] = [None] * G
         self.tile_free = [list(range(shape.queries))[::-1] for _ in range(G)]
 
@@ -105,7 +152,7 @@ class Placement:
                 continue
             job = next((j for j in self.resident if j.waiting), None)
             while job is None and queue:
-                fault = self._load(queue[0].prompt, load)
+                fault = self.load(queue[0].prompt, load)
                 if fault is not None:
                     queue[0].problem = fault
                     failed.append(queue.popleft())
@@ -118,10 +165,6 @@ class Placement:
             self._start(b, job)
         return wave, failed
 
-    def _load(self, prompt: Prompt, load) -> Exception | None:
-        missing = [p for _, p in prompt.pictures if p.key not in self.ring.found]
-        return next((fault for p in missing if (fault := load(p)) is not None), None)
-
     def _start(self, b: int, job: Job) -> None:
         order, number, tile_at, own_at = job.waiting.popleft()
         s, prompt = self.slots, job.prompt
@@ -133,10 +176,10 @@ class Placement:
 
     def _admit(self, job: Job, wave: Wave) -> bool:
         """A row, tile places, cached prefixes and image features for a prompt; False where there is no room now."""
-        if not self.free_rows or not self._context(job, wave):
+        if not self.free_rows or not self.context(job, wave):
             return False
         places = self._tiles(job, wave)
-        if places is None or not all(self._picture(p, wave) for _, p in job.prompt.pictures_in(job.pieces[-1])):
+        if places is None or not all(self.picture(p, wave) for _, p in job.prompt.pictures_in(job.pieces[-1])):
             for place in places or ():
                 self._free_tile(place)
             return False
@@ -147,39 +190,6 @@ class Placement:
         base = job.row * self.shape.answers
         job.waiting.extend((i, n, place, base + i) for i, (n, place) in enumerate(zip(job.numbers, places)))
         self.resident.append(job)
-        return True
-
-    def _context(self, job: Job, wave: Wave) -> bool:
-        """Makes sure that the prompt's shared prefix is or will be in `contexts`."""
-        chain, parent = job.pieces[:-1], -1
-        known = max((i + 1 for i, piece in enumerate(chain) if piece.key in self.contexts), default=0)
-        for level, piece in enumerate(chain):
-            wave.contexts.add(piece.key)
-            if level < known:
-                if piece.key in self.contexts:
-                    self.contexts[piece.key] = self.contexts.pop(piece.key)  # the most recently used
-                    parent = self.contexts[piece.key][0]
-                continue
-            if not all(self._picture(p, wave) for _, p in job.prompt.pictures_in(piece)):
-                return False
-            if not self.free_contexts:
-                old = next((key for key in self.contexts if key not in wave.contexts), None)
-                if old is None:
-                    return False
-                self.free_contexts.append(self.contexts.pop(old)[0])
-            row = self.free_contexts.pop()
-            self.contexts[piece.key] = (row, piece.stop)
-            wave.extend.append((level, job.prompt, piece, parent, row))
-            parent = row
-        return True
-
-    def _picture(self, picture: Picture, wave: Wave) -> bool:
-        wave.pictures.add(picture.key)
-        if picture.key not in self.ring.found:
-            place = self.ring.place(picture, wave.pictures)
-            if place is None:
-                return False
-            wave.encode.append((picture, place))
         return True
 
     def _tiles(self, job: Job, wave: Wave) -> list[int] | None:

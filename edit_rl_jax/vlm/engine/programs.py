@@ -1,6 +1,6 @@
 """What an engine runs on the device: its jitted functions, the shapes of its stores, and the arrays of a wave."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.engine import cache, decoder
 from edit_rl_jax.vlm.engine.automaton import Automaton
 from edit_rl_jax.vlm.engine.branch import Tree, score_tree
@@ -21,31 +22,50 @@ NOWHERE = 1 << 30  # a row beyond every store
 
 def programs(
     graphdef: Any,
-    sampling: TokenSampling,
+    sampling: TokenSampling | None = None,
     *,
+    readout: Callable[[Any, Any], Any] | None = None,
     automaton: Automaton | None = None,
     tree: Tree | None = None,
     compiler_options: Mapping | None = None,
 ) -> dict[str, Any]:
-    """The jitted functions of an engine, by name; the first argument of each (but copy) is the model's state."""
+    """The jitted functions of an engine, by name; the first argument of each (but copy) is the model's state.
+
+    `decode` wants `sampling`, `branch` wants `tree`, `read` wants `readout`.
+    """
     jit = partial(jax.jit, compiler_options=dict(compiler_options) if compiler_options else None)
     merge = partial(nnx.merge, graphdef)
 
     def encode(state, features, arrays, places):
         return decoder.encode(merge(state), features, arrays, places)
 
-    def inner(state, contexts, features, piece, rows, parents, known, follows):
-        context = (contexts, parents, known) if follows else None
-        new = decoder.extend(merge(state), features, *piece, context)
+    def parent(contexts, parents, known, before):
+        """What `decoder.extend` wants of a piece's context. before: 0 = it has none, n = at most so many tokens, taken
+        out of the store at once; -1 = the store's rows as they are, taken out a layer at a time."""
+        if before <= 0:
+            return (contexts, parents, known) if before else None
+        first = lambda store: shard(store[:, parents, :, :before], *cache.AXES)
+        return (first(contexts[0]), first(contexts[1])), None, known
+
+    def inner(state, contexts, features, piece, rows, parents, known, before):
+        context = parent(contexts, parents, known, before)
+        _, new = decoder.extend(merge(state), features, *piece, context)
         return decoder.put_contexts(contexts, new, rows, parents, known)
 
-    def leaf(state, own, contexts, features, piece, rows, parents, known, follows):
-        context = (contexts, parents, known) if follows else None
-        return decoder.put_own(own, decoder.extend(merge(state), features, *piece, context), rows)
+    def leaf(state, own, contexts, features, piece, rows, parents, known, before):
+        context = parent(contexts, parents, known, before)
+        _, new = decoder.extend(merge(state), features, *piece, context)
+        return decoder.put_own(own, new, rows)
 
     def decode(state, answers, tiles, own, slots, seed, steps, until, places, log_probs=False):
         settings = dict(sampling=sampling, places=places, automaton=automaton, log_probs=log_probs)
         return decoder.decode_chunk(merge(state), tiles, own, answers, slots, seed, steps, until, **settings)
+
+    def read(state, contexts, features, piece, rows, parents, known, before):
+        context, model = parent(contexts, parents, known, before), merge(state)
+        hidden, _ = decoder.extend(model, features, *piece, context, keep=False)
+        last = jnp.maximum(piece[3] - 1, 0)[:, None, None]
+        return readout(model, jnp.take_along_axis(hidden, last, axis=1)[:, 0])
 
     def copy(tiles, contexts, rows, sources):  # of its own: engines that jit one function share its cache
         return decoder.copy_rows(tiles, contexts, rows, sources)
@@ -56,8 +76,9 @@ def programs(
     return {
         "branch": jit(branch),
         "encode": jit(encode, donate_argnums=1),
-        "inner": jit(inner, donate_argnums=1, static_argnames="follows"),
-        "leaf": jit(leaf, donate_argnums=1, static_argnames="follows"),
+        "inner": jit(inner, donate_argnums=1, static_argnames="before"),
+        "leaf": jit(leaf, donate_argnums=1, static_argnames="before"),
+        "read": jit(read, static_argnames="before"),
         "copy": jit(copy, donate_argnums=0),
         "decode": jit(decode, donate_argnums=1, static_argnames=("places", "log_probs")),
     }

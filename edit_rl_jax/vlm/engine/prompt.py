@@ -32,7 +32,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Tokens [start, stop) of a prompt; `key` names the prompt's content up to `stop`, images by their keys."""
+    """Tokens [start, stop) of a prompt; `key` names what it holds up to `stop`: tokens, positions, pictures' keys."""
 
     key: bytes
     start: int
@@ -77,7 +77,7 @@ class Prompt:
         """
         digest, out = hashlib.sha256(), []
         for start, stop in itertools.pairwise((0, *sorted(set(self.cuts)), len(self.tokens) - 1)):
-            digest.update(self.tokens[start:stop].tobytes() + b"|")
+            digest.update(self.tokens[start:stop].tobytes() + b"|" + self.positions[:, start:stop].tobytes())
             for at, picture in self.pictures:
                 if start <= at < stop:
                     digest.update(at.to_bytes(4, "big") + picture.key)
@@ -89,9 +89,9 @@ class Prompt:
         return [(at, p) for at, p in self.pictures if piece.start <= at < piece.stop]
 
 
-def rung(n: int, unit: int = 1) -> int:
-    """`n` rounded up to an eighth of the next power of two, at least `unit`, so that few shapes cover all sizes."""
-    step = max(unit, (1 << max(n - 1, 1).bit_length()) // 8 // unit * unit)
+def rung(n: int, unit: int = 1, parts: int = 8) -> int:
+    """`n` rounded up to an eighth (one of `parts`) of the next power of two, at least `unit`: few shapes cover all."""
+    step = max(unit, (1 << max(n - 1, 1).bit_length()) // parts // unit * unit)
     return -(-n // step) * step
 
 

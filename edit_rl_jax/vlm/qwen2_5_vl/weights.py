@@ -106,17 +106,19 @@ def save(
     dtype: Any = None,
     max_shard_bytes: int = 4 * 10**9,
     files_from: str | Path | None = None,
+    naming: Naming = NAMING,
 ) -> Path:
     """Writes a folder that `transformers` loads: see `nn.weights.save`.
 
-    files_from: folder whose tokenizer, processor and generation files are copied along.
+    files_from: folder whose tokenizer, processor and generation files are copied along. naming: of a model that has
+    more than the family's weights.
     """
     p = cfg.vision
     filters = (p.in_channels, p.temporal_patch_size, p.patch_size, p.patch_size)
     options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "unflat": filters}
     kinds = {np.dtype(dtype or v.dtype).name for v in flatten(state)[1]}
     config = {**cfg.to_hf(), "dtype": kinds.pop() if len(kinds) == 1 else "float32"}
-    folder = generic.save(state, config, folder, NAMING, **options)
+    folder = generic.save(state, config, folder, naming, **options)
     if jax.process_index() == 0:
         generic.copy_files(files_from, folder, SIDE_FILES)
         if (folder / METADATA).exists():

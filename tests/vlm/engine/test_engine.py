@@ -11,7 +11,8 @@ from flax import nnx
 
 from edit_rl_jax.sharding import make_mesh, shardings
 from edit_rl_jax.vlm.engine.branch import Tree
-from edit_rl_jax.vlm.engine.engine import Counters, Engine
+from edit_rl_jax.vlm.engine.engine import Engine
+from edit_rl_jax.vlm.engine.prefill import Counters
 from edit_rl_jax.vlm.engine.prompt import Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.packing import Bucket

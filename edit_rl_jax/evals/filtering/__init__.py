@@ -1,0 +1,1 @@
+"""A dataset of edits filtered by a judge: scored (`scoring`), ranked and chosen (`ranking`), shown (`pages`)."""
