@@ -112,3 +112,16 @@ def test_configs_that_cannot_work(key, changes):
     rl_config.check(tiny_editor.config("none"))
     with pytest.raises(ConfigError, match=f"'{key}'"):
         rl_config.check(tiny_editor.config("none", **changes))
+
+
+def test_a_config_of_a_judge_that_does_not_write():
+    """EditReward's own options stand in `rl.judge`, none of a judge that writes."""
+    c = rl_config.default(judge="editreward")
+    c.update(steps=1, rows=4)
+    c.model.init_from = "a folder"
+    c.rl.dimensions = (("instruction_following", 0.5), ("visual_quality", 0.5))
+    rl_config.check(c)
+    assert c.rl.rewards == (("editreward", 1.0),) and "fusion" in c.rl.judge and "passes" not in c.rl.judge
+    c.rl.judge.rows = 0
+    with pytest.raises(ConfigError, match=r"'rl\.judge\.rows'"):
+        rl_config.check(c)

@@ -112,9 +112,9 @@ def default(kind: str = "omnigen2", judge: str = "") -> ConfigDict:
 
 
 def _judge_of(r: Any) -> str:
-    """Finds the judge from outside whose options stand in `rl.judge`, "" where there is none."""
+    """Finds the judge whose options stand in `rl.judge`, "" for one that writes."""
     _check_rewards(r.get("rewards"))
-    for name in [name for name, _ in r.rewards if ":" in name]:
+    for name in [name for name, _ in r.rewards if ":" in name or name in judges.JUDGES.keys() - {judges.DEFAULT}]:
         found = getattr(judges.kind(name), "Options", None)
         if found and {f.name for f in dataclasses.fields(found)} <= set(r.get("judge", ())):
             return name
