@@ -105,8 +105,8 @@ def test_the_rule_of_two_and_upstreams_quirks(tmp_path):
     assert found["pairwise"]["K=3"]["accuracy"] == 7 / 8  # without the tie of w, v's A=B is wrong
     # the released code: q is always wrong, equal scores count as the later first: A=B of v wrong, B=C of w
     upstream = found["upstream"]
-    assert upstream["strict"]["K=2"] == {"accuracy": 4 / 5, "n": 5} and upstream["tie_threshold_of_2"] == 1.0
-    assert upstream["pairwise"]["K=2"] == 3 / 5  # q is read as A>B
+    assert upstream["strict"]["K=2"]["accuracy"] == 4 / 5 and upstream["tie_threshold_of_2"] == 1.0
+    assert upstream["pairwise"]["K=2"]["accuracy"] == 3 / 5  # q is read as A>B
     assert upstream["strict"]["K=3"]["accuracy"] == pytest.approx(2 / 3)
 
 
@@ -117,7 +117,9 @@ def test_upstream_takes_the_later_of_equal_scores_for_the_first(tmp_path):
     said = [("g_AvsB", 1, 1), ("g_AvsC", 1, 0), ("g_BvsC", 1, 0), ("h_AvsB", 2, 2)]
     said = [{"id": n, "score_1": float(a), "score_2": float(b)} for n, a, b in said]
     found = evaluate("editreward_bench_tiger", tmp_path, rows, said, ties=Ties(upstream=True))
-    assert found["official_accuracy"] == 0.0 and found["upstream"]["strict"]["all"] == {"accuracy": 1.0, "n": 2}
+    whole = {"accuracy": 1.0, "ci95": [1.0, 1.0], "n": 2}
+    assert found["official_accuracy"] == 0.0 and found["upstream"]["strict"]["all"] == whole
+    assert found["upstream"]["pairwise"]["K=4"] == {"accuracy": None, "accuracy_ci95": None, "n": 0}
 
 
 VOTES = {"leftvote": 240, "rightvote": 263, "tievote": 24, "bothbad_vote": 392}

@@ -355,6 +355,8 @@ ROWS = {  # benchmark, rows; reason: ids; n, n_invalid, right
                        1, 1, 0),
     "letters of another pair": ("editreward_bench_tiger", [tiger("g_BvsC", "A>C", 3, "BvsC")],
                                 {"unknown label": ["g_BvsC"]}, 1, 1, 0),
+    "labels of a pair, as they are in its group": (
+        "editreward_bench_tiger", [tiger("g_BvsC", "A>B", 3, "BvsC")], {"unknown label": ["g_BvsC"]}, 1, 1, 0),
     "unknown comparison": ("editreward_bench_tiger", [tiger("g", kind="A-B")], {"unknown comparison": ["g"]}, 1, 1, 0),
     "columns of another layout": ("editreward_bench_tiger", [aurora("p")], {"malformed row": ["p"]}, 1, 1, 0),
     "a number": ("editreward_bench_tiger", [tiger("g_AvsB"), "7"], {"malformed row": ["rows.jsonl:2"]}, 2, 1, 1),

@@ -115,7 +115,7 @@ def verdict(value: Any, letters: str = "AB", spelt: Mapping[str, str] = SPELT) -
 
 def label_of(where: str, value: Any, letters: str = "AB") -> dict[str, Any]:
     """Returns `label` and `text` of an Item. Raises RecordError where it is no label."""
-    text = verdict(value, letters, LABELS)
+    text = verdict(value, letters, LABELS if letters == "AB" else SPELT)
     if text is None:
         raise RecordError(where, "unknown label", f"{value!r:.60}")
     return {"label": float(ORDER[text]), "text": text}
