@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         for record in records:
             if isinstance(record, PreferenceRecord):
                 counts.add(record)
-                yield from preferences.disentangled(record) if args.disentangle_ties else (record,)
+                yield from preferences.disentangled(record) if args.disentangle_ties else (preferences.flagged(record),)
             elif args.disentangle_ties:
                 raise RecordError(record.key, "no preference", "--disentangle-ties, but this is an edit")
             else:

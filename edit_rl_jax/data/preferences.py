@@ -36,18 +36,18 @@ def is_opposite(record: PreferenceRecord) -> bool:
     return record.prefers == 0 and ahead >= {1, -1}
 
 
-def disentangled(record: PreferenceRecord) -> list[PreferenceRecord]:
-    """Makes two opposite preferences of a tie with opposite advantages, and leaves any other record one.
+def flagged(record: PreferenceRecord) -> PreferenceRecord:
+    """Notes the kind of a tie in `meta["tie"]`; leaves a preference as it is."""
+    return record if record.prefers else dataclasses.replace(record, meta={**record.meta, "tie": tie(record)})
 
-    Their keys end in "/first" and "/second", by which edit is preferred; `meta["tie"]` of every tie is its kind.
-    """
-    if record.prefers:
-        return [record]
-    flagged = dataclasses.replace(record, meta={**record.meta, "tie": tie(record)})
+
+def disentangled(record: PreferenceRecord) -> list[PreferenceRecord]:
+    """Makes two opposite preferences of a tie with opposite advantages, and leaves any other record one. Ties are
+    `flagged`; the keys of the two end in "/first" and "/second", by which edit is preferred."""
     if not is_opposite(record):
-        return [flagged]
+        return [flagged(record)]
     return [
-        dataclasses.replace(flagged, key=f"{record.key}/{name}", prefers=prefers)
+        dataclasses.replace(flagged(record), key=f"{record.key}/{name}", prefers=prefers)
         for name, prefers in (("first", 1), ("second", -1))
     ]
 

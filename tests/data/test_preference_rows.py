@@ -180,7 +180,8 @@ def test_the_script(script, folder, tmp_path, capsys):  # noqa: F811
     assert "1 missing file: train.json:4" in said and "2 ties overall: 1 equal, 1 opposite" in said
     assert re.search(r"overall +3 +33.33% +66.67% +0.00%\n", said) and '{"train": 3} records' in said
     source = EditSource(tmp_path / "a")
-    assert [source[i].prefers for i in range(3)] == [0, 0, 1]
+    said = [(source[i].prefers, source[i].meta.get("tie")) for i in range(3)]
+    assert said == [(0, "opposite"), (0, "equal"), (1, None)]
     assert source.notes["preferences"]["ties"] == {"opposite": 1, "equal": 1}
 
     assert run("b", "--on-bad-record=skip", "--disentangle-ties") == 0
@@ -203,7 +204,7 @@ def test_the_worlds_preferences_become_a_dataset(script, tmp_path, capsys):  # n
     args = ("--world", "6", "--preferences", "--noise", "0.5", "--seed", "5", "--output", str(tmp_path / "a"))
     assert script(args) == 0 and '{"train": 6, "validation": 1, "test": 1}' in capsys.readouterr().out
     world, source = Preferences("train", 6, seed=5, noise=0.5), EditSource(tmp_path / "a")
-    assert [source[i] for i in range(6)] == [world[i] for i in range(6)]
-    assert EditSource(tmp_path / "a", "test")[0] == Preferences("test", 1, seed=5)[0]
+    assert [source[i] for i in range(6)] == [preferences.flagged(world[i]) for i in range(6)]
+    assert EditSource(tmp_path / "a", "test")[0] == preferences.flagged(Preferences("test", 1, seed=5)[0])
     for args in (("--input", "rows.jsonl", "--preferences"), ("--world", "6", "--noise", "0.5")):
         assert script([*args, "--output", str(tmp_path / "b")]) == 1 and "--noise of" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Public benchmarks against the counts behind published percentages, and against small tables worked by hand."""
 
-import inspect
 import itertools
 import json
 import math
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from edit_rl_jax.evals import statistics
 from edit_rl_jax.evals.judges import public
 from edit_rl_jax.evals.judges.ties import Ties
 from scripts import eval_rm
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 GROUPS = {2: 186, 3: 150, 4: 148}
 
 
@@ -36,13 +35,6 @@ def tiger_rows(groups=GROUPS):
             ranking = "A=B" if size == 2 and n % 5 == 0 else "B>A" if i + j == "AB" else f"{i}>{j}"
             about = {"comparison_type": f"{i}vs{j}", "dataset": f"{size}pair", "num_candidates": size}
             yield {"id": name, "instruction": "do", "ranking": ranking, **about, **images}
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Intervals of 400 draws instead of 4,000 and 1,000."""
-    for function in (statistics.interval, statistics.macro_interval, statistics.bootstrap):
-        monkeypatch.setitem(inspect.unwrap(function).__kwdefaults__, "draws", 400)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,20 @@ import urllib.request
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
+from edit_rl_jax import chips
 from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, EditRecord
 from edit_rl_jax.editworld import dataset
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.plan import rl as plan_rl
+from edit_rl_jax.plan import scoring
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Edit
+from edit_rl_jax.rewards.editreward.judge import EditReward
 from edit_rl_jax.rewards.editreward.options import Options
 from edit_rl_jax.rewards.editreward.prompts import TINY
 from edit_rl_jax.rewards.serving.client import TOKEN, RewardClient
@@ -158,6 +163,16 @@ def test_a_reward_of_rl(model, pictures, judged):
     scores = rewards.make(config, MESH)(rewards.Samples([prompt] * 2, images))
     np.testing.assert_allclose(scores.values, [j.overall.value for j in judged], rtol=1e-4)
     assert scores.valid.all()
+
+
+def test_its_scoring_is_planned(model):
+    """One prefill and one reading, of the network with heads; a judge that writes is planned as before."""
+    chip, devices = chips.describe("v5e:2x2")
+    engine = scoring.describe(EditReward.architecture(str(model)), chip, devices, judge=EditReward)
+    assert engine.readout is not None and any("rm_heads" in str(p) for p, _ in nnx.to_flat_state(engine.state))
+    assert [job.name for job in scoring.jobs(engine, chip, 8)] == ["prefill", "read"]
+    config = tiny_editor.config("none", rl__rewards=(("editreward", 1.0),), rl__judge__model=str(model))
+    assert plan_rl.judge_architecture(config) == engine.cfg
 
 
 @pytest.mark.slow

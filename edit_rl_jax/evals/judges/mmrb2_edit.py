@@ -20,6 +20,7 @@ from edit_rl_jax.evals.judges.pairs import Outcome
 from edit_rl_jax.evals.judges.ties import Ties, mean, order, outcome, pair_figures, statistic, table
 
 AXES = ("overall",)
+FILES = (("/edit.json", "/edit/"),)  # of the four tasks
 
 
 def parse(where: str, number: int, row: Mapping[str, Any], folder: Path) -> Iterable[Entry]:

@@ -41,7 +41,7 @@ def parse(where: str, number: int, row: Mapping[str, Any], folder: Path) -> Iter
     letters, asked = kind[1] + kind[2], row["instruction"]
     task, group = f"K={size}", f"{size}pair {name.partition('_')[0]}"
     shown = [row["candidate_1"], row["candidate_2"]]
-    about = dict(id=name, group=group, task=task, letters=letters)
+    about = dict(id=name, group=group, task=task, letters=letters, same=shown[0] == shown[1])
     load = edits(where, folder, row["source_image"], shown, asked)
     yield item(lambda: _label(where, row.get("ranking"), letters), **about), load
 
@@ -88,7 +88,7 @@ def _of_group(where: str, number: int, row: Mapping[str, Any], folder: Path) -> 
         letters = "ABCD"[i] + "ABCD"[j]
         about = dict(id=f"{name}_{letters[0]}vs{letters[1]}", group=f"{size}pair {name}", task=f"K={size}")
         load = edits(where, folder, row["path_src"], [paths[i], paths[j]], asked)
-        yield item(functools.partial(label, i, j), letters=letters, **about), load
+        yield item(functools.partial(label, i, j), letters=letters, same=paths[i] == paths[j], **about), load
 
 
 def _ranks(ranking: str, size: int) -> list[int] | None:
