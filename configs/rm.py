@@ -67,7 +67,8 @@ MESHES = {
 def get_config(which="7b"):
     size, _, objective = which.partition(",")
     if size not in MESHES or objective not in ("", "editscore", "editreward"):
-        raise ValueError(f"no '{which}'; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
+        what = f"objective '{objective}'" if size in MESHES else f"size '{size}'"
+        raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
     c = editreward() if objective == "editreward" else editscore()
     c.name = f"{c.objective}_{size}" if objective else f"rm_{size}"
     c.model.init_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
