@@ -68,6 +68,15 @@ class PreferenceRecord:
 Record = EditRecord | PreferenceRecord
 
 
+def expect(record: Any, *kinds: type) -> Any:
+    """Returns the record. Raises RecordError for one that is of none of these kinds."""
+    if isinstance(record, kinds):
+        return record
+    wanted = " or ".join(k.__name__ for k in kinds)
+    where = getattr(record, "key", "a record without a key")
+    raise RecordError(where, "wrong kind of record", f"{type(record).__name__}, {wanted} wanted")
+
+
 def brief(value: Any) -> str:
     """Writes a value for a message: bytes as their number, and only the beginning of what is long."""
     if isinstance(value, bytes):

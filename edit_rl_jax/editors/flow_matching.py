@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from edit_rl_jax.data.example import EditExample
-from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.data.records import EditRecord, expect
 from edit_rl_jax.editors.base import Editor
 from edit_rl_jax.editors.pixels import to_pixels
 from edit_rl_jax.editors.rows import OWN
@@ -25,10 +25,11 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.ranges import knob
 
 
-def edit_example(record: EditRecord | EditExample) -> EditExample:
-    """A record's edit; an example as it is."""
+def edit_example(record: Any) -> EditExample:
+    """An EditRecord's edit; an EditExample as it is. Raises RecordError for another record."""
     if isinstance(record, EditExample):
         return record
+    record = expect(record, EditRecord)
     return EditExample(record.instruction, (record.source,), record.edited, record.key)
 
 
@@ -63,7 +64,7 @@ class FlowMatching:
             raise ConfigError(f"config key 'flow.shift': {e}") from None
         return cls(times, f.drop_text, f.drop_references, f.sample_latents, f.changed, config.seed)
 
-    def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
+    def to_examples(self, record: Any, seed: int) -> list[EditExample]:
         """The edit; what is dropped and its random numbers depend on `seed` alone."""
         example, rng = edit_example(record), np.random.default_rng(seed)
         if rng.random() < self.drop_text:

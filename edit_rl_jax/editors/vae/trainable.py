@@ -21,7 +21,6 @@ from jaxtyping import Array
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.pipeline import Source
-from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.editors.base import Arrays, Request
 from edit_rl_jax.editors.flow_matching import edit_example
 from edit_rl_jax.editors.pixels import to_pixels
@@ -55,7 +54,7 @@ class Reconstruction:
     def configured(cls, config: Any) -> Reconstruction:
         return cls(config.autoencoder.kl, config.seed)
 
-    def to_examples(self, record: EditRecord | EditExample, seed: int) -> list[EditExample]:
+    def to_examples(self, record: Any, seed: int) -> list[EditExample]:
         """One image of the record, drawn by the seed: its images are much alike, a batch of them teaches little."""
         example = edit_example(record)
         images = (*example.references, example.target)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.example import Example, Tokens
 from edit_rl_jax.data.preferences import disentangled
-from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, PreferenceRecord
+from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, PreferenceRecord, expect
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.ranges import knob
 from edit_rl_jax.rewards.editreward import losses
@@ -72,16 +72,15 @@ class Preference:
         return partial(self.to_examples, prompts=texts.get(prompts))
 
     def to_examples(
-        self, record: PreferenceRecord, seed: int = 0, *, prompts: str | Prompts = texts.DEFAULT
+        self, record: Any, seed: int = 0, *, prompts: str | Prompts = texts.DEFAULT
     ) -> list[tuple[Example, ...]]:
-        """Makes the pairs of a record: none where it has no label that this objective learns.
+        """Makes the pairs of a PreferenceRecord: none where it has no label that this objective learns.
 
         Each is (A, first dimension), (A, second), (B, first), (B, second). Arrays of an answer: `prefers` 1, or 0 for a
         tie; `label` 1, 0 or -1, A's against B's in its dimension; `labelled` whether there is one; `seed` of dropout.
         Raises RecordError for another kind of record and for an empty instruction.
         """
-        if not isinstance(record, PreferenceRecord):
-            raise RecordError(getattr(record, "key", "record"), "no preference", f"{type(record).__name__}")
+        record = expect(record, PreferenceRecord)
         split = self.options.ties == "disentangle" and self.options.labels != "dimension"
         found = disentangled(record) if split else [record]
         try:
@@ -178,5 +177,5 @@ def _kept(seeds: Float[Array, "B A"], rate: float) -> Float[Array, "H B n W"]:
     one = lambda seed, place: jax.random.bernoulli(
         jax.random.fold_in(jax.random.fold_in(key, seed), place), 1 - rate, (WIDTHS[0],)
     )
-    kept = jax.vmap(jax.vmap(one))(seeds.astype(jnp.int32), place) / np.float32(1 - rate)
-    return jnp.moveaxis(kept.astype(jnp.float32).reshape(B, A // DIMENSIONS, DIMENSIONS, -1), 2, 0)
+    kept = jax.vmap(jax.vmap(one))(seeds.astype(jnp.int32), place).astype(jnp.float32) / (1 - rate)
+    return jnp.moveaxis(kept.reshape(B, A // DIMENSIONS, DIMENSIONS, -1), 2, 0)

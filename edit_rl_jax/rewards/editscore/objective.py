@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from edit_rl_jax.data.example import Example
-from edit_rl_jax.data.records import EditRecord, RecordError, check_scores
+from edit_rl_jax.data.records import EditRecord, RecordError, check_scores, expect
 from edit_rl_jax.rewards.editscore.named_prompts import DEFAULT, get
 from edit_rl_jax.rewards.editscore.named_prompts import choose as choose_prompts
 from edit_rl_jax.rewards.editscore.prompts import Prompts, answer
@@ -13,13 +14,14 @@ from edit_rl_jax.vlm.cross_entropy import loss
 __all__ = ["choose_prompts", "examples_with", "loss", "to_examples"]
 
 
-def to_examples(record: EditRecord, seed: int = 0, *, prompts: str | Prompts = DEFAULT) -> list[Example]:
-    """An SC example (source, edited) and a PQ example (edited); a question without scores in the record is left out.
+def to_examples(record: Any, seed: int = 0, *, prompts: str | Prompts = DEFAULT) -> list[Example]:
+    """An SC example (source, edited) and a PQ example (edited) of an EditRecord; a question without scores is left out.
 
-    `seed` is unused: a record always gives the same examples. Raises RecordError on an empty instruction or scores that
-    are not two integers on 0..25. Images stay encoded until their batch is built.
+    `seed` is unused: a record always gives the same examples. Raises RecordError on another record, an empty
+    instruction or scores that are not two integers on 0..25. Images stay encoded until their batch is built.
     """
     del seed
+    record = expect(record, EditRecord)
     texts, key = get(prompts), record.key
     questions = (
         ("sc", check_scores(key, "sc", record.sc), record.sc_reasoning),
