@@ -43,6 +43,10 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
         )
         count = program.microbatches * program.config.rows
         scores = [jax.ShapeDtypeStruct((count,), t) for t in (jnp.float32, jnp.bool, jnp.int32)]
+        if program.config.rl.advantage.decoupled:
+            several = max(len(program.config.rl.dimensions), len(program.config.rl.rewards))
+            scores[0] = jax.ShapeDtypeStruct((count, several), jnp.float32)
+            scores.append(jax.ShapeDtypeStruct((several,), jnp.float32))
         drawn = drawn._replace(finished=None)
         update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
