@@ -83,6 +83,8 @@ def from_arguments(args: argparse.Namespace) -> Judge:
     if args.endpoint:
         from edit_rl_jax.rewards.editscore.endpoint import VLMJudge
 
+        if args.judge not in ("", judges.DEFAULT):
+            raise ValueError(f"an end point writes its answers: --judge {args.judge} wants --model")
         return VLMJudge.of_options(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), options)
     how = dict(base=args.base, mesh=mesh_of(args), verify=not args.no_verify)
     return judges.load(args.model, args.judge, options, **how)

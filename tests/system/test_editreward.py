@@ -101,6 +101,9 @@ def test_scored(model, pictures, judged, tmp_path):
         np.testing.assert_allclose(line["overall"], sum(d["value"] for d in line["dimensions"].values()), rtol=1e-6)
     with pytest.raises(SystemExit, match="fusion: 'mean' -> 'sum'"):
         score.main([*words, "--output", str(tmp_path / "out.jsonl"), "--fusion", "sum"])
+    there = ["--judge", "editreward", "--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "m", *words[2:]]
+    with pytest.raises(SystemExit, match="--judge editreward wants --model"):
+        score.main([*there, "--output", str(tmp_path / "there.jsonl")])
 
 
 def test_released_weights_want_to_be_told_their_prompts(model, tmp_path):

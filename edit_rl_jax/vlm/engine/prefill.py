@@ -156,8 +156,8 @@ class Prefill:
         """The padded length of a piece."""
         return rung(tokens, self.unit)
 
-    def _before(self, tokens: int) -> int:
-        """How a piece after so many tokens looks at them: `before` of the programs."""
+    def _before(self, tokens: int, whole: bool) -> int:
+        """How a piece after so many tokens, or any piece, looks at what is before it: `before` of the programs."""
         return -1
 
     def _side_by_side(self, length: int) -> int:
@@ -165,14 +165,14 @@ class Prefill:
         return max(1, self.prefill_tokens // length)
 
     def _parts(
-        self, pieces: list[tuple[Prompt, Piece, int, int]], most: int = NOWHERE
+        self, pieces: list[tuple[Prompt, Piece, int, int]], most: int = NOWHERE, whole: bool = False
     ) -> Iterator[tuple[tuple[Any, ...], int, list[int]]]:
         """Pieces of one length together, as many as one prefill takes, padded to at most `most`: the arrays of
-        `piece_arrays`, how much of their contexts is looked at (`before` of the programs), and which of `pieces` they
-        are. Counts them."""
+        `piece_arrays`, how much of their contexts is looked at (`before` of the programs; `whole`: as much as there
+        may be), and which of `pieces` they are. Counts them."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, (_, piece, parent, _) in enumerate(pieces):
-            length, before = min(self._length(piece.stop - piece.start), most), self._before(piece.start)
+            length, before = min(self._length(piece.stop - piece.start), most), self._before(piece.start, whole)
             groups.setdefault((length, before if parent >= 0 else 0), []).append(i)
         for (T, before), group in groups.items():
             n = -(-self._side_by_side(T) // self.rows) * self.rows

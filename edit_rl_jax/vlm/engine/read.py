@@ -128,8 +128,8 @@ class Reader(Prefill):
     def _length(self, tokens: int) -> int:
         return rung(tokens, self.unit, FINE)
 
-    def _before(self, tokens: int) -> int:
-        return min(rung(tokens, self.unit, FINE), self._shape.shared)
+    def _before(self, tokens: int, whole: bool) -> int:
+        return self._shape.shared if whole else min(self._length(tokens), self._shape.shared)
 
     def _side_by_side(self, length: int) -> int:
         return 1 << max(1, self.prefill_tokens // length).bit_length() - 1  # divides a wave of a power of two
@@ -137,7 +137,7 @@ class Reader(Prefill):
     def _start(self, wave: Wave, chosen: list[int]) -> list[tuple[list[int], Any]]:
         """Starts reading the ends of a wave's prompts: their numbers, and what will be there."""
         out, contexts = [], self._stores.contexts
-        for arrays, before, part in self._parts(wave.leaves):
+        for arrays, before, part in self._parts(wave.leaves, whole=True):  # ends are short, and fill their batches so
             values = self._programs["read"](self.state, contexts, self._features, *arrays, before=before)
             out.append(([chosen[i] for i in part], values))
             self.counters.reads += len(part)
