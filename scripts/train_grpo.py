@@ -76,10 +76,16 @@ def train(run: session.Session) -> None:
             return asked, batch, condition, drawn.finished.reshape(-1, *r.size, 3), drawn._replace(finished=None)
 
     def judge(asked, batch, images):
-        """(rewards, whether valid, groups) of a rollout's images."""
+        """(rewards, whether valid, groups) of a rollout's images, for `rl.advantages`; the figures of dimensions."""
         number = batch["prompt"].ravel()
         found = rewards.score(reward, [asked[i] for i in number], images)
-        return found.values, found.valid, np.asarray(prompts.groups(asked), np.int32)[number]
+        groups = np.asarray(prompts.groups(asked), np.int32)[number]
+        names, weights = zip(*reward.dimensions)
+        shown = figures.of_dimensions(names, found, groups)
+        if not r.advantage.decoupled:
+            return (found.values, found.valid, groups), shown
+        weights = np.asarray(weights, np.float32)
+        return (found.each[:, weights != 0], found.valid, groups, weights[weights != 0]), shown
 
     def change(step, state, condition, drawn, scores):
         """(state, metrics of each update)."""
@@ -117,14 +123,14 @@ def train(run: session.Session) -> None:
             pending = draw(step + 1, behind)
         jax.block_until_ready(images)
         sampled = time.monotonic()
-        scores = judge(asked, batch, images)
+        scores, shown = judge(asked, batch, images)
         scored = time.monotonic()
         state, outs = change(step, state, condition, drawn, scores)
         ended = time.monotonic()
         names = [[(f"{asked[p].key}#{k}",) for p, k in zip(*row)] for row in zip(batch["prompt"], batch["member"])]
         for problem in figures.check(run.guard, step, outs, names):
             log.warning("%s", problem)
-        values = figures.summary(outs)
+        values = figures.summary(outs) | shown
         if r.oracle_samples:
             values |= figures.oracle_figures([asked[i] for i in batch["prompt"].ravel()], images, r.oracle_samples)
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}

@@ -43,6 +43,10 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
         )
         count = program.microbatches * program.config.rows
         scores = [jax.ShapeDtypeStruct((count,), t) for t in (jnp.float32, jnp.bool, jnp.int32)]
+        if program.config.rl.advantage.decoupled:
+            several = max(len(program.config.rl.dimensions), len(program.config.rl.rewards))
+            scores[0] = jax.ShapeDtypeStruct((count, several), jnp.float32)
+            scores.append(jax.ShapeDtypeStruct((several,), jnp.float32))
         drawn = drawn._replace(finished=None)
         update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
@@ -76,7 +80,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
         raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
     kind = interfaces.model(config)
     program = build_program(config, on_mesh.make_mesh(config, devices), kind.model_config(config))
-    engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
+    engine = judge and scoring.describe(judge, chip, local, r.judge.tensor, rewards.judge_class(config))
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)
     for name, low in programs.items():

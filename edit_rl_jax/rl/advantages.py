@@ -1,10 +1,12 @@
 """From rewards to advantages, inside groups of samples of one (source image, instruction).
 
 A row without a say has advantage 0 and `keep` False, and leaves every loss, KL included: invalid rewards, and groups
-whose rewards do not differ. Shapes never change. Facts: reference of DanceGRPO, Flow-GRPO, Edit-R1 (static mask).
+whose rewards do not differ. Shapes never change. Facts: reference of DanceGRPO, Flow-GRPO, Edit-R1 (static mask); GDPO
+(arXiv 2601.05242): rewards normalised apart, then summed.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +25,17 @@ class AdvantageConfig:
       clip: advantages end at +-clip.
       eps: added to the standard deviation (population).
       min_std: groups below it leave, besides those whose rewards are all equal.
+      decoupled: normalise each dimension apart, then sum by weight (GDPO), in place of normalising the weighted sum.
+      over_batch: bring what is kept to mean 0 and standard deviation 1 over the rollout, before `clip` (GDPO's last
+        step).
     """
 
     std: str = knob("group", ("group", "global"))
     clip: float = knob(5.0, "[1e-6, 1e6]")
     eps: float = knob(1e-4, "[0, 1e6]")
     min_std: float = knob(0.0, "[0, 1e6]")
+    decoupled: bool = knob(False)
+    over_batch: bool = knob(False)
 
     def __post_init__(self):
         if self.std not in ("group", "global"):
@@ -43,17 +50,22 @@ class Advantages(NamedTuple):
     metrics: dict[str, Any]
 
 
-def advantages(
-    rewards: Float[Array, " N"], valid: Bool[Array, " N"], groups: Int[Array, " N"], config: AdvantageConfig
-) -> Advantages:
-    """Advantages of N samples; pure, to be jitted with `config` static.
+class Normalised(NamedTuple):
+    """Rewards of one kind, normalised. values: fp32 [N], 0 where invalid. mean, std: over all valid rewards.
+    group_std, flat: [groups], `flat` where the rewards do not differ."""
 
-    valid: a reward that is not finite is invalid too. groups: ids in [0, N), equal for the samples of one (source
-    image, instruction), in any order. An invalid row counts in no mean; a group of one valid row has no spread and
-    leaves.
-    """
+    values: Float[Array, " N"]
+    mean: Float[Array, ""]
+    std: Float[Array, ""]
+    group_std: Float[Array, " N"]
+    flat: Bool[Array, " N"]
+
+
+def normalise(
+    rewards: Float[Array, " N"], valid: Bool[Array, " N"], groups: Int[Array, " N"], config: AdvantageConfig
+) -> Normalised:
+    """Centres rewards in their groups and divides them by the standard deviation; see `advantages`."""
     n = rewards.shape[0]
-    valid = valid & jnp.isfinite(rewards)
     r = jnp.where(valid, rewards.astype(jnp.float32), 0.0)
     one = valid.astype(jnp.float32)
     total = lambda x: jax.ops.segment_sum(x, groups, n)
@@ -64,22 +76,57 @@ def advantages(
     # Equal rewards are found by comparing them: their standard deviation is not exactly 0 after rounding.
     low = jax.ops.segment_min(jnp.where(valid, r, jnp.inf), groups, n)
     high = jax.ops.segment_max(jnp.where(valid, r, -jnp.inf), groups, n)
-    present, scored = total(jnp.ones(n)) > 0, count > 0
-    flat = scored & ((high <= low) | (std < config.min_std))
+    flat = (count > 0) & ((high <= low) | (std < config.min_std))
     over_all = jnp.sum(r) / jnp.maximum(jnp.sum(one), 1)
     global_std = jnp.sqrt(jnp.sum(jnp.where(valid, r - over_all, 0.0) ** 2) / jnp.maximum(jnp.sum(one), 1))
     scale = std[groups] if config.std == "group" else global_std
+    return Normalised(centred / (scale + config.eps), over_all, global_std, std, flat)
+
+
+def advantages(
+    rewards: Float[Array, " N"] | Float[Array, "N D"],
+    valid: Bool[Array, " N"],
+    groups: Int[Array, " N"],
+    config: AdvantageConfig,
+    weights: Float[Array, " D"] | None = None,
+) -> Advantages:
+    """Advantages of N samples; pure, to be jitted with `config` static.
+
+    rewards: one a sample, or with `weights` one of each dimension, for `config.decoupled`: each dimension is normalised
+    apart, and one that does not differ in a group adds nothing there.
+    valid: a reward that is not finite is invalid too, and a sample is where one of its dimensions is. groups: ids in
+    [0, N), equal for the samples of one (source image, instruction), in any order. An invalid row counts in no mean; a
+    group of one valid row has no spread and leaves. The metrics are of the weighted sum.
+    """
+    n = rewards.shape[0]
+    columns = [rewards] if weights is None else [rewards[:, d] for d in range(rewards.shape[1])]
+    for r in columns:
+        valid = valid & jnp.isfinite(r)
+    parts = [normalise(r, valid, groups, config) for r in columns]
+    if weights is None:
+        r, (whole,) = rewards.astype(jnp.float32), parts
+        values, flat = whole.values, whole.flat
+    else:
+        r = sum(w * jnp.where(valid, c, 0.0) for w, c in zip(weights, columns))
+        whole = normalise(r, valid, groups, config)
+        values = sum(w * jnp.where(p.flat[groups], 0.0, p.values) for w, p in zip(weights, parts))
+        flat = functools.reduce(jnp.logical_and, [p.flat for p in parts])
     keep = valid & ~flat[groups]
-    values = jnp.where(keep, jnp.clip(centred / (scale + config.eps), -config.clip, config.clip), 0.0)
     number = lambda x: jnp.sum(x, dtype=jnp.float32)
-    over_groups = lambda x: jnp.sum(jnp.where(scored, x, 0.0)) / jnp.maximum(number(scored), 1)
+    mean_of = lambda x, at: jnp.sum(jnp.where(at, x, 0.0)) / jnp.maximum(number(at), 1)
+    if config.over_batch:
+        centred = values - mean_of(values, keep)
+        values = centred / (jnp.sqrt(mean_of(centred**2, keep)) + config.eps)
+    values = jnp.where(keep, jnp.clip(values, -config.clip, config.clip), 0.0)
+    present = jax.ops.segment_sum(jnp.ones(n), groups, n) > 0
+    scored = jax.ops.segment_sum(valid.astype(jnp.float32), groups, n) > 0
     return Advantages(
         values,
         keep,
         {
-            "reward_mean": over_all,
-            "reward_std": global_std,
-            "reward_group_std": over_groups(std),
+            "reward_mean": whole.mean,
+            "reward_std": whole.std,
+            "reward_group_std": mean_of(whole.group_std, scored),
             "reward_min": jnp.min(jnp.where(valid, r, jnp.inf)),
             "reward_max": jnp.max(jnp.where(valid, r, -jnp.inf)),
             "samples": jnp.float32(n),

@@ -1,7 +1,8 @@
 """Rewards of RL: of a rollout's images, a value in about [0, 1] and whether it is valid. Several are added by weight.
 
 A reward is a class with `__init__(config, mesh)` and `__call__(samples) -> Scores`, by name or "my_pkg.mod:Class"; a
-judge (`rewards.judges`), by its name or class, stands for what it says of the model `rl.judge.model`.
+judge (`rewards.judges`), by its name or class, stands for what it says of the model `rl.judge.model`: its overall
+score, or the dimensions of `rl.dimensions` by weight.
 On one process images stay on the device for rewards that take them there; with several, each process scores its share
 of them, on its own devices or its host, and the values are gathered.
 """
@@ -21,8 +22,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from edit_rl_jax.names import ConfigError, resolve
 from edit_rl_jax.rewards import judges, oracle
-from edit_rl_jax.rewards.base import Edit, Judgement
+from edit_rl_jax.rewards.base import Dimension, Edit, Judgement
 from edit_rl_jax.rewards.serving.client import TOKEN, RewardClient
+from edit_rl_jax.rewards.serving.service import ServiceError
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.sharding import make_mesh
 
@@ -30,10 +32,17 @@ SCALE = oracle.SCALE
 
 
 class Scores(NamedTuple):
-    """values fp32 [N]; those that are not valid mean nothing."""
+    """values fp32 [N]; those that are not valid mean nothing. each, spread: fp32 [N, D] of the reward's `dimensions` (a
+    judge's figures as shares of their scales, and their standard deviations), NaN where there is none; None for a
+    reward without dimensions."""
 
     values: Float[np.ndarray, " N"]
     valid: Bool[np.ndarray, " N"]
+    each: Float[np.ndarray, "N D"] | None = None
+    spread: Float[np.ndarray, "N D"] | None = None
+
+
+Weighted = tuple[tuple[str, float], ...]  # names of dimensions and their weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +67,23 @@ def _apart(images: UInt8[Array, "N H W 3"]) -> list[UInt8[Array, "H W 3"]]:
     return list(images)
 
 
-def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:
+def of_judgements(found: Sequence[Judgement], bonus: float = 0.0, dimensions: Weighted = ()) -> Scores:
     """Returns overall scores on [0, 1]: (overall / its scale + bonus * whether it is a success) / (1 + bonus).
 
-    Raises ConfigError where there is a bonus and the judge does not say what a success is.
+    Where one of `dimensions` has a weight, the value is their weighted sum instead, each as a share of its scale; a
+    judgement that lacks one of these is not valid as a whole: a sum of fewer compares with no other. A spread is part
+    of no value. Raises ConfigError where there is a bonus and the judge does not say what a success is.
     """
+    unknown = Dimension(np.nan)
+    of = lambda j, name: j.dimensions.get(name, unknown) if j.valid else unknown
+    table = lambda f: np.array([f(of(j, name)) for j in found for name, _ in dimensions], np.float32)
+    each = table(lambda d: d.share).reshape(len(found), len(dimensions))
+    spread = table(lambda d: np.nan if d.spread is None else d.spread / d.scale).reshape(each.shape)
+    weights = np.array([w for _, w in dimensions], np.float32)
+    if weights.any():
+        counted = each[:, weights != 0]
+        valid = np.array([j.valid for j in found], bool) & np.isfinite(counted).all(1)
+        return Scores(np.where(valid, counted @ weights[weights != 0], 0).astype(np.float32), valid, each, spread)
     valid = np.array([j.valid and j.overall is not None for j in found], bool)
 
     def value(j: Judgement) -> float:
@@ -70,7 +91,20 @@ def of_judgements(found: Sequence[Judgement], bonus: float = 0.0) -> Scores:
             raise ConfigError("config key 'rl.success_bonus': this judge does not say what a success is")
         return (j.overall.share + bonus * (bonus > 0 and j.success)) / (1 + bonus)
 
-    return Scores(np.array([value(j) if ok else 0.0 for j, ok in zip(found, valid)], np.float32), valid)
+    values = np.array([value(j) if ok else 0.0 for j, ok in zip(found, valid)], np.float32)
+    return Scores(values, valid, each, spread)
+
+
+def weighted(config: Any, reward: str, has: Sequence[str]) -> Weighted:
+    """Returns the dimensions of a judge with the weights of `rl.dimensions`, 0 for those that it leaves out.
+
+    Raises ConfigError, naming those that the judge has, where `rl.dimensions` names another.
+    """
+    asked = {name: float(weight) for name, weight in config.rl.dimensions}
+    if wrong := [name for name in asked if name not in has]:
+        there = f"has {', '.join(has)}" if has else "names none"
+        raise ConfigError(f"config key 'rl.dimensions': no dimension '{wrong[0]}': the reward '{reward}' {there}")
+    return tuple((name, asked.get(name, 0.0)) for name in has)
 
 
 def judge_mesh(mesh: Any, tensor: int) -> Any:
@@ -104,26 +138,32 @@ class JudgeReward:
         said = {key: value for key, value in j.items() if value or key not in unset} | {"seed": config.seed}
         options = judges.options(found, said)
         self.judge = judges.load(j.model, name, options, base=j.base or None, mesh=over)
+        self.dimensions = weighted(config, name or "judge", self.judge.dimensions())
 
     def __call__(self, samples: Samples) -> Scores:
         on_device = getattr(self.judge, "device_images", False)
         images = samples.on_device(self.place) if on_device else samples.host
         edits = [Edit(p.source, i, p.instruction) for p, i in zip(samples.prompts, images, strict=True)]
-        return of_judgements(self.judge.score(edits, progress=False), self.bonus)
+        return of_judgements(self.judge.score(edits, progress=False), self.bonus, self.dimensions)
 
 
 class ServerReward:
-    """A reward server (`serve_reward.py`) at `rl.judge.server`; its token is in the environment."""
+    """A reward server (`serve_reward.py`) at `rl.judge.server`; its token is in the environment. It is asked for its
+    dimensions where `rl.dimensions` names some: else it may be away when a run begins."""
 
     def __init__(self, config: Any, mesh: Any):
         if not config.rl.judge.server:
             raise ConfigError("config key 'rl.judge.server': the reward 'server' wants its URL")
         self.bonus = config.rl.success_bonus
         self.client = RewardClient(config.rl.judge.server, os.environ.get(TOKEN, ""))
+        try:
+            self.dimensions = weighted(config, "server", self.client.dimensions()) if config.rl.dimensions else ()
+        except ServiceError as error:
+            raise ConfigError(f"config key 'rl.dimensions': the server does not say which it has: {error}") from None
 
     def __call__(self, samples: Samples) -> Scores:
         edits = [Edit(p.source, i, p.instruction) for p, i in zip(samples.prompts, samples.host, strict=True)]
-        return of_judgements(self.client.score(edits, progress=False), self.bonus)
+        return of_judgements(self.client.score(edits, progress=False), self.bonus, self.dimensions)
 
 
 class OracleReward:
@@ -131,9 +171,10 @@ class OracleReward:
 
     def __init__(self, config: Any, mesh: Any):
         self.bonus = config.rl.success_bonus
+        self.dimensions = weighted(config, "oracle", oracle.DIMENSIONS)
 
     def __call__(self, samples: Samples) -> Scores:
-        return of_judgements(judge_by_oracle(samples), self.bonus)
+        return of_judgements(judge_by_oracle(samples), self.bonus, self.dimensions)
 
 
 def judge_by_oracle(samples: Samples) -> list[Judgement]:
@@ -183,25 +224,54 @@ def reward(name: str, config: Any, mesh: Any) -> Callable[[Samples], Scores]:
     return JudgeReward(config, mesh, name) if hasattr(found, "from_folder") else found(config, mesh)
 
 
-def make(config: Any, mesh: Any) -> Callable[[Samples], Scores]:
-    """The rewards of `rl.rewards` as one: their weighted sum, valid where all of weight other than 0 are.
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """Several rewards as one: their weighted sum, valid where all are.
+
+    parts: (name, reward, weight).
+    """
+
+    parts: tuple[tuple[str, Callable[[Samples], Scores], float], ...]
+
+    @functools.cached_property
+    def dimensions(self) -> Weighted:
+        """Names what `each` of its scores holds, and the weight of each in the sum: a reward's dimensions where they
+        have weights, else its value as "overall", and the dimensions only for the figures, with weight 0."""
+        out = []
+        for name, part, weight in self.parts:
+            own = getattr(part, "dimensions", ())
+            whole = [] if any(w for _, w in own) else [("overall", 1.0)]
+            prefix = f"{name.rpartition(':')[2]}/" if len(self.parts) > 1 else ""
+            out += [(prefix + dimension, weight * w) for dimension, w in (*whole, *own)]
+        return tuple(out)
+
+    def __call__(self, samples: Samples) -> Scores:
+        n = len(samples.prompts)
+        total, valid, each, spread = np.zeros(n, np.float32), np.ones(n, bool), [], []
+        for _, part, weight in self.parts:
+            found = part(samples)
+            ok = found.valid & np.isfinite(found.values)
+            total, valid = total + weight * np.where(ok, found.values, 0), valid & ok
+            own = getattr(part, "dimensions", ())
+            if not any(w for _, w in own):
+                each.append(np.where(ok, found.values, np.nan)[:, None])
+                spread.append(np.full((n, 1), np.nan))
+            if own:
+                each.append(found.each)
+                spread.append(found.spread)
+        stack = lambda parts: np.concatenate(parts, 1).astype(np.float32)
+        return Scores(total.astype(np.float32), valid, stack(each), stack(spread))
+
+
+def make(config: Any, mesh: Any) -> Sum:
+    """The rewards of `rl.rewards` that have a weight as one.
 
     Raises ConfigError for a name that is unknown or a reward that wants more than the config says.
     """
-    parts = [(reward(name, config, mesh), float(weight)) for name, weight in config.rl.rewards]
-    if not any(weight for _, weight in parts):
+    parts = [(name, reward(name, config, mesh), float(weight)) for name, weight in config.rl.rewards]
+    if not any(weight for *_, weight in parts):
         raise ConfigError("config key 'rl.rewards' gives no reward a weight")
-
-    def score(samples: Samples) -> Scores:
-        total, valid = np.zeros(len(samples.prompts), np.float32), np.ones(len(samples.prompts), bool)
-        for part, weight in parts:
-            if weight:
-                found = part(samples)
-                ok = found.valid & np.isfinite(found.values)
-                total, valid = total + weight * np.where(ok, found.values, 0), valid & ok
-        return Scores(total.astype(np.float32), valid)
-
-    return score
+    return Sum(tuple(part for part in parts if part[2]))
 
 
 def score(
@@ -216,13 +286,16 @@ def score(
     host, most = gather(images), -(-len(prompts) // jax.process_count())
     start = jax.process_index() * most  # neighbours stay together: they share a source, which is prefilled once
     mine = prompts[start : start + most]
-    padded = np.zeros((2, most), np.float32)
+    count = len(getattr(reward, "dimensions", ()))
+    padded = np.zeros((2 + 2 * count, most), np.float32)
     if mine:
         found = reward(Samples(mine, host[start : start + most]))
         padded[0, : len(mine)], padded[1, : len(mine)] = found.values, found.valid
-    every = multihost_utils.process_allgather(padded)  # [processes, 2, most]
-    both = every.transpose(1, 0, 2).reshape(2, -1)[:, : len(prompts)]
-    return Scores(both[0], both[1] > 0)
+        if count:
+            padded[2:, : len(mine)] = np.concatenate([found.each, found.spread], 1).T
+    every = multihost_utils.process_allgather(padded)  # [processes, 2 + 2 D, most]
+    rows = every.transpose(1, 0, 2).reshape(len(padded), -1)[:, : len(prompts)]
+    return Scores(rows[0], rows[1] > 0, *(rows[2:].reshape(2, count, -1).transpose(0, 2, 1) if count else ()))
 
 
 def gather(images: Any) -> np.ndarray:

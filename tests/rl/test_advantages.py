@@ -68,6 +68,67 @@ def test_invalid_members_count_in_no_mean():
     assert np.all(np.isfinite(nothing.values)) and np.isfinite(nothing.metrics["reward_mean"])
 
 
+# Two groups of three, two dimensions: in the first the second dimension is ten times wider; in the second it is flat.
+EACH = [[0.0, 30.0], [1.0, 20.0], [2.0, 10.0], [5.0, 0.1], [7.0, 0.1], [9.0, 0.1]]
+
+
+def decoupled(each=EACH, weights=(0.75, 0.25), valid=None, groups=(0, 0, 0, 1, 1, 1), **config):
+    each = jnp.asarray(each, jnp.float32)
+    valid = jnp.ones(len(each), bool) if valid is None else jnp.asarray(valid)
+    config = AdvantageConfig(decoupled=True, **{"eps": 0.0} | config)
+    return advantages(each, valid, jnp.asarray(groups, jnp.int32), config, jnp.asarray(weights, jnp.float32))
+
+
+def test_dimensions_normalised_apart():
+    """By hand: in every group a dimension is -s, 0, s or the reverse, s = sqrt(3/2); a flat one adds nothing."""
+    out, s = decoupled(), np.sqrt(1.5)
+    first = 0.75 * np.array([-s, 0, s]) + 0.25 * np.array([s, 0, -s])
+    np.testing.assert_allclose(out.values, [*first, -0.75 * s, 0, 0.75 * s], atol=1e-6)
+    assert np.all(out.keep) and out.metrics["groups_zero_std"] == 0
+    np.testing.assert_allclose(out.metrics["reward_max"], 0.25 * 30, rtol=1e-6)
+    total = run([0.75 * a + 0.25 * b for a, b in EACH], [True] * 6, [0, 0, 0, 1, 1, 1], eps=0.0)
+    np.testing.assert_allclose(total.values[:3], [s, 0, -s], atol=1e-5)  # summed first, the wider one has all the say
+    std = np.std(EACH, 0)
+    wanted = [
+        0.75 * (a - m) / std[0] + 0.25 * (b - n) / std[1]
+        for (a, b), m, n in zip(EACH, [1] * 3 + [7] * 3, [20] * 3 + [0.1] * 3)
+    ]
+    np.testing.assert_allclose(decoupled(std="global").values, wanted, atol=1e-6)
+
+
+def test_scaling_a_dimension_changes_nothing_apart_and_all_in_a_sum():
+    scaled = np.array(EACH) * [1.0, 0.01] + [0.0, 3.0]
+    np.testing.assert_allclose(decoupled(scaled).values, decoupled().values, atol=1e-4)
+    plain = [run(np.dot(each, (0.75, 0.25)), [True] * 6, [0, 0, 0, 1, 1, 1]).values[:3] for each in (EACH, scaled)]
+    assert np.sign(plain[0][0]) == -np.sign(plain[1][0]) != 0
+
+
+def test_one_dimension_is_the_plain_way_bit_for_bit():
+    for config in ({}, {"std": "global"}, {"clip": 0.5}, {"min_std": 1.0}, {"over_batch": True}):
+        plain, config = run(**config), {"eps": 1e-4} | config
+        apart = decoupled(np.array(REWARDS)[:, None], [1.0], VALID, GROUPS, **config)
+        np.testing.assert_array_equal(apart.values, plain.values)
+        np.testing.assert_array_equal(apart.keep, plain.keep)
+        assert {k: float(v) for k, v in apart.metrics.items()} == {k: float(v) for k, v in plain.metrics.items()}
+
+
+def test_a_sample_without_one_dimension_counts_in_none():
+    """And a group in which no dimension differs leaves."""
+    each = [*EACH[:3], [NAN, 50.0], *[[0.3, 0.1]] * 2]
+    out = decoupled(each, groups=[0, 0, 0, 0, 1, 1])
+    assert out.keep.tolist() == [True] * 3 + [False] * 3 and np.all(np.isfinite(out.values))
+    np.testing.assert_array_equal(out.values[:3], decoupled().values[:3])
+    assert out.metrics["samples_invalid"] == 1 and out.metrics["groups_zero_std"] == 1
+
+
+def test_advantages_over_the_batch():
+    """Mean 0 and standard deviation 1 over what is kept; the flat group does not count."""
+    each = [[0.0, 1.0], [1.0, 3.0], [2.0, 2.0], [4.0, 4.0], [4.0, 4.0]]
+    out, before = (decoupled(each, groups=[0, 0, 0, 1, 1], over_batch=flag).values for flag in (True, False))
+    np.testing.assert_allclose(out[:3], np.array(before[:3]) / np.std(before[:3]), atol=1e-6)
+    assert np.all(np.asarray(out[3:]) == 0) and not np.allclose(out[:3], before[:3])
+
+
 def test_unknown_std():
     with pytest.raises(ValueError, match="group or global"):
         AdvantageConfig("batch")

@@ -42,6 +42,21 @@ def test_a_rollout_of_which_nothing_trains_is_a_bad_step():
             check([False] * 4, [0, 0, 0, 0])
 
 
+def test_figures_of_dimensions():
+    """Means over valid samples, standard deviations within groups, and the mean spread where there is one."""
+    nan = np.nan
+    each = np.float32([[1, 5, nan], [3, 5, nan], [4, 1, nan], [8, 3, nan], [99, 99, nan]])
+    spread = np.float32([[nan, 0.1], [nan, 0.3], [nan, nan], [nan, 0.2], [nan, 9]])
+    spread = np.concatenate([spread, spread[:, :1]], 1)
+    scores = rewards.Scores(each[:, 0], np.array([True] * 4 + [False]), each, spread)
+    found = figures.of_dimensions(("a", "b", "c"), scores, np.int32([0, 0, 4, 4, 4]))
+    wanted = {"reward_mean/a": 4, "reward_group_std/a": 1.5, "reward_mean/b": 3.5, "reward_group_std/b": 0.5}
+    assert found == pytest.approx(wanted | {"reward_spread/b": 0.2})
+    assert (
+        figures.of_dimensions(("a",), scores._replace(each=each[:, :1], spread=spread[:, :1]), np.int32([0] * 5)) == {}
+    )
+
+
 def test_evaluations_on_disk(tmp_path):
     """With or without pictures the report is written; another machine fetches what the first one left."""
     prompts = [Prompt(f"k{i}", np.full((16, 16, 3), 9 * i, np.uint8), "edit") for i in range(3)]
@@ -81,6 +96,10 @@ def test_the_oracle_on_the_scale_of_the_reward():
         ("rl.updates", {"rl__updates": 3}),
         ("rl.group", {"rl__group": 1, "rows": 2, "rl__updates": 1}),
         ("rl.success_bonus", {"rl__success_bonus": -1.0}),
+        ("rl.success_bonus", {"rl__success_bonus": 1.0, "rl__dimensions": (("a", 1.0),)}),
+        ("rl.dimensions", {"rl__dimensions": ("a", 1.0)}),
+        ("rl.dimensions", {"rl__dimensions": (("a", 0.0),)}),
+        ("rl.dimensions", {"rl__dimensions": (("a", 0.5), ("a", 0.5))}),
         ("rl.eval_sample_steps", {"rl__eval_sample_steps": -1}),
         ("rl.overlap", {"rl__algorithm": "nft", "rl__overlap": True}),
         ("rl.algorithm", {"rl__algorithm": "ppo"}),
@@ -93,3 +112,16 @@ def test_configs_that_cannot_work(key, changes):
     rl_config.check(tiny_editor.config("none"))
     with pytest.raises(ConfigError, match=f"'{key}'"):
         rl_config.check(tiny_editor.config("none", **changes))
+
+
+def test_a_config_of_a_judge_that_does_not_write():
+    """EditReward's own options stand in `rl.judge`, none of a judge that writes."""
+    c = rl_config.default(judge="editreward")
+    c.update(steps=1, rows=4)
+    c.model.init_from = "a folder"
+    c.rl.dimensions = (("instruction_following", 0.5), ("visual_quality", 0.5))
+    rl_config.check(c)
+    assert c.rl.rewards == (("editreward", 1.0),) and "fusion" in c.rl.judge and "passes" not in c.rl.judge
+    c.rl.judge.rows = 0
+    with pytest.raises(ConfigError, match=r"'rl\.judge\.rows'"):
+        rl_config.check(c)

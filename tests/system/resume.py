@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 TIMED = {"input_wait_s", "step_s", "tokens_per_s", "model_tflops_per_s", "mfu"}  # what a clock says
 
 
@@ -41,21 +42,20 @@ def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
 
 
 def start(folder: Path, workdir: Path, log: Path, *words: object, flags: str = "", **changes: object):
-    """The process; words: further arguments; flags: XLA's."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    """The process, whose programs are compiled quickly; words: further arguments; flags: more of XLA's."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICKLY} {flags}"}
     with open(log, "a") as out:
         arguments = [*command(folder, workdir, **changes), *map(str, words)]
         return subprocess.Popen(arguments, env=env, stdout=out, stderr=out)
 
 
 def start_two(folder: Path, workdir: Path, log: Path, **changes: object) -> list[subprocess.Popen]:
-    """The same run in two processes, a device each, compiled quickly: the first collective has half a minute."""
+    """The same run in two processes, a device each; the first collective has half a minute."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     words = ("--coordinator", address, "--processes", 2, "--process")
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return [start(folder, workdir, log, *words, process, flags=flags, **changes) for process in (0, 1)]
+    return [start(folder, workdir, log, *words, process, **changes) for process in (0, 1)]
 
 
 def finish(folder: Path, workdir: Path, log: Path, flags: str = "", **changes: object) -> None:

@@ -39,6 +39,8 @@ class RL:
     window_range: tuple = knob((0, 0))  # they lie in [low, high); (0, 0) = anywhere
 
     rewards: tuple = knob((("editscore", 1.0),))  # (name of rl.rewards or "my_pkg.mod:Class", weight)
+    dimensions: tuple = knob(())  # (name, weight) of the dimensions of the judges among these that their rewards are
+    # the sum of; () = the overall score
     success_bonus: float = knob(0.0, "[0, 1e6]")  # a judge's reward: (overall / its scale + bonus * success) / (1 +
     # bonus)
     oracle_samples: int = knob(0, "[0, 1000000]")  # samples of a rollout that the oracle also scores, for the curves;
@@ -110,9 +112,9 @@ def default(kind: str = "omnigen2", judge: str = "") -> ConfigDict:
 
 
 def _judge_of(r: Any) -> str:
-    """Finds the judge from outside whose options stand in `rl.judge`, "" where there is none."""
+    """Finds the judge whose options stand in `rl.judge`, "" for one that writes."""
     _check_rewards(r.get("rewards"))
-    for name in [name for name, _ in r.rewards if ":" in name]:
+    for name in [name for name, _ in r.rewards if ":" in name or name in judges.JUDGES.keys() - {judges.DEFAULT}]:
         found = getattr(judges.kind(name), "Options", None)
         if found and {f.name for f in dataclasses.fields(found)} <= set(r.get("judge", ())):
             return name
@@ -127,13 +129,28 @@ def _check_pair(key: str, pair: Any, kinds: tuple[type, ...], allowed: str) -> N
             raise ConfigError(f"config key '{key}' {wrong} in {tuple(pair)}")
 
 
-def _check_rewards(rewards: Any) -> None:
+def _check_weights(key: str, pairs: Any, example: str, least: int) -> None:
     form = lambda r: isinstance(r, (tuple, list)) and len(r) == 2 and type(r[0]) is str and type(r[1]) in (int, float)
-    if not isinstance(rewards, (tuple, list)) or not rewards or not all(map(form, rewards)):
-        raise ConfigError(f"config key 'rl.rewards' holds pairs of name and weight, (('oracle', 1.0),); got {rewards}")
-    for name, weight in rewards:
+    if not isinstance(pairs, (tuple, list)) or len(pairs) < least or not all(map(form, pairs)):
+        raise ConfigError(f"config key '{key}' holds pairs of name and weight, (('{example}', 1.0),); got {pairs}")
+    for name, weight in pairs:
         if wrong := problem(weight, "[-1e6, 1e6]"):
-            raise ConfigError(f"config key 'rl.rewards': the weight of '{name}' {wrong}")
+            raise ConfigError(f"config key '{key}': the weight of '{name}' {wrong}")
+
+
+def _check_rewards(rewards: Any) -> None:
+    _check_weights("rl.rewards", rewards, "oracle", least=1)
+
+
+def _check_dimensions(r: Any) -> None:
+    _check_weights("rl.dimensions", r.dimensions, "consistency", least=0)
+    names = [name for name, _ in r.dimensions]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"config key 'rl.dimensions' names '{min(doubled)}' twice")
+    if names and not any(weight for _, weight in r.dimensions):
+        raise ConfigError("config key 'rl.dimensions' gives no dimension a weight")
+    if names and r.success_bonus:
+        raise ConfigError("config key 'rl.success_bonus' belongs to the overall score: say 0 beside rl.dimensions")
 
 
 def _check_steps(r: Any) -> None:
@@ -176,6 +193,7 @@ def check(config: ConfigDict) -> None:
             "config key 'rl.overlap': nft compares with the weights that drew the samples, which moved on"
         )
     _check_steps(r)
+    _check_dimensions(r)
     if r.guidance.start > r.guidance.stop:
         raise ConfigError(f"config key 'rl.guidance.start' is {r.guidance.start}, after stop={r.guidance.stop}")
     if config.steps <= 0:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import evaluation
@@ -26,6 +27,22 @@ def summary(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
         out[key] = float(how(values))
     if "log_ratio_abs_max" in updates[0]:
         out["log_ratio_first"] = float(updates[0]["log_ratio_abs_max"])
+    return out
+
+
+def of_dimensions(names: Sequence[str], scores: rewards.Scores, groups: Int[np.ndarray, " N"]) -> dict[str, float]:
+    """Sums up a rollout's rewards a dimension: `reward_mean/NAME`, `reward_group_std/NAME` (standard deviation in a
+    group, mean over the groups that have a figure) and, where the judge tells it, `reward_spread/NAME` (its mean);
+    of the samples whose rewards are valid. Nothing for a reward that is one figure."""
+    out: dict[str, float] = {}
+    for name, value, spread in zip(names, scores.each.T, scores.spread.T) if len(names) > 1 else ():
+        known = scores.valid & np.isfinite(value)
+        if known.any():
+            out[f"reward_mean/{name}"] = float(value[known].mean(dtype=np.float64))
+            stds = [value[known & (groups == g)].std(dtype=np.float64) for g in np.unique(groups[known])]
+            out[f"reward_group_std/{name}"] = float(np.mean(stds))
+        if (known & np.isfinite(spread)).any():
+            out[f"reward_spread/{name}"] = float(spread[known & np.isfinite(spread)].mean(dtype=np.float64))
     return out
 
 

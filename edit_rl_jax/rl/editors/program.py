@@ -45,7 +45,8 @@ class Program(OnMesh):
     [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
     [M, B, ...].
     update: jitted (state, frozen, prompts, rollout, scores, chunk, seed, number) -> (state, metrics), `state` donated;
-    scores: (rewards, valid, groups) [M * B] of `rl.advantages`, whose metrics are "rewards" among these.
+    scores: (rewards, valid, groups) [M * B] of `rl.advantages`, or with `rl.advantage.decoupled` (rewards [M * B, D],
+    valid, groups, weights [D]); its metrics are "rewards" among these.
     """
 
     config: Any
@@ -195,7 +196,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     )  # fmt: skip
 
     def update(state, frozen, prompts, rollout, scores, chunk, seed, number):
-        found = advantages(*scores, AdvantageConfig(**r.advantage.to_dict()))
+        found = advantages(*scores[:3], AdvantageConfig(**r.advantage.to_dict()), *scores[3:])
         values, keep = (a.reshape(prompts["prompt"].shape) for a in (found.values, found.keep))
         new, metrics = change(state, frozen, prompts, rollout, values, keep, chunk, seed, number)
         if method.needs_old:  # moves at the end of a rollout's updates
