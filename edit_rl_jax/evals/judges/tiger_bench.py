@@ -158,7 +158,8 @@ def figures(cases: Cases, ties: T.Ties) -> dict[str, Any]:
 
 def upstream(cases: Cases, task: list[str]) -> dict[str, Any]:
     """The released code's figures, of pairs with scores: thresholds chosen on the test set; of equal scores the later
-    candidate is first; the label A=B is taken for A>B by pairs, and is always wrong strictly."""
+    candidate is first (by a stable sort; upstream's own depends on the processor); the label A=B is taken for A>B by
+    pairs, and is always wrong strictly."""
     scored = cases.usable & np.isnan(cases.said)
     misread = np.array([i.text == TIE and k == "K=2" for i, k in zip(cases.items, task)], bool)
     labels, differences = np.where(misread, 1.0, cases.labels), cases.differences
