@@ -3,17 +3,18 @@
     python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
     python scripts/train_rm.py --config configs/rm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rm_7b
 
-configs/rm_7b.py is the same as configs/rm.py:7b, and so are those of the other sizes. EditReward (Gaussian heads trained on
-preferences) is configs/rm.py:7b,editreward, on a dataset of preferences:
-
-    python scripts/prepare_data.py --input train.json --output data/editreward --validation 0.02
-    python scripts/train_rm.py --config configs/rm.py:7b,editreward --config.topology=v5e:4x4 --workdir gs://BUCKET/er_7b
-
-Recipe of arXiv 2509.26346 but for LoRA: 64 pairs a step, images of 448 x 448 pixels, 2 epochs, cosine. As the paper trains
-all weights: --config.model.trainable=full --config.optim.lr=2e-6 --config.preference.loss=released.
-
+configs/rm_7b.py is the same as configs/rm.py:7b, and so are those of the other sizes.
 Recipe of arXiv 2509.23909: rank 32, alpha 64, lr 1e-4, cosine, warm-up 0.1, 3 epochs, about 128 samples a step (rows x
 accum, packed), images of at most 512 x 512 pixels, bf16.
+
+EditReward, Gaussian heads trained on preferences, is configs/rm.py:7b,editreward:
+
+    python scripts/prepare_data.py --input train.json --output data/editreward --validation 0.02
+    python scripts/train_rm.py --config configs/rm.py:7b,editreward --config.topology=v5e:4x4 --workdir gs://BUCKET/er
+
+Recipe of arXiv 2509.26346 (64 pairs a step, images of 448 x 448 pixels, 2 epochs, cosine), but with LoRA. The paper
+trains all weights: --config.model.trainable=full --config.optim.lr=2e-6; the released code also has
+--config.preference.loss=released --config.heads.positions=1d.
 
 | size | hardware | licence of the base | to expect |
 |---|---|---|---|
@@ -66,7 +67,8 @@ MESHES = {
 def get_config(which="7b"):
     size, _, objective = which.partition(",")
     if size not in MESHES or objective not in ("", "editscore", "editreward"):
-        raise ValueError(f"no '{which}'; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
+        what = f"objective '{objective}'" if size in MESHES else f"size '{size}'"
+        raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
     c = editreward() if objective == "editreward" else editscore()
     c.name = f"{c.objective}_{size}" if objective else f"rm_{size}"
     c.model.init_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"

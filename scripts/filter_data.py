@@ -42,6 +42,11 @@ def shard(text: str) -> tuple[int, int]:
     return int(index), int(number)
 
 
+def figure(text: str) -> float:
+    """A score, which may be negative (EditReward's are not bounded)."""
+    return flag(float, "[-1e30, 1e30]")(text)
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", help="dataset of edits, by prepare_data.py")
@@ -51,7 +56,7 @@ def parse(argv=None):
     many = choice.add_mutually_exclusive_group()
     many.add_argument("--keep", type=flag(int, "[1, 1e12]"), metavar="N", help="so many (--within: of each group)")
     many.add_argument("--keep-share", type=flag(float, "(0, 1]"), metavar="F", help="this share, rounded up")
-    choice.add_argument("--min-score", type=flag(float, "[-1e30, 1e30]"), metavar="X", help="nothing of a lower score")
+    choice.add_argument("--min-score", type=figure, metavar="X", help="nothing of a lower score")
     choice.add_argument("--within", choices=tuple(ranking.WITHIN), default="global", help="(default: %(default)s)")
     choice.add_argument(
         "--by", default="overall", metavar="NAME", help="overall (default), or a dimension of the judge"

@@ -32,6 +32,7 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
 from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.ranges import flag
+from edit_rl_jax.rewards import judges
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
 from edit_rl_jax.training import config as config_lib  # noqa: E402
 from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
@@ -78,7 +79,8 @@ def plan(args, overrides) -> dict:
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
     if job == "score":
-        engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices)
+        judge = judges.kind(config.objective) if config.objective in judges.JUDGES else None
+        engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices, judge=judge)
         jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
     elif job == "rl":
         jobs = rl.jobs(config, chip, devices)

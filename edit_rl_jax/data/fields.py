@@ -14,9 +14,9 @@ from typing import Any
 from edit_rl_jax import json_files
 from edit_rl_jax.data.errors import ImageError, RecordError
 from edit_rl_jax.data.images import MAX_PIXELS, image_size
-from edit_rl_jax.data.records import EditRecord, brief, check_scores
+from edit_rl_jax.data.records import EditRecord, Record, brief, check_scores
 
-Rows = Iterator[tuple[str, EditRecord | RecordError]]
+Rows = Iterator[tuple[str, Record | RecordError]]
 
 # Where an image stands in a prompt: LLaMA-Factory's tag, numbered ones, Qwen's tokens.
 TAG = re.compile(

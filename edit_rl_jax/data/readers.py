@@ -1,7 +1,7 @@
-"""Users' files as records: JSON lines, lists of JSON, parquet; own rows or the ShareGPT layout, told row by row.
+"""Users' files as records: JSON lines, lists of JSON, parquet; each row an edit (own layout, ShareGPT) or a preference.
 
-A reader yields, for every row in order, `(where, record)`: an EditRecord, or the RecordError that says what is wrong
-with it; `checked` turns those into an error or a counted skip.
+A reader yields, for every row in order, `(where, record)`: an EditRecord or PreferenceRecord, or the RecordError that
+says what is wrong with it; `checked` turns those into an error or a counted skip.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -16,12 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edit_rl_jax import json_files
-from edit_rl_jax.data import fields, sharegpt
+from edit_rl_jax.data import fields, preference_rows, preferences, sharegpt
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.fields import Rows
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image
-from edit_rl_jax.data.records import EditRecord, check_scores, group_id
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, check_scores, group_id
 
 _FIELDS = {f.name for f in dataclasses.fields(EditRecord)} | {"conversations", "messages"}
 _BEGIN, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*(?:,\s*|\]\s*\Z)")
@@ -38,7 +41,8 @@ def read(
     `.parquet`, `.jsonl`, `.json` (a list, or JSON lines): a row has `source`, `edited` (paths; in parquet also bytes or
     {"bytes", "path"}), `instruction`, and as wanted `key`, `task`, `sc`, `pq`, `sc_reasoning`, `pq_reasoning`, `group`,
     `meta`; other columns join `meta`. Rows with `conversations` (or `messages`) and `images` are ShareGPT's, for which
-    the file is read twice; `instruction` is their `sharegpt.finder`'s pattern. `name` stands for the file in every
+    the file is read twice; `instruction` is their `sharegpt.finder`'s pattern. Rows of preferences are told by their
+    columns, see `preference_rows`. `name` stands for the file in every
     `where` and key. Raises RecordError where the file as a whole cannot be read, ValueError for the pattern, OSError.
     """
     path = Path(path)
@@ -47,7 +51,8 @@ def read(
     raw = functools.partial(_raw, path, name or path.name)
     for where, row in raw():
         if not sharegpt.is_one(row):
-            yield where, fields.guarded(where, functools.partial(_own, root=root), row)
+            make = preference_rows.record if preference_rows.is_one(row) else _own
+            yield where, fields.guarded(where, functools.partial(make, root=root), row)
             continue
         joined = joined or sharegpt.Joined(raw(), root, find)
         record = fields.guarded(where, joined.record, row)
@@ -211,29 +216,68 @@ class Scores:
 
 def checked(
     rows: Rows, on_bad_record: str, skipped: Skipped, *, decode: bool = True, max_pixels: int | None = None
-) -> Iterator[EditRecord]:
+) -> Iterator[Record]:
     """The good records of `rows`, checked: instruction, scores, image headers, with `decode` the pixels, unique key.
 
-    `on_bad_record`: "error" raises the row's RecordError, "skip" adds it to `skipped`.
+    All are of the first good one's kind, edits or preferences. Of preferences no pair comes twice, either way round,
+    and its two edits differ. `on_bad_record`: "error" raises the row's RecordError, "skip" adds it to `skipped`.
     """
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f'on_bad_record is "error" or "skip", not {on_bad_record!r}')
     seen: set[str] = set()
+    pairs = _Pairs()
+    first: tuple[str, type] | None = None
     for where, record in rows:
         try:
             if isinstance(record, RecordError):
                 raise record
-            fields.check_record(record, where, max_pixels)
+            if first and type(record) is not first[1]:
+                what = {EditRecord: "an edit", PreferenceRecord: "a preference"}
+                detail = f"{what[type(record)]}, but {first[0]} is {what[first[1]]}: make a dataset of each"
+                raise RecordError(where, "another kind of record", detail)
+            if isinstance(record, EditRecord):
+                fields.check_record(record, where, max_pixels)
+            else:
+                preferences.check_preference(record, where, max_pixels)
             if record.key in seen:
                 raise RecordError(where, "duplicate key", record.key)
             seen.add(record.key)
             if decode:
-                for name in ("source", "edited"):
-                    limit = max_pixels or MAX_PIXELS
-                    decode_image(getattr(record, name), where=f"{where} {name}", max_pixels=limit)
+                _decode(record, where, max_pixels or MAX_PIXELS)
+            if isinstance(record, PreferenceRecord):
+                pairs.add(where, record)
         except RecordError as e:
             if on_bad_record == "error":
                 raise
             skipped.add(e)
             continue
+        first = first or (where, type(record))
         yield record
+
+
+def _decode(record: Record, where: str, max_pixels: int) -> None:
+    """Decodes the images of a record. Raises ImageError, and RecordError for two edits of the same pixels."""
+    edited = (record.edited,) if isinstance(record, EditRecord) else record.edited
+    names = ("edited",) if isinstance(record, EditRecord) else ("first", "second")
+    decode_image(record.source, where=f"{where} source", max_pixels=max_pixels)
+    pixels = [decode_image(e, where=f"{where} {n}", max_pixels=max_pixels) for n, e in zip(names, edited, strict=True)]
+    if len(pixels) == 2 and np.array_equal(*pixels):
+        raise RecordError(where, preferences.EQUAL, "both edits are the same pixels")
+
+
+class _Pairs:
+    """The pairs that were seen, each with its row and what it says, the edit of the lower hash first."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, tuple[str, Any]] = {}
+
+    def add(self, where: str, record: PreferenceRecord) -> None:
+        """Notes a pair. Raises RecordError where it was seen before, in whatever order of its edits."""
+        hashes = [hashlib.sha256(edited).digest() for edited in record.edited]
+        turn = slice(None, None, -1 if hashes[1] < hashes[0] else 1)
+        pair = b"".join([hashlib.sha256(record.source + record.instruction.encode()).digest(), *hashes[turn]])
+        said = (record.prefers * (turn.step or 1), {name: scores[turn] for name, scores in record.scores.items()})
+        earlier, then = self._seen.setdefault(hashlib.sha256(pair).digest(), (where, said))
+        if earlier != where:
+            reason = "same pair twice" if then == said else "conflicting labels"
+            raise RecordError(where, reason, f"{earlier} is of the same two edits")

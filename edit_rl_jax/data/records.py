@@ -65,6 +65,9 @@ class PreferenceRecord:
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+Record = EditRecord | PreferenceRecord
+
+
 def brief(value: Any) -> str:
     """Writes a value for a message: bytes as their number, and only the beginning of what is long."""
     if isinstance(value, bytes):

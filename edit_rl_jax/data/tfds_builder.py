@@ -6,6 +6,7 @@ Images are kept as the byte streams they came in, so a record read back equals t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from edit_rl_jax.data.errors import RecordError
-from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, EditRecord, PreferenceRecord, Record
 
 UNLABELLED = -1  # both scores of an unlabelled dimension
+
+
+def _image() -> tfds.features.Image:
+    return tfds.features.Image(shape=(None, None, 3))
+
+
+_COMMON = dict.fromkeys(("key", "instruction", "task", "group", "meta"), tfds.features.Text()) | {"source": _image()}
 
 
 class EditDataset(tfds.core.GeneratorBasedBuilder):
@@ -28,11 +36,17 @@ class EditDataset(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = None  # everything TFDS would look up beside the class is said here
+    RECORD: type[Record] = EditRecord
+    FEATURES = _COMMON | {
+        "edited": _image(),
+        **dict.fromkeys(("sc", "pq"), tfds.features.Tensor(shape=(2,), dtype=np.int32)),
+        **dict.fromkeys(("sc_reasoning", "pq_reasoning"), tfds.features.Text()),
+    }
 
     def __init__(
         self,
         *,
-        records: Mapping[str, Iterable[EditRecord]] | None = None,
+        records: Mapping[str, Iterable[Record]] | None = None,
         notes: Mapping[str, Any] | None = None,
         **kwargs,
     ):
@@ -41,16 +55,10 @@ class EditDataset(tfds.core.GeneratorBasedBuilder):
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        image, text = lambda: tfds.features.Image(shape=(None, None, 3)), tfds.features.Text
-        pair = lambda: tfds.features.Tensor(shape=(2,), dtype=np.int32)
-        features = {
-            "key": text(), "source": image(), "edited": image(), "instruction": text(), "task": text(), "sc": pair(),
-            "pq": pair(), "sc_reasoning": text(), "pq_reasoning": text(), "group": text(), "meta": text(),
-        }  # fmt: skip
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
-            features=tfds.features.FeaturesDict(features),
+            features=tfds.features.FeaturesDict(self.FEATURES),
             metadata=self._metadata,
             disable_shuffling=True,
         )
@@ -59,16 +67,19 @@ class EditDataset(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         return {name: self._generate_examples(name, records) for name, records in self._records.items()}
 
-    def _generate_examples(self, split: str, records: Iterable[EditRecord]):
+    def _generate_examples(self, split: str, records: Iterable[Record]):
         digest, seen = hashlib.sha256(), set()
         for index, record in enumerate(records):
+            if not isinstance(record, self.RECORD):
+                raise RecordError(record.key, "another kind of record", f"{self.RECORD.__name__} wanted")
             if record.key in seen:
                 raise RecordError(record.key, "duplicate key")
             seen.add(record.key)
             row = _to_row(record)
             for name in sorted(row):
                 value = row[name]
-                value = value.encode() if isinstance(value, str) else bytes(value)
+                value = value.tobytes() if isinstance(value, np.ndarray) else value
+                value = value.encode() if isinstance(value, str) else value
                 digest.update(len(value).to_bytes(8, "little") + value)
             yield index, row
         if not seen:
@@ -77,52 +88,91 @@ class EditDataset(tfds.core.GeneratorBasedBuilder):
         self._metadata.update({**self._notes, "data_hash": hashes | {split: digest.hexdigest()}})
 
 
-def _to_row(record: EditRecord) -> dict[str, Any]:
+class PreferenceDataset(EditDataset):
+    """Preferences: source, two edited images, instruction, what is preferred (1, -1, 0), labels (1..4) by dimension."""
+
+    RECORD = PreferenceRecord
+    FEATURES = _COMMON | {
+        "first": _image(),
+        "second": _image(),
+        "prefers": tfds.features.Scalar(dtype=np.int32),
+        "scores": tfds.features.Text(),  # JSON: TFDS keeps floats in 32 bits
+    }
+
+
+KINDS = (EditDataset, PreferenceDataset)
+
+
+def _to_row(record: Record) -> dict[str, Any]:
+    common = {k: getattr(record, k) for k in ("key", "source", "instruction", "task", "group")}
+    common["meta"] = json.dumps(record.meta, sort_keys=True)
+    if isinstance(record, PreferenceRecord):
+        if unknown := set(record.scores) - set(PREFERENCE_DIMENSIONS):
+            raise RecordError(record.key, "unknown dimension", ", ".join(sorted(unknown)))
+        if np.isnan(list(record.scores.values())).any():
+            raise RecordError(record.key, "NaN label")
+        return {
+            **common,
+            "first": record.edited[0],
+            "second": record.edited[1],
+            "prefers": np.array(record.prefers, np.int32),
+            "scores": json.dumps(dict(record.scores), sort_keys=True),
+        }
     pair = lambda s: np.array((UNLABELLED, UNLABELLED) if s is None else s, np.int32)
     return {
-        "key": record.key,
-        "source": record.source,
+        **common,
         "edited": record.edited,
-        "instruction": record.instruction,
-        "task": record.task,
         "sc": pair(record.sc),
         "pq": pair(record.pq),
         "sc_reasoning": record.sc_reasoning,
         "pq_reasoning": record.pq_reasoning,
-        "group": record.group,
-        "meta": json.dumps(record.meta, sort_keys=True),
     }
 
 
-def _from_row(row: Mapping[str, Any]) -> EditRecord:
-    text = {k: v.decode() for k, v in row.items() if isinstance(v, bytes) and k not in ("source", "edited")}
+_IMAGES = ("source", "edited", "first", "second")
+
+
+def _from_row(row: Mapping[str, Any]) -> Record:
+    text = {k: v.decode() for k, v in row.items() if isinstance(v, bytes) and k not in _IMAGES}
+    common: dict[str, Any] = {"source": row["source"], "meta": json.loads(text.pop("meta")), **text}
+    if "first" in row:
+        scores = {name: (float(a), float(b)) for name, (a, b) in json.loads(common.pop("scores")).items()}
+        common |= {"edited": (row["first"], row["second"]), "prefers": int(row["prefers"]), "scores": scores}
+        return PreferenceRecord(**common)
     pair = {k: None if (row[k] == UNLABELLED).all() else (int(row[k][0]), int(row[k][1])) for k in ("sc", "pq")}
-    meta = json.loads(text.pop("meta"))
-    return EditRecord(source=row["source"], edited=row["edited"], meta=meta, **text, **pair)
+    return EditRecord(edited=row["edited"], **common, **pair)
 
 
 def write_dataset(
     directory: str | os.PathLike,
-    records: Mapping[str, Iterable[EditRecord]],
+    records: Mapping[str, Iterable[Record]],
     *,
     notes: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes the splits as ArrayRecord under `directory`; returns the folder to give to `EditSource`.
 
-    `notes` (JSON-able: origin, counts of skipped rows; read when a split is complete) go to its metadata.json, with the
-    data hash of each split. A failure leaves no half-written dataset. Raises RecordError on a duplicate key
-    and on a split without records, FileExistsError if there is a dataset.
+    All records are of the first one's kind, edits or preferences. `notes` (JSON-able: origin, counts of skipped rows;
+    read when a split is complete) go to its metadata.json, with the data hash of each split. A failure leaves no
+    half-written dataset. Raises RecordError on a duplicate key, a record of another kind, a label that is NaN and a
+    split without records, FileExistsError if there is a dataset.
     """
-    builder = EditDataset(records=records, notes=notes, data_dir=os.fspath(directory), file_format="array_record")
-    if builder.data_path.exists():
-        raise FileExistsError(f"{builder.data_path} exists: delete it or choose another directory")
+    options: Any = dict(notes=notes, data_dir=os.fspath(directory), file_format="array_record")
+    for kind in KINDS:
+        if (path := kind(**options).data_path).exists():
+            raise FileExistsError(f"{path} exists: delete it or choose another directory")
+    split, rest = next(iter(records.items()))
+    rest = iter(rest)
+    head = list(itertools.islice(rest, 1))  # says which kind is to come
+    records = {**records, split: itertools.chain(head, rest)}
+    kind = PreferenceDataset if head and isinstance(head[0], PreferenceRecord) else EditDataset
+    builder = kind(records=records, **options)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     builder.download_and_prepare(download_config=config)
     return os.fspath(builder.data_path)
 
 
 class EditSource(Sequence):
-    """Random access to one split of a written dataset, as EditRecords. Picklable: workers open the files themselves.
+    """Random access to one split of a written dataset, as its records. Picklable: workers open the files themselves.
 
     `path`: what `write_dataset` returned, or the directory that it was given. `data_hash` names the content.
     Raises FileNotFoundError without a dataset, ValueError for an unknown split (naming those there are).
@@ -137,7 +187,7 @@ class EditSource(Sequence):
         builder = _read_builder(self.path)
         if self.split not in builder.info.splits:
             raise ValueError(f"{self.path} has no split {self.split!r}; it has {', '.join(builder.info.splits)}")
-        skip = {"source": tfds.decode.SkipDecoding(), "edited": tfds.decode.SkipDecoding()}
+        skip = {name: tfds.decode.SkipDecoding() for name in _IMAGES if name in builder.info.features}
         self._data = builder.as_data_source(split=self.split, decoders=skip)
         self.notes = dict(builder.info.metadata or {})
         self.data_hash: str = self.notes.get("data_hash", {}).get(self.split, "")
@@ -145,7 +195,7 @@ class EditSource(Sequence):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> EditRecord:
+    def __getitem__(self, index: int) -> Record:
         return _from_row(self._data[int(index)])
 
     def __getstate__(self):
@@ -159,9 +209,7 @@ def _read_builder(path: str) -> tfds.core.DatasetBuilder:
     from etils import epath
 
     root = epath.Path(path)
-    if not (root / "dataset_info.json").exists():
-        inner = root / EditDataset.name / str(EditDataset.VERSION)
-        if not (inner / "dataset_info.json").exists():
-            raise FileNotFoundError(f"no dataset in {path}: prepare_data.py writes one")
-        root = inner
-    return tfds.builder_from_directory(root)
+    for folder in (root, *(root / kind.name / str(kind.VERSION) for kind in KINDS)):
+        if (folder / "dataset_info.json").exists():
+            return tfds.builder_from_directory(folder)
+    raise FileNotFoundError(f"no dataset in {path}: prepare_data.py writes one")

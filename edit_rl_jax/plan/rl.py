@@ -80,7 +80,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
         raise ConfigError(f"config key 'rl.judge.tensor' is {r.judge.tensor}, a host has {len(local)} chips")
     kind = interfaces.model(config)
     program = build_program(config, on_mesh.make_mesh(config, devices), kind.model_config(config))
-    engine = judge and scoring.describe(judge, chip, local, r.judge.tensor)
+    engine = judge and scoring.describe(judge, chip, local, r.judge.tensor, rewards.judge_class(config))
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)
     for name, low in programs.items():

@@ -1,4 +1,4 @@
-"""Scoring planned: prefill and decode of a reward model.
+"""Scoring planned: prefill and decode of a reward model that writes, prefill and reading of one that has heads.
 
 Weights of a scoring engine lie over the axis "tensor" alone and are whole along "data": the decode loop then moves
 activations between chips, never weights.
@@ -29,6 +29,7 @@ from edit_rl_jax.vlm.family import Architecture
 
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
+SOURCE, EDITED, END = 512, 288, 512  # of a prompt that is read: instruction and an image of 448 x 448; another; a text
 
 
 def tensor_parallel(cfg: Architecture, chips: int, hbm: int, bytes_: int) -> int:
@@ -49,7 +50,8 @@ class Scoring:
 
     Attributes:
       cfg: its architecture. mesh: described. tensor: chips that share a copy of the weights.
-      graphdef, state: the abstract model. weight_bytes: of one whole copy, bf16.
+      graphdef, state: the abstract model. weight_bytes: of one whole copy.
+      readout: of a prompt's last hidden state, for a model that does not write (see `vlm.engine.read`).
     """
 
     cfg: Architecture
@@ -58,6 +60,7 @@ class Scoring:
     graphdef: nnx.GraphDef
     state: Any
     weight_bytes: int
+    readout: Any = None
 
     @property
     def bytes_per_device(self) -> int:
@@ -65,52 +68,70 @@ class Scoring:
         return self.weight_bytes // self.tensor
 
 
-def describe(cfg: Architecture, chip: Chip, devices: list[Any], tensor: int = 0) -> Scoring:
+def describe(cfg: Architecture, chip: Chip, devices: list[Any], tensor: int = 0, judge: Any = None) -> Scoring:
     """Lays a reward model of this architecture over described devices.
 
-    tensor: chips that share a copy of the weights, 0 = as few as leave room. Raises DoesNotFit where none do.
+    tensor: chips that share a copy of the weights, 0 = as few as leave room. judge: its class, which may have a
+    `network(cfg) -> (model, readout)` of its own. Raises DoesNotFit where no number of chips leaves room.
     """
-    make = partial(family.of(cfg).model, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
+    kind, readout = judge.network(cfg) if hasattr(judge, "network") else (family.of(cfg).model, None)
+    make = partial(kind, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     tensor = tensor or tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
     mesh = make_mesh({"data": len(devices) // tensor, "tensor": tensor}, devices)
     places = shardings(abstract, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
-    return Scoring(cfg, mesh, tensor, graphdef, state, weight_bytes)
+    return Scoring(cfg, mesh, tensor, graphdef, state, weight_bytes, readout)
 
 
 def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | None = None) -> Iterator[Job]:
-    """Lowers one prefill and one decode step of `slots` answers side by side. beside: as `Job.beside`."""
+    """Lowers one prefill and one decode step of `slots` answers side by side; of a model that is read, one prefill and
+    one reading, of as many prompts as rows lie over the mesh, with `slots` contexts. beside: as `Job.beside`."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     shape, stores, features = _stores(scoring, slots)
-    jitted = programs(scoring.graphdef, TokenSampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,)))
+    sampling = TokenSampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,))
+    jitted = programs(scoring.graphdef, sampling, readout=scoring.readout)
     whole = lambda x: jax.ShapeDtypeStruct(
         np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
     )
     ints = lambda *s: whole(np.zeros(s, np.int32))
-    piece = (ints(data, PIECE), ints(data, 3, PIECE), ints(data, PIECE), ints(data))
-    rows = (ints(data), ints(data), ints(data))
+    pieces = lambda n: (ints(data, n), ints(data, 3, n), ints(data, n), ints(data))
+    piece, rows = pieces(PIECE), (ints(data), ints(data), ints(data))
+    state = scoring.state
     with jax.set_mesh(mesh):
-        lowered = {
-            "prefill": jitted["leaf"].lower(
-                scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
-            ),
-            "decode": jitted["decode"].lower(
-                scoring.state,
-                stores.answers,
-                stores.tiles,
-                stores.own,
-                jax.tree.map(whole, Placement(shape, 1, FeatureRing(1)).slots),
-                whole(np.uint32(0)),
-                whole(np.int32(0)),
-                whole(np.int32(0)),
-                places=(shape.queries, shape.answers),
-            ),
-        }
-    matrices = [math.prod(x.shape[1:]) for x in jax.tree.leaves(scoring.state) if len(x.shape) == 3]
+        lowered = (
+            {
+                "prefill": jitted["inner"].lower(
+                    state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
+                ),
+                "read": jitted["read"].lower(
+                    state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
+                ),
+            }
+            if scoring.readout
+            else {
+                "prefill": jitted["leaf"].lower(
+                    scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
+                ),
+                "decode": jitted["decode"].lower(
+                    scoring.state,
+                    stores.answers,
+                    stores.tiles,
+                    stores.own,
+                    jax.tree.map(whole, Placement(shape, 1, FeatureRing(1)).slots),
+                    whole(np.uint32(0)),
+                    whole(np.int32(0)),
+                    whole(np.int32(0)),
+                    places=(shape.queries, shape.answers),
+                ),
+            }
+        )
+    matrices = [
+        math.prod(x.shape[1:]) for x in jax.tree.leaves(scoring.state) if len(x.shape) == 3 and x.dtype == jnp.bfloat16
+    ]
     facts = {"weight_bytes": scoring.weight_bytes, "smallest_weight_matrix": min(matrices), "mesh": dict(mesh.shape)}
-    facts["shape"] = vars(shape) | {"new": NEW_TOKENS}
+    facts["shape"] = vars(shape) | ({"end": END} if scoring.readout else {"new": NEW_TOKENS})
     # memory-bound: a step reads the weights once; attention's reads of the stores are on top
     least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
     for name, low in lowered.items():
@@ -122,18 +143,21 @@ def _stores(scoring: Scoring, slots: int) -> tuple[Shape, cache.Stores, Any]:
     """Shape and abstract stores of a group of edits of one source at a time, and the feature store."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     up = lambda n: -(-n // data) * data
-    each = EDITS * PASSES
-    shape = Shape(
-        shared=SHARED,
-        own=OWN,
-        slots=up(slots),
-        prompts=up(-(-7 * slots // (4 * PASSES))),
-        answers=PASSES,
-        tiles=up(-(-slots // each) * 2 + 1),
-        queries=each,
-    )
-
-    sizes = (shape, up(shape.tiles + 4), up(8192), NEW_TOKENS, data)
+    each, contexts, new = EDITS * PASSES, slots, 1
+    if scoring.readout:
+        shape = Shape(SOURCE + EDITED, own=1, slots=0, prompts=0, answers=1, tiles=0, queries=1)
+    else:
+        shape = Shape(
+            shared=SHARED,
+            own=OWN,
+            slots=up(slots),
+            prompts=up(-(-7 * slots // (4 * PASSES))),
+            answers=PASSES,
+            tiles=up(-(-slots // each) * 2 + 1),
+            queries=each,
+        )
+        contexts, new = shape.tiles + 4, NEW_TOKENS
+    sizes = (shape, up(contexts), up(8192), new, data)
     stores, features = make_stores(scoring.graphdef, scoring.state, *sizes)
 
     def placed(x, axes):

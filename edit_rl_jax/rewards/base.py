@@ -142,7 +142,8 @@ class Judge(Protocol):
 
     and may have `device_images = True` (it takes images that are on the device), `asks_base = False` (none is
     made of a base before training), and for plans
-    `architecture(folder, base) -> cfg` (of the network that scores; without it nothing is planned).
+    `architecture(folder, base) -> cfg` (of the network that scores; without it nothing is planned), and, where that is
+    not the family's own, `network(cfg) -> (its class, what is read at a prompt's end)`.
     """
 
     def score(

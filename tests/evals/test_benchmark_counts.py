@@ -1,6 +1,5 @@
 """Public benchmarks against the counts behind published percentages, and against small tables worked by hand."""
 
-import inspect
 import itertools
 import json
 import math
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from edit_rl_jax.evals import statistics
 from edit_rl_jax.evals.judges import public
 from edit_rl_jax.evals.judges.ties import Ties
 from scripts import eval_rm
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 GROUPS = {2: 186, 3: 150, 4: 148}
 
 
@@ -36,13 +35,6 @@ def tiger_rows(groups=GROUPS):
             ranking = "A=B" if size == 2 and n % 5 == 0 else "B>A" if i + j == "AB" else f"{i}>{j}"
             about = {"comparison_type": f"{i}vs{j}", "dataset": f"{size}pair", "num_candidates": size}
             yield {"id": name, "instruction": "do", "ranking": ranking, **about, **images}
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Intervals of 400 draws instead of 4,000 and 1,000."""
-    for function in (statistics.interval, statistics.macro_interval, statistics.bootstrap):
-        monkeypatch.setitem(inspect.unwrap(function).__kwdefaults__, "draws", 400)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +97,8 @@ def test_the_rule_of_two_and_upstreams_quirks(tmp_path):
     assert found["pairwise"]["K=3"]["accuracy"] == 7 / 8  # without the tie of w, v's A=B is wrong
     # the released code: q is always wrong, equal scores count as the later first: A=B of v wrong, B=C of w
     upstream = found["upstream"]
-    assert upstream["strict"]["K=2"] == {"accuracy": 4 / 5, "n": 5} and upstream["tie_threshold_of_2"] == 1.0
-    assert upstream["pairwise"]["K=2"] == 3 / 5  # q is read as A>B
+    assert upstream["strict"]["K=2"]["accuracy"] == 4 / 5 and upstream["tie_threshold_of_2"] == 1.0
+    assert upstream["pairwise"]["K=2"]["accuracy"] == 3 / 5  # q is read as A>B
     assert upstream["strict"]["K=3"]["accuracy"] == pytest.approx(2 / 3)
 
 
@@ -117,7 +109,9 @@ def test_upstream_takes_the_later_of_equal_scores_for_the_first(tmp_path):
     said = [("g_AvsB", 1, 1), ("g_AvsC", 1, 0), ("g_BvsC", 1, 0), ("h_AvsB", 2, 2)]
     said = [{"id": n, "score_1": float(a), "score_2": float(b)} for n, a, b in said]
     found = evaluate("editreward_bench_tiger", tmp_path, rows, said, ties=Ties(upstream=True))
-    assert found["official_accuracy"] == 0.0 and found["upstream"]["strict"]["all"] == {"accuracy": 1.0, "n": 2}
+    whole = {"accuracy": 1.0, "ci95": [1.0, 1.0], "n": 2}
+    assert found["official_accuracy"] == 0.0 and found["upstream"]["strict"]["all"] == whole
+    assert found["upstream"]["pairwise"]["K=4"] == {"accuracy": None, "accuracy_ci95": None, "n": 0}
 
 
 VOTES = {"leftvote": 240, "rightvote": 263, "tievote": 24, "bothbad_vote": 392}

@@ -376,6 +376,7 @@ def test_bad_stored_scores_are_named(data, tmp_path, lines, message):
         (["--keep", "1"], "--data is wanted"),
         (["--data", "d", "--keep", "1", "--keep-share", "0.5"], "not allowed with"),
         (["--data", "d", "--model", "m"], "say what is kept"),
+        (["--data", "d", "--model", "m", "--min-score", "nan"], "--min-score: must be at least -1e30"),
         (["--data", "d", "--model", "m", "--scores", "s", "--keep", "1"], "give one of"),
         (["--data", "d", "--model", "m", "--shard", "2/2"], "I/N with I from 0 to N - 1"),
         (["--data", "d", "--scores", "s", "--shard", "0/2"], "--shard wants a judge"),

@@ -15,6 +15,7 @@ from edit_rl_jax.rewards.base import Dimension, Judge, Judgement
 from edit_rl_jax.rewards.cache import Cached
 from scripts import eval_rm
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 SOURCE = encode_png(np.zeros((8, 8, 3), np.uint8))
 EDITREWARD, EDITSCORE = (
     ("instruction_following", "visual_quality"),
@@ -355,12 +356,14 @@ ROWS = {  # benchmark, rows; reason: ids; n, n_invalid, right
                        1, 1, 0),
     "letters of another pair": ("editreward_bench_tiger", [tiger("g_BvsC", "A>C", 3, "BvsC")],
                                 {"unknown label": ["g_BvsC"]}, 1, 1, 0),
+    "labels of a pair, as they are in its group": (
+        "editreward_bench_tiger", [tiger("g_BvsC", "A>B", 3, "BvsC")], {"unknown label": ["g_BvsC"]}, 1, 1, 0),
     "unknown comparison": ("editreward_bench_tiger", [tiger("g", kind="A-B")], {"unknown comparison": ["g"]}, 1, 1, 0),
     "columns of another layout": ("editreward_bench_tiger", [aurora("p")], {"malformed row": ["p"]}, 1, 1, 0),
     "a number": ("editreward_bench_tiger", [tiger("g_AvsB"), "7"], {"malformed row": ["rows.jsonl:2"]}, 2, 1, 1),
     "a cut row": ("editreward_bench_tiger", [tiger("g_AvsB"), '{"id"'], {"malformed JSON": ["rows.jsonl:2"]}, 2, 1, 1),
     "one path twice": ("aurora_bench", [aurora("p"), aurora("q", path2="a.png")],
-                       {"one image with two labels": ["q"]}, 2, 1, 1),
+                       {"equal images": ["q"]}, 2, 0, 1),
     "one path twice, a tie": ("aurora_bench", [aurora("p"), aurora("q", 3, 3, path2="a.png")],
                               {"equal images": ["q"]}, 2, 0, 2),
     "equal images": ("aurora_bench", [aurora("p"), aurora("q", path2="a2.png")], {"equal images": ["q"]}, 2, 0, 1),
@@ -384,6 +387,19 @@ def test_bad_rows_of_data_stay_and_are_wrong(case, tmp_path):
     found = public.run(name, tmp_path / "out", data=tmp_path / "data", judge=ColourJudge(), progress=False)
     assert {k: v["ids"] for k, v in found["problems"].items()} == reasons
     assert (found["n"], found["n_invalid"]) == (n, invalid) and found["accuracy_with_ties"] == pytest.approx(right / n)
+
+
+def test_of_a_folder_with_other_tasks_only_the_benchmarks_files_are_read(tmp_path):
+    image = {"source_image": "s", "left_output_image": "l", "right_output_image": "l", "instruct_prompt": "x"}
+    for path, vote in (("image_edition/test_v1-0.jsonl", "leftvote"), ("image_edition/test-0.jsonl", "rightvote"),
+                       ("image_generation/test_v1-0.jsonl", "tievote")):  # fmt: skip
+        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        lines(tmp_path / "data" / path, [image | {"vote_type": vote}])
+    (tmp_path / "data/dataset_info.json").write_text("{}")
+    said = lines(tmp_path / "said.jsonl", [score(0)])
+    found = public.run("genai_bench", tmp_path / "out", data=tmp_path / "data", predictions=said, progress=False)
+    assert (found["n"], found["official_accuracy"]) == (1, 1.0) and len(found["items_sha256"]) == 64
+    assert found["problems"] == {"equal images": {"n": 1, "ids": ["0"]}}  # one path twice, seen without the images
 
 
 def test_a_group_that_lacks_a_pair_is_wrong_and_named(tmp_path):

@@ -94,6 +94,10 @@ def test_a_file_makes_several_configs():
     assert config_lib.load(CONFIGS / "rm.py").name == "rm_7b"
     with pytest.raises(ConfigError, match="rm.py: ValueError: no size '8b'; sizes: 3b, 7b"):
         config_lib.load(CONFIGS / "rm.py:8b")
+    with pytest.raises(ConfigError, match="no objective 'reward'"):
+        config_lib.load(CONFIGS / "rm.py:7b,reward")
+    other = config_lib.load(CONFIGS / "rm.py:7b,editreward")
+    assert (other.objective, other.name, other.rows * other.accum) == ("editreward", "editreward_7b", 64)
 
 
 def test_a_config_has_no_keys_of_others():

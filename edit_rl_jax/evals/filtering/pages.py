@@ -45,6 +45,7 @@ def write(
     (folder / "histogram.png").write_bytes(pictures["How many edits have which score"])
     for name, which in (("kept", keep), ("dropped", left)):
         page = examples(source, table.score, rank, which) if source is not None else None
+        (folder / f"montage_{name}.png").unlink(missing_ok=True)  # of a run that was killed, by another choice
         if page:
             (folder / f"montage_{name}.png").write_bytes(page)
             pictures[f"What was {name}, from the best to the last: source, edit"] = page

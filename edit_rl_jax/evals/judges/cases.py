@@ -40,6 +40,7 @@ class Item:
       axis: what was asked for (`dimensions.AXES`).
       task: a part that is shown by itself; of ratings, the editor.
       letters: of a pair taken out of several candidates, which two.
+      same: whether both edits are one image, by their names.
       problem: why there is no label.
     """
 
@@ -50,6 +51,7 @@ class Item:
     axis: str = "overall"
     task: str = ""
     letters: str = "AB"
+    same: bool = False
     problem: str = ""
 
 
@@ -115,7 +117,7 @@ def verdict(value: Any, letters: str = "AB", spelt: Mapping[str, str] = SPELT) -
 
 def label_of(where: str, value: Any, letters: str = "AB") -> dict[str, Any]:
     """Returns `label` and `text` of an Item. Raises RecordError where it is no label."""
-    text = verdict(value, letters, LABELS)
+    text = verdict(value, letters, LABELS if letters == "AB" else SPELT)
     if text is None:
         raise RecordError(where, "unknown label", f"{value!r:.60}")
     return {"label": float(ORDER[text]), "text": text}
@@ -169,7 +171,11 @@ def entries(benchmark: Benchmark, data: Path, problems: Problems) -> Iterator[En
     """Yields the items of a benchmark's files; a row that cannot be read is an item without a label. Raises as
     `files.rows`."""
     several = lambda row: isinstance(row, Mapping) and isinstance(row.get("pairs"), list)
-    each = ((w, r, folder) for w, row, folder in rows(data) for r in (row["pairs"] if several(row) else [row]))
+    each = (
+        (w, r, folder)
+        for w, row, folder in rows(data, getattr(benchmark, "FILES", ()))
+        for r in (row["pairs"] if several(row) else [row])
+    )
     for number, (where, row, folder) in enumerate(each):
         try:
             if isinstance(row, RecordError):
@@ -177,8 +183,9 @@ def entries(benchmark: Benchmark, data: Path, problems: Problems) -> Iterator[En
             if not isinstance(row, Mapping):
                 raise RecordError(where, "malformed row", f"{type(row).__name__}, an object wanted")
             for item, load in benchmark.parse(where, number, row, folder):
-                if item.problem:
-                    problems.add(item.problem, item.id)
+                for reason in (item.problem, "equal images" if item.same else ""):
+                    if reason:
+                        problems.add(reason, item.id)
                 yield item, load
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             known = isinstance(error, RecordError)

@@ -28,7 +28,7 @@ def parse(where: str, number: int, row: Mapping[str, Any], folder: Path) -> Iter
     source, asked = row["source_image"], row["prompt"]
     about = dict(id=name_of(row, number), group=group_of(source, asked), axis=row["dimension"], task=row["dimension"])
     load = edits(where, folder, source, [row["winner"], row["loser"]], asked)
-    yield item(lambda: _label(where, row.get("label")), **about), load
+    yield item(lambda: _label(where, row.get("label")), same=row["winner"] == row["loser"], **about), load
 
 
 def _label(where: str, said: Any) -> dict[str, Any]:

@@ -41,14 +41,18 @@ def tables(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path.name}:{number}", row
 
 
-def rows(data: Path) -> Iterator[tuple[str, Any, Path]]:
+def rows(data: Path, wanted: Iterable[tuple[str, ...]] = ()) -> Iterator[tuple[str, Any, Path]]:
     """(where, row or RecordError, folder that its paths start from) of a file, or of all files of a folder in order of
     their names.
 
+    wanted: of a folder with more than the benchmark, parts of paths (from "/"): for each set of them only the files
+    that have one of it, if there are any.
     Raises FileNotFoundError when there are none, RecordError for a file that cannot be read as a whole.
     """
     found = sorted(p for p in data.rglob("*") if p.suffix in KINDS) if data.is_dir() else [data]
     found = [p for p in found if p.name not in NOT_ROWS and ".cache" not in p.relative_to(data).parts]
+    for parts in wanted:
+        found = [p for p in found if any(x in f"/{p.relative_to(data).as_posix()}" for x in parts)] or found
     if not found:
         raise FileNotFoundError(f"{data}: no {', '.join(KINDS)} file")
     for path in found:

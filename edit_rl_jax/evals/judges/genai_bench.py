@@ -19,6 +19,7 @@ from edit_rl_jax.evals.judges.cases import BAD, GOOD, TIE, Cases, Entry, edits, 
 from edit_rl_jax.evals.judges.ties import Ties, chosen, order, outcome, pair_figures, table, threshold, upstream_pairs
 
 AXES = ("overall",)
+FILES = (("/image_edition/",), ("/test_v1",))  # of the hub's, which has other tasks and an older split
 SIDES = ("left_output_image", "right_output_image")
 
 
@@ -30,8 +31,9 @@ def parse(where: str, number: int, row: Mapping[str, Any], folder: Path) -> Iter
         return
     source, asked = row["source_image"], row["instruct_prompt"]
     about = dict(id=name_of(row, number), group=group_of(source, asked))
-    load = edits(where, folder, source, [row[s] for s in SIDES], asked)
-    yield item(lambda: label_of(where, row.get("vote_type")), **about), load
+    shown = [row[s] for s in SIDES]
+    load = edits(where, folder, source, shown, asked)
+    yield item(lambda: label_of(where, row.get("vote_type")), same=shown[0] == shown[1], **about), load
 
 
 def words(cases: Cases, at: np.ndarray, good: np.ndarray) -> list[str]:

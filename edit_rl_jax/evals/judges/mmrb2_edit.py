@@ -17,9 +17,10 @@ import numpy as np
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.evals.judges.cases import ORDER, Cases, Entry, edits, group_of, item, label_of, name_of, verdict
 from edit_rl_jax.evals.judges.pairs import Outcome
-from edit_rl_jax.evals.judges.ties import Ties, order, outcome, pair_figures, table
+from edit_rl_jax.evals.judges.ties import Ties, mean, order, outcome, pair_figures, statistic, table
 
 AXES = ("overall",)
+FILES = (("/edit.json", "/edit/"),)  # of the four tasks
 
 
 def parse(where: str, number: int, row: Mapping[str, Any], folder: Path) -> Iterable[Entry]:
@@ -74,7 +75,8 @@ def figures(cases: Cases, ties: Ties) -> dict[str, Any]:
         joined = lambda name: np.concatenate([getattr(one, name), getattr(two, name)])
         arrays = (joined("right"), joined("tied"), joined("invalid"))
         both = Outcome(*arrays, one.groups * 2, one.tasks * 2, one.kinds * 2)
-    known = ~np.isnan(forward) & ~np.isnan(back)
+    which = np.flatnonzero(~np.isnan(forward) & ~np.isnan(back))
+    own = [cases.groups[i] for i in which]
     found = pair_figures(cases, ties)
     return {
         **found,
@@ -84,7 +86,7 @@ def figures(cases: Cases, ties: Ties) -> dict[str, Any]:
         "n_judgements_invalid": int(both.invalid.sum()),
         "forward": one.row(),
         **({"reverse": two.row()} if given else {}),
-        "orders_agree": float((forward == back)[known].mean()) if known.any() else None,
+        **statistic("orders_agree", lambda at: mean((forward == back)[which][at].astype(np.float64)), own),
         "by_source": both.by(both.tasks) if any(both.tasks) else {},
     }
 

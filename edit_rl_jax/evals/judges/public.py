@@ -93,7 +93,7 @@ def score(judge: Judge, entries: Iterable[C.Entry], problems: C.Problems, progre
                 continue
             names = tuple(content_id(*e.sources, e.edited, e.instruction) for e in made)
             out.contents[item.id] = names
-            if len(set(names)) < len(names):
+            if len(set(names)) < len(names) and not item.same:
                 problems.add("equal images", item.id)
             new = {c: e for c, e in zip(names, made) if c not in out.judged}
             waiting |= new
@@ -178,6 +178,7 @@ def run(
         "benchmark": name,
         "data": str(data or labels),
         "revision": found,
+        "items_sha256": content_id([dataclasses.astuple(i) for i in kept.values()]),
         **figures,
         "problems": problems.found,
         **({"dimensions_used": using} if using else {}),

@@ -15,6 +15,7 @@ import numpy as np
 
 from edit_rl_jax.evals.judges.cases import Cases
 from edit_rl_jax.evals.judges.pairs import Outcome
+from edit_rl_jax.evals.statistics import bootstrap
 
 FOLDS = 5
 
@@ -195,11 +196,22 @@ def upstream_pairs(cases: Cases) -> dict[str, Any]:
     """Upstream's figures of pairs with scores, on which it would run: the others are left out here, and counted."""
     keep = cases.usable & np.isnan(cases.said)
     labels, differences = cases.labels[keep], cases.differences[keep]
-    decided = labels != 0
-    alone = (labels * differences > 0)[decided]
+    groups = [g for g, k in zip(cases.groups, keep) if k]
+    alone = lambda at: mean((labels * differences > 0)[at][labels[at] != 0])
+    best = lambda at: math.nan if (found := swept(labels[at], differences[at])) is None else found
     return {
         "note": "oracle threshold, chosen on the test set; of equal differences some may count as ties",
-        "accuracy_with_ties": swept(labels, differences),
-        "accuracy_without_ties": float(alone.mean()) if len(alone) else None,
+        **statistic("accuracy_with_ties", best, groups),
+        **statistic("accuracy_without_ties", alone, groups),
         "n": int(keep.sum()),
     }
+
+
+def mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def statistic(name: str, of: Callable[[np.ndarray], float], groups: list[str]) -> dict[str, Any]:
+    """A statistic of indexes with its interval, as keys of eval.json."""
+    ends = bootstrap(of, groups)
+    return {name: plain(of(np.arange(len(groups)))), f"{name}_ci95": ends and list(ends)}

@@ -37,19 +37,32 @@ def parse(where: str, number: int, row: Mapping[str, Any], folder: Path) -> Iter
     kind = re.fullmatch(r"([A-D])vs([A-D])", str(row.get("comparison_type") or "AvsB"))
     if not kind:
         raise RecordError(where, "unknown comparison", f"{row['comparison_type']!r:.40}")
-    size = int(row.get("num_candidates") or str(row.get("dataset") or "2")[0])
+    size = _size(row) or 2
     letters, asked = kind[1] + kind[2], row["instruction"]
     task, group = f"K={size}", f"{size}pair {name.partition('_')[0]}"
     shown = [row["candidate_1"], row["candidate_2"]]
-    about = dict(id=name, group=group, task=task, letters=letters)
+    about = dict(id=name, group=group, task=task, letters=letters, same=shown[0] == shown[1])
     load = edits(where, folder, row["source_image"], shown, asked)
-    yield item(lambda: label_of(where, row.get("ranking"), letters), **about), load
+    yield item(lambda: _label(where, row.get("ranking"), letters), **about), load
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    """K of a row: of "3pair", else the number of candidates; 0 where it says neither."""
+    told = re.match(r"([234])pair", str(row.get("dataset") or ""))
+    return int(told[1]) if told else int(row.get("num_candidates") or 0)
+
+
+def _label(where: str, ranking: Any, letters: str) -> dict[str, Any]:
+    """The label of a row, which must be in its own letters."""
+    if isinstance(ranking, str) and "=" not in ranking and set(ranking) & set("ABCD") != set(letters):
+        raise RecordError(where, "unknown label", f"{ranking!r:.60} for {' and '.join(letters)}")
+    return label_of(where, ranking, letters)
 
 
 def labelled(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """Reads off the id of a recorded label what a row of the data says: group, letters, K where it is written."""
     kind = re.search(r"(?:^|_)([A-D])vs([A-D])$", str(row.get("comparison_type") or name))
-    size = row.get("num_candidates") or str(row.get("dataset") or "")[:1]
+    size = _size(row)
     return {
         "group": str(row.get("group") or name.partition("_")[0]),
         "task": f"K={size}" if size else "",
@@ -75,7 +88,7 @@ def _of_group(where: str, number: int, row: Mapping[str, Any], folder: Path) -> 
         letters = "ABCD"[i] + "ABCD"[j]
         about = dict(id=f"{name}_{letters[0]}vs{letters[1]}", group=f"{size}pair {name}", task=f"K={size}")
         load = edits(where, folder, row["path_src"], [paths[i], paths[j]], asked)
-        yield item(functools.partial(label, i, j), letters=letters, **about), load
+        yield item(functools.partial(label, i, j), letters=letters, same=paths[i] == paths[j], **about), load
 
 
 def _ranks(ranking: str, size: int) -> list[int] | None:
@@ -149,27 +162,26 @@ def upstream(cases: Cases, task: list[str]) -> dict[str, Any]:
     scored = cases.usable & np.isnan(cases.said)
     misread = np.array([i.text == TIE and k == "K=2" for i, k in zip(cases.items, task)], bool)
     labels, differences = np.where(misread, 1.0, cases.labels), cases.differences
-    two = np.array([k == "K=2" for k in task], bool)
-    best = lambda keep: _calibrated(labels[keep], differences[keep])
-    accuracy, epsilon = best(two & scored)
+    size = lambda k: np.array([t == k for t in task], bool) & scored
+    epsilon = T.best_threshold(labels[size("K=2")], differences[size("K=2")])
     later = np.where(differences == 0, -1.0, np.sign(differences))
     right = np.where(labels == 0, np.abs(differences) <= epsilon, later == labels) & scored & ~misread
     groups, _ = strict(cases, right, task)
-    found: dict[str, Any] = {"K=2": accuracy}
-    for k in ("K=3", "K=4"):
-        keep = scored & np.array([t == k for t in task], bool) & (labels != 0)
-        found[k] = float((labels * differences > 0)[keep].mean()) if keep.any() else None
+    calibrated = lambda at: _calibrated(labels[at], differences[at])
+    alone = lambda at: T.mean((labels * differences > 0)[at][labels[at] != 0])
+    by_pairs = {}
+    for k, of in (("K=2", calibrated), ("K=3", alone), ("K=4", alone), ("all", calibrated)):
+        which = np.flatnonzero(scored if k == "all" else size(k))
+        own = [cases.groups[i] for i in which]
+        by_pairs[k] = T.statistic("accuracy", lambda i, of=of, which=which: of(which[i]), own) | {"n": len(which)}
     note = "the released code's rules: threshold chosen on the test set, later first of equal scores, A=B taken for A>B"
-    pairwise = found | {"all": best(scored)[0]}
+    pick = lambda row: {k: row[k] for k in ("accuracy", "ci95", "n")}
     rows = groups.by(groups.tasks) | {"all": groups.row()}
-    return {"note": note, "tie_threshold_of_2": epsilon, "pairwise": pairwise} | {
-        "strict": {k: {"accuracy": r["accuracy"], "n": r["n"]} for k, r in rows.items()}
-    }
+    strictly = {k: pick(row) for k, row in rows.items()}
+    return {"note": note, "tie_threshold_of_2": epsilon, "pairwise": by_pairs, "strict": strictly}
 
 
-def _calibrated(labels: np.ndarray, differences: np.ndarray) -> tuple[float | None, float]:
-    if not len(labels):
-        return None, 0.0
+def _calibrated(labels: np.ndarray, differences: np.ndarray) -> float:
+    """Accuracy with ties at the threshold that is best on these very pairs; NaN for none."""
     epsilon = T.best_threshold(labels, differences)
-    predicted = np.where(np.abs(differences) <= epsilon, 0.0, np.sign(differences))
-    return float((predicted == labels).mean()), epsilon
+    return T.mean((np.where(np.abs(differences) <= epsilon, 0.0, np.sign(differences)) == labels).astype(np.float64))

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edit_rl_jax.rewards.base import Dimension, Edit, Judgement
 from edit_rl_jax.rewards.editreward import prompts as texts
 from edit_rl_jax.rewards.editreward import weights
 from edit_rl_jax.rewards.editreward.heads import FUSIONS, fuse
+from edit_rl_jax.rewards.editreward.model import Reward, of
 from edit_rl_jax.rewards.editreward.options import Options
 from edit_rl_jax.rewards.editreward.prompts import Prompts
 from edit_rl_jax.vlm import loading
@@ -140,6 +142,11 @@ class EditReward:
         Raises OSError or ValueError where the model or its base is not there.
         """
         return loading.architecture(folder, base or None)
+
+    @staticmethod
+    def network(cfg: Architecture) -> tuple[Any, Any]:
+        """Gives, for plans, the class of the network that scores and what is read of it (see `plan.scoring`)."""
+        return partial(of(cfg), reward=Reward(cfg.vocab_size - 1, row=False)), read_heads
 
     def dimensions(self) -> tuple[str, ...]:
         """Names what is rated, in the order of the heads."""

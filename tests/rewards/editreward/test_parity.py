@@ -12,13 +12,14 @@ from flax import nnx
 
 from edit_rl_jax.nn import peft
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
-from edit_rl_jax.rewards.editreward import objective, weights
-from edit_rl_jax.rewards.editreward.heads import fuse
+from edit_rl_jax.rewards.editreward import losses, objective, weights
+from edit_rl_jax.rewards.editreward.heads import Heads, fuse
 from edit_rl_jax.rewards.editreward.model import Reward, of
 from edit_rl_jax.rewards.editreward.prompts import TINY, TOKEN
 from edit_rl_jax.vlm import family, loading
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import ImageSettings
+from edit_rl_jax.vlm.qwen2_5_vl import text
 from edit_rl_jax.vlm.rows import Packed
 from tests.parity.ladder import FAST, error
 from tests.rewards.editreward import reference
@@ -50,6 +51,11 @@ def opened(name: str) -> loading.ModelFolder:
 
 
 @functools.cache
+def loaded(name: str):
+    return weights.load(opened(name))
+
+
+@functools.cache
 def theirs(name: str, flat: bool) -> torch.Tensor:
     """[3 pairs, preferred side first, dimensions, 2]."""
     with torch.no_grad():
@@ -57,22 +63,30 @@ def theirs(name: str, flat: bool) -> torch.Tensor:
     return torch.stack([g if r.prefers > 0 else g.flip(0) for g, r in zip(found, RECORDS)])
 
 
+WHOLE = {"untied": ("released", "mean"), "tied": ("paper", "min")}  # the loss that is run as training does
+
+
 def ladder(name: str, positions: str) -> dict[str, float]:
-    """Errors of the heads' figures, of their fusions and of the losses."""
+    """Errors of the heads' figures, of their fusions, of the losses, and of one loss run as a whole."""
     found = opened(name)
     arrays = batch(found, positions)
-    model, want = weights.load(found), theirs(name, positions == "1d")
-    got, real = jit(objective.gaussians)(model, arrays)
+    model, want = loaded(name), theirs(name, positions == "1d")
+    got, real = jit(lambda model, arrays: objective.gaussians(model, arrays))(model, arrays)
     assert real.tolist() == [[1, 1], [1, 0]]
     flat = got.reshape(-1, *got.shape[2:])[np.flatnonzero(np.asarray(real))]
     out = {"figures": error(flat, want)}
     for how in ("mean", "min", "sum"):
-        both = reference.fused(want, how)
-        out[f"fusion {how}"] = error(fuse(flat, how), both)
+        both, ours = reference.fused(want, how), fuse(flat, how)
+        out[f"fusion {how}"] = error(ours, both)
         for kind in ("released", "paper"):
-            total, weight, _ = jit(objective.Preference(objective.Options(kind), how).validation_loss)(model, arrays)
-            assert weight == 3
-            out[f"{kind}, {how}"] = error(total, reference.pair_loss(kind, both[:, 0], both[:, 1]).sum())
+            wanted = reference.pair_loss(kind, both[:, 0], both[:, 1])
+            value = getattr(losses, kind)(*losses.difference(ours[:, 0], ours[:, 1]))
+            out[f"{kind}, {how}"] = error(value, wanted)
+            if (kind, how) == WHOLE[name]:
+                made = objective.Preference(objective.Options(kind), how)
+                total, weight, _ = jit(lambda *a, made=made: made.validation_loss(*a))(model, arrays)
+                out["as a whole"] = error(total, wanted.sum())
+                assert weight == 3
     return out
 
 
@@ -82,6 +96,27 @@ def test_a_released_checkpoint_gives_torchs_figures_and_losses(name, positions):
     assert max(worst.values()) < NETWORK, worst
 
 
+def sigma_as_variance(m):
+    both = lambda a, b: (a[..., 0] - b[..., 0], jnp.exp(0.5 * jnp.logaddexp(a[..., 1], b[..., 1])))
+    m.setattr(losses, "difference", both)
+
+
+def head_before_the_final_norm(m):
+    m.setattr(text.TextModel, "norm", property(lambda self: lambda x: x, lambda self, norm: None), raising=False)
+
+
+def dimensions_swapped(m):
+    right = Heads.__call__
+    m.setattr(Heads, "__call__", lambda self, h, kept=None: right(self, h[::-1], kept)[::-1])
+
+
+@pytest.mark.parametrize("fault", [sigma_as_variance, head_before_the_final_norm, dimensions_swapped])
+def test_a_known_fault_fails_the_ladder(monkeypatch, fault):
+    loaded("untied")
+    fault(monkeypatch)
+    assert max(ladder("untied", "mrope").values()) > 10 * NETWORK
+
+
 def test_positions_matter():
     assert error(theirs("untied", True), theirs("untied", False)) > 1e-2
 
@@ -89,18 +124,17 @@ def test_positions_matter():
 def test_each_dimension_learns_its_own_labels():
     """By hand: labels (3 > 1) and (2 < 4) of three pairs, the second given the other way round."""
     found, want = opened("untied"), theirs("untied", False)
-    model, arrays, sums = weights.load(found), batch(found, "mrope"), {}
-    for labels, count in (("overall", 3), ("dimension", 6), ("both", 9)):
-        made = objective.Preference(objective.Options("paper", labels=labels))
-        sums[labels], weight, _ = jit(made.validation_loss)(model, arrays)
-        assert weight == count
+    model, arrays = loaded("untied"), batch(found, "mrope")
+    made = {k: objective.Preference(objective.Options("paper", labels=k)) for k in ("overall", "dimension", "both")}
+    every = jit(lambda m, b: {k: o.validation_loss(m, b)[:2] for k, o in made.items()})(model, arrays)
+    assert {k: int(weight) for k, (_, weight) in every.items()} == {"overall": 3, "dimension": 6, "both": 9}
     wanted = 0.0
     for g, r in zip(want, RECORDS):
         first = g if r.prefers > 0 else g.flip(0)  # the record's order again
         wanted += reference.pair_loss("paper", first[:1, 0], first[1:, 0]).item()
         wanted += reference.pair_loss("paper", first[1:, 1], first[:1, 1]).item()
-    assert error(sums["dimension"], wanted) < NETWORK
-    assert error(sums["both"], sums["overall"] + sums["dimension"]) < NETWORK
+    assert error(every["dimension"][0], wanted) < NETWORK
+    assert error(every["both"][0], every["overall"][0] + every["dimension"][0]) < NETWORK
 
 
 def test_gradients_of_adapter_heads_and_reward_token_equal_torch():
