@@ -86,7 +86,8 @@ class Session:
         self.say = log.info if self.lead else log.debug
         if config.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         self.mesh = on_mesh.make_mesh(config)
         self.folder, self.remote = workdir.local_folder(args.workdir)
         self._lease = lease.agreed(lambda: lease.Lease(self.remote or self.folder))

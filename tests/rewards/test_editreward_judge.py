@@ -1,6 +1,7 @@
 """EditReward as a judge, on a tiny random model: against one whole pass a prompt, and the rules of a judge."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from edit_rl_jax.rewards.base import Edit
 from edit_rl_jax.rewards.editreward.judge import EditReward
 from edit_rl_jax.rewards.editreward.model import Reward, of
 from edit_rl_jax.rewards.editreward.prompts import TINY, TOKEN
+from edit_rl_jax.rl import rewards
 from edit_rl_jax.vlm.engine.prefill import Counters
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import ImageSettings
@@ -25,6 +27,7 @@ from tests.rewards.test_reward import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOLLOWING, QUALITY = PREFERENCE_DIMENSIONS
+RL = SimpleNamespace(rl=SimpleNamespace(dimensions=((QUALITY, 1.0),)))
 IMAGES = ImageSettings(max_pixels=84 * 84)
 RNG = np.random.default_rng(0)
 picture = lambda h, w: encode_png(RNG.integers(0, 256, (h, w, 3), dtype=np.uint8))
@@ -103,6 +106,18 @@ def test_figures_are_those_of_whole_passes(model_and_tokenizer, make, judge, pos
         assert close(got.overall.value, want[:, 0].mean())
         assert close(np.log(got.overall.spread), want[:, 1].mean())  # the geometric mean of both
     assert len({j.overall.value for j in found}) == 4
+
+
+def test_rewards_of_rl_are_the_means(judge):
+    """Never the mean averaged with the spread, a mistake of upstream's users; the spread stands beside it."""
+    found = judge.score(EDITS, progress=False)
+    scores = rewards.of_judgements(found, dimensions=((FOLLOWING, 0.5), (QUALITY, 0.25)))
+    np.testing.assert_allclose(scores.values, [0.5 * j.value(FOLLOWING) + 0.25 * j.value(QUALITY) for j in found], 1e-5)
+    np.testing.assert_array_equal(scores.spread, np.float32([[d.spread for d in j.dimensions.values()] for j in found]))
+    assert scores.valid.all() and rewards.weighted(RL, "editreward", judge.dimensions()) == (
+        (FOLLOWING, 0.0),
+        (QUALITY, 1.0),
+    )
 
 
 @pytest.mark.parametrize("fusion", ["min", "sum", "none"])

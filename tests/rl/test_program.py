@@ -14,7 +14,7 @@ from edit_rl_jax.training import interfaces
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.rl import tiny_editor
 
-pytestmark = pytest.mark.standard_promotion  # optax
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("quick_compilation")]  # optax
 GUIDED = {"text": 4.0, "image": 2.0, "start": 0.0, "stop": 0.5}
 
 
@@ -24,18 +24,23 @@ def folder(tmp_path_factory):
 
 
 def built(folder, mesh, **changes):
+    """(program, prompts, their host batch)."""
     c = tiny_editor.config(folder, **changes)
     tokenizer = load_tokenizer(folder / "processor")
     p = program.build_program(c, mesh, tiny_editor.configs(), tokenizer)
-    with jax.set_mesh(mesh):
-        trainable, frozen = interfaces.model(c).initial_weights(p, folder)
-        source = prompts.source(c, "train")
-        asked = [source[i] for i in range(c.rl.prompts)]
-        return p, p.init_state(trainable), frozen, asked, p.batch(asked, range(len(asked)), c.rl.group)
+    source = prompts.source(c, "train")
+    asked = [source[i] for i in range(c.rl.prompts)]
+    return p, asked, p.batch(asked, range(len(asked)), c.rl.group)
+
+
+def weights_of(p, folder):
+    """(trainable, frozen) that a run of the program begins with."""
+    with jax.set_mesh(p.mesh):
+        return interfaces.model(p.config).initial_weights(p, folder)
 
 
 def test_host_batch_and_its_branches(folder):
-    p, _, _, asked, batch = built(folder, make_mesh({"fsdp": 1}), rl__guidance=GUIDED)
+    p, asked, batch = built(folder, make_mesh({"fsdp": 1}), rl__guidance=GUIDED)
     lay, lengths = batch["arrays"], (batch["arrays"]["token_segments"] > 0).sum(-1)  # [P, (instruction, negative)]
     assert batch["prompt"].tolist() == [[0] * 4, [1] * 4] and batch["member"].tolist() == [[0, 1, 2, 3]] * 2
     np.testing.assert_array_equal(lay["text_segments"].sum(-1), lengths[:, [0, 1, 1]])
@@ -53,11 +58,12 @@ def test_host_batch_and_its_branches(folder):
 
 def test_evaluation_has_its_own_number_of_steps(folder):
     """A rollout in few steps, judged in more: the edits are those of a program that samples so."""
-    mesh, images = make_mesh({"fsdp": 1}), []
+    mesh, images, given = make_mesh({"fsdp": 1}), [], None
     for steps in ({"rl__steps": 3, "rl__eval_sample_steps": 5}, {"rl__steps": 5}, {"rl__steps": 3}):
-        p, state, frozen, asked, batch = built(folder, mesh, **steps)
+        p, asked, batch = built(folder, mesh, **steps)
         assert batch["times"].shape == (2, p.config.rl.steps + 1)
-        images.append(evaluation.edits(p, state["trainable"], frozen, asked))
+        given = given or weights_of(p, folder)
+        images.append(evaluation.edits(p, *given, asked))
     np.testing.assert_array_equal(images[0], images[1])
     assert np.any(images[0] != images[2])
 
@@ -67,7 +73,10 @@ def test_sharded_equals_unsharded(folder):
     """Show j: weights and rows over 8 devices against one: images, gradient step and metrics."""
 
     def run(mesh, given=None):
-        p, state, frozen, _, batch = built(folder, mesh, rl__guidance=GUIDED, rows=8, rl__updates=1, rl__group=4)
+        p, _, batch = built(folder, mesh, rl__guidance=GUIDED, rows=8, rl__updates=1, rl__group=4)
+        trainable, frozen = weights_of(p, folder)
+        with jax.set_mesh(mesh):
+            state = p.init_state(trainable)
         rng = np.random.default_rng(0)
         # B is 0 in a fresh adapter. Random: one constant everywhere makes gradients of sums that nearly cancel.
         state["trainable"] = {
@@ -107,13 +116,14 @@ def test_sharded_equals_unsharded(folder):
 def test_a_trained_lora_leaves_and_comes_back(folder, tmp_path):
     """Exported, it starts a next run with the same weights, and the editor that users load computes the same."""
     mesh = make_mesh({"fsdp": 1})
-    p, state, frozen, _, batch = built(folder, mesh)
+    p, _, batch = built(folder, mesh)
+    trainable, frozen = weights_of(p, folder)
     rng = np.random.default_rng(0)
-    trained = {k: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for k, v in state["trainable"].items()}
+    trained = {k: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for k, v in trainable.items()}
     interfaces.model(p.config).export(p, trained, tmp_path, tokenizer=p.tokenizer, prompts=None, facts={})
-    _, again, frozen_again, _, _ = built(folder, mesh, model__init_adapter=str(tmp_path))
+    again, frozen_again = weights_of(built(folder, mesh, model__init_adapter=str(tmp_path))[0], folder)
     for name, value in trained.items():
-        np.testing.assert_array_equal(again["trainable"][name], value, err_msg=str(name))
+        np.testing.assert_array_equal(again[name], value, err_msg=str(name))
     assert all(np.array_equal(frozen_again[k], v) for k, v in frozen.items())
     condition = program.encode(p.merge(trained, frozen), p.put(batch))["condition"]
     one = jax.tree.map(lambda a: a[:, 0], condition)
@@ -127,7 +137,7 @@ def test_a_trained_lora_leaves_and_comes_back(folder, tmp_path):
     plain = weights.from_folder(folder).velocity(latents, t, one)
     assert np.abs(np.asarray(plain - want)).max() > 1e-2  # the adapter matters
     with pytest.raises(ConfigError, match="rank"):
-        built(folder, mesh, model__init_adapter=str(tmp_path), model__lora__rank=3)
+        weights_of(built(folder, mesh, model__init_adapter=str(tmp_path), model__lora__rank=3)[0], folder)
 
 
 @pytest.mark.parametrize("devices", [1, 4, 8])

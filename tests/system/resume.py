@@ -44,6 +44,7 @@ def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
 def start(folder: Path, workdir: Path, log: Path, *words: object, flags: str = "", **changes: object):
     """The process, whose programs are compiled quickly; words: further arguments; flags: more of XLA's."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICKLY} {flags}"}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # small programs as well: a run is started many times
     with open(log, "a") as out:
         arguments = [*command(folder, workdir, **changes), *map(str, words)]
         return subprocess.Popen(arguments, env=env, stdout=out, stderr=out)

@@ -41,7 +41,7 @@ def get_config():
 
 def start(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "EDIT_RL_TOY": str(folder)}
-    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": str(devices)}
+    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     script = ROOT / "scripts" / "train_grpo.py"
     command = [sys.executable, str(script), "--config", __file__, "--workdir", str(workdir), *more]
     with open(log, "a") as out:
