@@ -163,17 +163,11 @@ def test_gradients_of_adapter_heads_and_reward_token_equal_torch():
     make = lambda: of(cfg)(cfg, rngs=nnx.Rngs(0), reward=Reward(token), lora=LORA)
     graphdef, state = nnx.split(nnx.eval_shape(make))
     state = weights.load_base(found.home, state, cfg)
-    rows = weights.table(state)[1].get_value()
-    state = peft.load(
-        reference.folder(name) / "adapter", weights.part(state, lambda p: not weights.added(p)), kind.NAMING
-    )
-    heads = weights.load_base(found.home, nnx.split(nnx.eval_shape(make))[1], cfg)
-    flat = dict(nnx.to_flat_state(heads))
-    row = flat[("reward_row",)].replace(rows[token])
-    state = weights.joined(state, weights.part(heads, lambda p: p[0] == "rm_heads"))
-    state = weights.joined(state, nnx.State.from_flat_path({("reward_row",): row}))
-    _, trainable, frozen = nnx.split(nnx.merge(graphdef, state), Trainable, Frozen)
-    graphdef = nnx.split(nnx.merge(graphdef, state), Trainable, Frozen)[0]
+    state = peft.load(reference.folder(name) / "adapter", state, kind.NAMING)
+    row = weights.table(state)[1].get_value()[token]
+    row = dict(nnx.to_flat_state(state))[("reward_row",)].replace(row)
+    model = nnx.merge(graphdef, weights.joined(state, nnx.State.from_flat_path({("reward_row",): row})))
+    graphdef, trainable, frozen = nnx.split(model, Trainable, Frozen)
 
     def mean(trainable, frozen, arrays):
         model = nnx.merge(graphdef, trainable, frozen)
