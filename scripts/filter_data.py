@@ -1,4 +1,4 @@
-"""Rank a dataset of edits by a judge and keep the best: a dataset to train an editor on, and a manifest of all.
+"""Rank a dataset of edits by a judge, and write the best as a dataset, with a manifest of all.
 
     python scripts/filter_data.py --data data/edits --model runs/rm7b/model --keep 20000 --output data/best
     python scripts/train_editor.py --config configs/editor_omnigen2.py --workdir runs/e --config.data.train=data/best

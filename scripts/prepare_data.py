@@ -1,4 +1,4 @@
-"""Makes a dataset (ArrayRecord, by TFDS) of edits with scores or of preferences: from your files or the built-in world.
+"""Makes a dataset (ArrayRecord) of edits or preferences from your files or from the built-in world.
 
   your rows        python scripts/prepare_data.py --input pairs.jsonl --output data/mine
   EditScore's      python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02

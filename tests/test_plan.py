@@ -154,6 +154,21 @@ def test_wrong_arguments_end_with_one_line(script, capsys):
 
 
 @pytest.mark.standard_promotion
+def test_a_training_step_compiles_for_a_tpu(script, tmp_path):
+    """The tiny reward model's, in seconds; at full width and depth below and by `make plans`."""
+    out, config = tmp_path / "plan.json", str(ROOT / "configs" / "rm_tiny.py")
+    few = ["--config.rows=8", "--config.model.attention=xla", "--config.mesh.fsdp=4"]
+    with jax.default_matmul_precision("default"):
+        assert script.main(["--config", config, "--topology", "v5e:2x2", "--json", str(out), *few]) == 0
+    (bucket,) = json.loads(out.read_text())["programs"]
+    memory = bucket["bytes_per_device"]
+    assert 0 < memory["arguments"] < memory["peak"] < memory["usable_hbm"]
+    assert 0.9 < bucket["flops"]["executed"] / bucket["flops"]["model"] < 1.1, "nothing is rematerialised"
+    assert sum(c["bytes"] for c in bucket["collectives"].values()) > 3 / 4 * 2 * 2_940_480, "the weights are gathered"
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
 def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
     """The whole step at full width and depth; one to three minutes. The other plans: `make plans`."""
     out = tmp_path / "plan.json"
@@ -261,6 +276,7 @@ def test_rl_is_planned_with_the_reward_model_that_the_config_names(tmp_path):
             rl_plan.judge_architecture(load(**changes))
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_rl_is_planned_with_what_lies_beside_each_program():
     """The tiny editor and the tiny reward model on the same 4 chips; and too many weights are refused."""

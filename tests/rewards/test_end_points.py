@@ -430,7 +430,9 @@ def test_nothing_is_final_that_got_no_answer(tmp_path, monkeypatch, failure):
 
 def test_rl_masks_out_a_silent_server_and_ends_for_a_wrong_address():
     with answering({}, 503) as server:
-        config = SimpleNamespace(rl=SimpleNamespace(judge=SimpleNamespace(server=server.url), success_bonus=0.0))
+        config = SimpleNamespace(
+            rl=SimpleNamespace(judge=SimpleNamespace(server=server.url), success_bonus=0.0, dimensions=())
+        )
         reward = ServerReward(config, None)
         reward.client = RewardClient(server.url, "t", tries=2, **QUICK)
         pixels = np.zeros((2, 8, 8, 3), np.uint8)

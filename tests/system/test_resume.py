@@ -20,11 +20,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-# Slow, for "save" is SIGKILL as well, and so is the trial of test_train_grpo.py, at a step.
-KILL = pytest.param("kill", 1, marks=pytest.mark.slow)
+# Two are slow: "save" is SIGKILL as well, and so is the trial of test_train_grpo.py; SIGTERM is sent to one of two, below.
+TERM, KILL = (pytest.param(*trial, marks=pytest.mark.slow) for trial in (("term", 0), ("kill", 1)))
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("term", 0), KILL, ("save", 2)])
+@pytest.mark.parametrize(("kind", "seed"), [TERM, KILL, ("save", 2)])
 def test_interrupted_equals_uninterrupted(folder, kind, seed):
     print(resume.trial(folder, kind, seed))
 

@@ -67,6 +67,7 @@ def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
         np.testing.assert_array_equal(a.get_value(), b.get_value())
 
 
+@pytest.mark.slow  # that many devices give what one gives is shown by tests/editors/test_omnigen2_sharding.py
 def test_a_lora_is_scored_over_the_devices_of_a_process(folder, tmp_path):
     changes = {
         "model.trainable": "lora",

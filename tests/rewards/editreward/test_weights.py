@@ -22,6 +22,8 @@ from edit_rl_jax.vlm import loading
 from tests.parity.ladder import FAST
 from tests.rewards.editreward import reference
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def config(kind: str, base, **changes):
     c = config_keys.default("editreward", "editreward")
@@ -60,8 +62,11 @@ def trained(kind: str, base, folder, **changes):
     cfg, tokenizer = p.model_config, trainable.tokenizer(c, base, p.model_config)
     with jax.set_mesh(mesh):
         weights_, frozen = trainable.initial_weights(p, base)
-        keys = dict(zip(weights_, jax.random.split(jax.random.key(1), len(weights_))))
-        moved = {k: v + 0.05 * jax.random.normal(keys[k], v.shape) for k, v in weights_.items()}
+        noise = np.random.default_rng(1)
+        moved = {
+            k: jax.device_put(np.asarray(v) + noise.normal(0, 0.05, v.shape).astype(np.float32), v.sharding)
+            for k, v in weights_.items()
+        }
         about = dict(tokenizer=tokenizer, prompts=TINY, facts={"steps": 2}, frozen=frozen)
         trainable.export(p, moved, folder, **about)
         form = trainable.batch_format(c, cfg, tokenizer)
