@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-# Two are slow: "save" is SIGKILL as well, and so is the trial of test_train_grpo.py; SIGTERM is sent to one of two, below.
+# Two are slow: "save" is SIGKILL, too, and so is the trial of test_train_grpo.py; SIGTERM is sent to one of two, below.
 TERM, KILL = (pytest.param(*trial, marks=pytest.mark.slow) for trial in (("term", 0), ("kill", 1)))
 
 
