@@ -62,6 +62,8 @@ MESHES = {
         "v6e:8x8": {"fsdp": 16, "tensor": 4},
     },
 }
+# EditReward's rows are shorter and have no logits
+SHORT = {"32b": {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}}
 
 
 def get_config(which="7b"):
@@ -83,7 +85,7 @@ def get_config(which="7b"):
     c.checkpoint.every = 250
     c.eval.every = 250
     with c.unlocked():
-        c.mesh_presets = MESHES[size]
+        c.mesh_presets = MESHES[size] | (SHORT.get(size, {}) if objective == "editreward" else {})
     return c
 
 

@@ -38,6 +38,7 @@ from edit_rl_jax.training import config as config_lib  # noqa: E402
 from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING.remove(("rm_72b", "v5e:4x4"))  # does not fit: 8 KV heads are not split over 16 chips
 EDITING = {f"__{side}": ["--buckets", f"{side}x{side}"] for side in (512, 1024)} | {"__edit": ["--job", "edit"]}
@@ -140,10 +141,16 @@ def plan_all(output: Path) -> int:
         parts = EDITING if config.objective == "flow_matching" and "rl" not in config else {"": []}
         for where in [name for name in config.mesh_presets.keys() if name.split(":")[0] in chips.CHIPS]:
             jobs += [(output, file.stem, part, where, flags) for part, flags in parts.items()]
+    for size, where in EDITREWARD:
+        for job, folder in (("train", output), ("score", output / "score")):
+            jobs.append((folder, f"rm.py:{size},editreward", "", where, ["--job", job]))
     status = 0
     for folder, name, part, where, flags in jobs:
-        target = folder / f"{name}{part}__{where.replace(':', '-')}.json"
-        command = [sys.executable, __file__, "--config", str(ROOT / "configs" / f"{name}.py"), "--topology", where]
+        file, _, which = name.partition(":")
+        stem = "_".join(reversed(which.split(","))) or name
+        target = folder / f"{stem}{part}__{where.replace(':', '-')}.json"
+        path = ROOT / "configs" / (name if which else f"{file}.py")
+        command = [sys.executable, __file__, "--config", str(path), "--topology", where]
         done = subprocess.run([*command, *flags, "--json", str(target)], check=False)
         status = max(status, done.returncode)
     return status
