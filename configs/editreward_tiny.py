@@ -14,8 +14,8 @@ from edit_rl_jax.training.config import default
 def get_config():
     c = default(kind="editreward", objective="editreward")
     c.name = "editreward_tiny"
-    c.steps = 500
-    c.rows = 6
+    c.steps = 360
+    c.rows = 8
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")
     c.model.prompts = "tiny"
     c.model.remat = "none"
@@ -25,7 +25,7 @@ def get_config():
     c.data.max_pixels = 84 * 84  # what the base knows
     c.data.shuffle = False  # the world is random by index
     c.data.validation_size = 512
-    c.data.buckets = ((736, 9, 36, 12),)  # three pairs
+    c.data.buckets = ((544, 9, 36, 12),)  # three pairs
     c.data.workers = 1
     c.optim.lr = 2e-3
     c.optim.groups = (("rm_heads.", 4e-4),)

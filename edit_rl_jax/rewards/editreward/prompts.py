@@ -80,20 +80,7 @@ Rate how the result looks, whatever was asked for: believable light, perspective
 seams or malformed parts, pleasant to look at. 1 is ruined, 4 is flawless. """,
     },
 )
-# The packaged base was taught to compare pictures cell by cell and to name damage (`editworld.perception`): the words
-# that begin its sentences are places where it can look before the heads read what it saw.
-_TURN = f"{END}\n<|im_start|>assistant\n"
-_CELLS = "northwest north northeast west center east southwest south southeast background"
-TINY = Prompts(
-    name="tiny",
-    version=1,
-    system="",
-    before="Compare the pictures. What is asked: <instruction>",
-    after={
-        _FOLLOWING: f"{_TURN}asked {_CELLS} changed ",
-        _QUALITY: f"{_TURN}noise blur blocks cast ",
-    },
-)
+TINY = Prompts("tiny", 1, "", "Judge the edit: <instruction>", {_FOLLOWING: "edit", _QUALITY: "quality"})
 PROMPTS = {p.name: p for p in (STANDARD, TINY)}
 DEFAULT = "standard"
 
