@@ -188,6 +188,7 @@ def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
 def test_checked_in_plans_fit():
     """The plans of `make plans` that the project promises: each compiled, each under its chip's memory."""
     promised = ("rm_72b__v5p-4x4x4", "rm_7b__v5e-4x4", "rm_7b__v6e-2x4")
+    promised += ("editreward_7b__v5e-4x4", "editreward_32b__v5e-4x4")
     chips = ("v5e-4x4", "v6e-2x4", "v5p-2x2x4")
     promised += tuple(f"editor_omnigen2__{job}__{c}" for job in ("512", "1024", "edit") for c in chips)
     chips = ("v5e-4x4", "v6e-4x4", "v5p-2x2x4")
@@ -204,7 +205,9 @@ def test_checked_in_plans_fit():
 def test_checked_in_plans_are_those_of_the_configs():
     for file in (ROOT / "benchmarks/plans").glob("*.json"):
         made = json.loads(file.read_text())
-        config = config_lib.load(ROOT / "configs" / f"{made['config']}.py")
+        objective, _, size = made["config"].partition("_")
+        name = f"rm.py:{size},{objective}" if objective == "editreward" else f"{made['config']}.py"
+        config = config_lib.load(ROOT / "configs" / name)
         assert made["config"] == config.name and made["topology"] in config.mesh_presets
         now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
         assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
