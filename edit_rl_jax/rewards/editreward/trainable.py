@@ -102,6 +102,9 @@ def tokenizer(config: Any, base: Path | None, cfg: Architecture) -> Any:
     found.add_special_tokens({"additional_special_tokens": [TOKEN]}, replace_extra_special_tokens=False)
     if len(found) > cfg.vocab_size:
         raise ConfigError(f"the base's table has {cfg.vocab_size} rows, with {TOKEN} the tokenizer has {len(found)}")
+    published = not config.model.tokenizer and family.published(config.model.init_from)
+    if published and (token := found.convert_tokens_to_ids(TOKEN)) != ENTRIES:
+        raise ConfigError(f"{TOKEN} is {token} in the tokenizer of '{config.model.init_from}', {ENTRIES} wanted")
     return found
 
 
