@@ -48,19 +48,19 @@ def read(
     path = Path(path)
     root = Path(image_root) if image_root is not None else path.parent
     find, joined = sharegpt.finder(instruction), None
-    raw = functools.partial(_raw, path, name or path.name)
-    for where, row in raw():
+    rows = functools.partial(raw, path, name or path.name)
+    for where, row in rows():
         if not sharegpt.is_one(row):
             make = preference_rows.record if preference_rows.is_one(row) else _own
             yield where, fields.guarded(where, functools.partial(make, root=root), row)
             continue
-        joined = joined or sharegpt.Joined(raw(), root, find)
+        joined = joined or sharegpt.Joined(rows(), root, find)
         record = fields.guarded(where, joined.record, row)
         if record is not None:
             yield where, record
 
 
-def _raw(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+def raw(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     """(where, object or RecordError) of each row; `where` is name:line, from 1."""
     kind = path.suffix.lower()
     if kind == ".parquet":

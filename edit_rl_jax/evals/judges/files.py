@@ -56,7 +56,7 @@ def rows(data: Path, wanted: Iterable[tuple[str, ...]] = ()) -> Iterator[tuple[s
     if not found:
         raise FileNotFoundError(f"{data}: no {', '.join(KINDS)} file")
     for path in found:
-        read = tables(path) if path.suffix in KINDS[:2] else readers._raw(path, path.name)
+        read = tables(path) if path.suffix in KINDS[:2] else readers.raw(path, path.name)
         for where, row in read:
             yield where, row, path.parent
 

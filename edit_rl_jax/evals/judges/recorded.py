@@ -15,7 +15,7 @@ LABEL = ("verdict", "label", "vote_type", "human_vote", "ranking", "chosen")
 
 def _lines(file: Path, problems: Problems, of: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(where, id, row) of the lines that have an id. Raises OSError, ValueError for a file of another kind."""
-    for where, row in readers._raw(file, file.name):
+    for where, row in readers.raw(file, file.name):
         if isinstance(row, RecordError):
             problems.add(f"malformed line of {of}", where, str(row))
             continue

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from edit_rl_jax.names import ConfigError, base_folder
 from edit_rl_jax.nn import flat as st
-from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.ranges import knob, problem
 from edit_rl_jax.rewards.editreward import objective
 from edit_rl_jax.rewards.editreward.heads import FUSIONS
@@ -82,17 +81,8 @@ def token_of(config: Any, cfg: Architecture) -> int:
 
 
 def make(config: Any, cfg: Architecture, mesh: Mesh, dtype: Any) -> partial:
-    m = config.model
-    return partial(
-        of(cfg),
-        cfg,
-        reward=Reward(token_of(config, cfg)),
-        lora=LoRAConfig(**m.lora.to_dict()) if m.trainable == "lora" else None,
-        trainable=m.trainable,
-        dtype=dtype,
-        remat=m.remat,
-        attention=m.attention or None,
-    )
+    base = vlm.make(config, cfg, mesh, dtype)
+    return partial(of(cfg), *base.args, reward=Reward(token_of(config, cfg)), **base.keywords)
 
 
 def tokenizer(config: Any, base: Path | None, cfg: Architecture) -> Any:
