@@ -137,3 +137,59 @@ def advantages(
             "groups_invalid": number(present & ~scored),
         },
     )
+
+
+class WinShares(NamedTuple):
+    """What comparing two groups gives; fp32. winner, loser: shares of comparisons won [P, N], 0 where not counted.
+    winner_counted, loser_counted: bool [P, N], the members that are compared and train."""
+
+    winner: Float[Array, "P N"]
+    loser: Float[Array, "P N"]
+    winner_counted: Bool[Array, "P N"]
+    loser_counted: Bool[Array, "P N"]
+
+
+def win_shares(
+    winner: Float[Array, "P N"],
+    loser: Float[Array, "P N"],
+    winner_valid: Bool[Array, "P N"],
+    loser_valid: Bool[Array, "P N"],
+    invalid: str = "mask",
+) -> WinShares:
+    """Compares every score of the better image with every one of the worse: a comparison is won, by both of its
+    members, where the better image's score is strictly above (GCPO, arXiv 2604.27505).
+
+    A score that is not finite is invalid, too. invalid: "mask": invalid members are in no comparison; "lose": they are
+    members that lose every comparison, and so does who is compared with them. Raises ValueError for another word.
+    """
+    if invalid not in ("mask", "lose"):
+        raise ValueError(f"invalid must be mask or lose, got {invalid!r}")
+    read_w, read_l = winner_valid & jnp.isfinite(winner), loser_valid & jnp.isfinite(loser)
+    won = read_w[:, :, None] & read_l[:, None, :] & (winner[:, :, None] > loser[:, None, :])
+    won = won.astype(jnp.float32)
+    everyone = jnp.ones_like(read_w)
+    in_w, in_l = (read_w, read_l) if invalid == "mask" else (everyone, everyone)
+    count = lambda x: jnp.maximum(jnp.sum(x, axis=1, keepdims=True, dtype=jnp.float32), 1)
+    return WinShares(jnp.sum(won, axis=2) / count(in_l), jnp.sum(won, axis=1) / count(in_w), in_w, in_l)
+
+
+def win_share_advantages(
+    winner: Float[Array, "P N"],
+    loser: Float[Array, "P N"],
+    winner_valid: Bool[Array, "P N"],
+    loser_valid: Bool[Array, "P N"],
+    invalid: str = "mask",
+) -> tuple[Float[Array, "P N"], Float[Array, "P N"]]:
+    """Gives GCPO's advantages of N replies about the better image of P pairs and N about the worse: each one's share of
+    won comparisons (`win_shares`) less its group's mean, without a standard deviation. Pure.
+
+    Those of a group sum to 0 and lie in (-1, 1). With "mask" an invalid member has 0; a group none of whose members has
+    a partner has 0 throughout.
+    """
+    found = win_shares(winner, loser, winner_valid, loser_valid, invalid)
+
+    def centred(share, counted):
+        number = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True, dtype=jnp.float32), 1)
+        return jnp.where(counted, share - jnp.sum(share, axis=1, keepdims=True) / number, 0.0)
+
+    return centred(found.winner, found.winner_counted), centred(found.loser, found.loser_counted)
