@@ -196,7 +196,8 @@ def test_written_replies():
 PIECES = [
     *("<score>", "</score>", "<\\score>", "<think>", "</think>", "7", ".5", "10", "-1", "NaN", " ", "\n"),
     *(",", "[", "]", "{", "}", '"', "'", "\\", "```", "json", ":", '"question"', '"score"', "1", "0"),
-    *("true", "average_score", MEAN, BLUE, KEPT, CLEAN, LIST, FULL, listed(0, 1, 1), "<score>3</score>", "Is", "not", "“", "”", "//", "/*", "\ud800"),
+    *("true", "average_score", MEAN, BLUE, KEPT, CLEAN, LIST, FULL, listed(0, 1, 1)),
+    *("<score>3</score>", "Is", "not", "“", "”", "//", "/*", "\ud800"),
 ]  # fmt: skip
 TEXTS = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
