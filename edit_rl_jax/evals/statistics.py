@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 
 def interval(
@@ -42,6 +43,34 @@ def macro_interval(
     members = {s: [i for i, t in enumerate(strata) if t == s] for s in dict.fromkeys(strata)}
     pick = lambda at: None if groups is None else [groups[i] for i in at]
     return _percentiles(np.mean([_means(x[at], pick(at), draws, rng) for at in members.values()], axis=0), level)
+
+
+def macro_draws(
+    values: Float[np.ndarray, "n k"], strata: Sequence[Hashable], *, draws: int = 4000, seed: int = 0
+) -> Float[np.ndarray, "draws k"]:
+    """Bootstrap draws of the unweighted mean of the strata's means, of k figures of the same items at once.
+
+    Items are resampled inside each stratum, with what they lack: NaN is left out of a mean, and a stratum that has
+    nothing left out of the mean over strata. NaN where no stratum has anything. float64.
+    """
+    rng, totals, counts = np.random.default_rng(seed), 0.0, 0
+    names = {s: i for i, s in enumerate(dict.fromkeys(strata))}
+    member, known = np.array([names[s] for s in strata], np.int64), ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    for stratum in names.values():
+        at = np.flatnonzero(member == stratum)
+        drawn = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), draws).astype(np.float64)
+        weight = drawn @ known[at]
+        totals = totals + np.divide(drawn @ filled[at], weight, out=np.zeros_like(weight), where=weight > 0)
+        counts = counts + (weight > 0)
+    counts = np.zeros((draws, values.shape[1])) if not names else counts
+    return np.divide(totals, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
+def percentiles(draws: Float[np.ndarray, "draws"], level: float = 0.95) -> tuple[float, float] | None:
+    """Percentile interval of draws; those that are NaN are left out, None where that are more than half of them."""
+    good = draws[~np.isnan(draws)]
+    return _percentiles(good, level) if len(good) and 2 * len(good) > len(draws) else None
 
 
 def bootstrap(
