@@ -1,9 +1,10 @@
 """Intervals by the bootstrap over groups (scenes): items of one group are not independent. Rank correlation."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 
 def interval(
@@ -53,18 +54,25 @@ def macro_draws(
     Items are resampled inside each stratum, with what they lack: NaN is left out of a mean, and a stratum that has
     nothing left out of the mean over strata. NaN where no stratum has anything. float64.
     """
-    rng, totals, counts = np.random.default_rng(seed), 0.0, 0
+    totals, counts = 0.0, 0
     names = {s: i for i, s in enumerate(dict.fromkeys(strata))}
     member, known = np.array([names[s] for s in strata], np.int64), ~np.isnan(values)
     filled = np.where(known, values, 0.0)
     for stratum in names.values():
         at = np.flatnonzero(member == stratum)
-        drawn = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), draws).astype(np.float64)
+        drawn = _drawn(len(at), draws, seed, stratum).astype(np.float64)
         weight = drawn @ known[at]
         totals = totals + np.divide(drawn @ filled[at], weight, out=np.zeros_like(weight), where=weight > 0)
         counts = counts + (weight > 0)
     counts = np.zeros((draws, values.shape[1])) if not names else counts
     return np.divide(totals, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
+@functools.lru_cache(maxsize=24)
+def _drawn(n: int, draws: int, seed: int, stratum: int) -> Float32[np.ndarray, "draws n"]:
+    """How often each of n items is drawn; remembered, for tables compare many editors on the same items."""
+    rng = np.random.default_rng((seed, stratum))
+    return rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float32)
 
 
 def percentiles(draws: Float[np.ndarray, "draws"], level: float = 0.95) -> tuple[float, float] | None:

@@ -1,5 +1,6 @@
 """Reads and writes judgements of edits, one a line; reads what upstream's scripts leave behind, too."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,13 @@ def _judged(bench: Benchmark, item: Item, row: Mapping[str, Any]) -> Judged:
             return Judged(problem="malformed judgement", detail=f"figures are numbers by name, not {figures!r:.80}")
         return Judged({k: float(v) for k, v in figures.items()}, "", "", dict(replies), words)
     if isinstance(row.get("scores"), Mapping):
-        return from_scores(bench, item, row["scores"])
+        return dataclasses.replace(from_scores(bench, item, row["scores"]), replies=dict(replies), words=words)
     return Judged(problem=UNREAD, replies=dict(replies)) if replies else Judged(problem="no judgement")
 
 
 def items_of(found: Mapping[str, tuple[Item, Judged]], bench: Benchmark) -> Iterator[Item]:
     """Yields the items of judgements that name their groups. Raises ValueError for one that does not."""
-    for item, _ in found.values():
+    for item, _ in list(found.values()):  # which are taken out as they are used
         if item.group not in bench.GROUPS[item.part]:
             raise ValueError(f"the judgement of {item.id} names no group of the benchmark: give --data")
         yield item
