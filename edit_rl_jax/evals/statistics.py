@@ -52,7 +52,8 @@ def macro_draws(
     """Bootstrap draws of the unweighted mean of the strata's means, of k figures of the same items at once.
 
     Items are resampled inside each stratum, with what they lack: NaN is left out of a mean, and a stratum that has
-    nothing left out of the mean over strata. NaN where no stratum has anything. float64.
+    nothing out of the mean over strata. NaN where no stratum has anything, and of draws without any value of a stratum
+    that has some. float64.
     """
     totals, counts = 0.0, 0
     names = {s: i for i, s in enumerate(dict.fromkeys(strata))}
@@ -62,10 +63,11 @@ def macro_draws(
         at = np.flatnonzero(member == stratum)
         drawn = _drawn(len(at), draws, seed, stratum).astype(np.float64)
         weight = drawn @ known[at]
-        totals = totals + np.divide(drawn @ filled[at], weight, out=np.zeros_like(weight), where=weight > 0)
-        counts = counts + (weight > 0)
-    counts = np.zeros((draws, values.shape[1])) if not names else counts
-    return np.divide(totals, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+        empty = np.where(known[at].any(0), np.nan, 0.0) * np.ones_like(weight)
+        totals = totals + np.divide(drawn @ filled[at], weight, out=empty, where=weight > 0)
+        counts = counts + known[at].any(0)
+    totals = np.zeros((draws, values.shape[1])) + totals
+    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=np.broadcast_to(counts, totals.shape) > 0)
 
 
 @functools.lru_cache(maxsize=24)
