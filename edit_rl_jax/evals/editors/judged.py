@@ -72,10 +72,10 @@ def prepared(bench: Benchmark, item: Item, load: Callable[[], bytes], folder: Pa
 
     Raises RecordError: "missing image", or why one cannot be read.
     """
-    edited = _find(folder, item.file)
+    edited = picture_of(folder, item.file)
     if edited is None:
         raise RecordError(item.id, "missing image", f"{folder / item.file}")
-    own = _find(folder, item.source_file) if item.source_file else None
+    own = picture_of(folder, item.source_file) if item.source_file else None
     try:
         source, data = own.read_bytes() if own else load(), edited.read_bytes()
         size, pixels = image_size(source, where=f"{item.id} source"), decode_image(data, where=item.id)
@@ -89,8 +89,8 @@ def prepared(bench: Benchmark, item: Item, load: Callable[[], bytes], folder: Pa
     return item, source, data
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    """A picture by its key: where upstream has it, in another format, or with the first folder of its path left out."""
+def picture_of(folder: Path, name: str) -> Path | None:
+    """Finds a picture by its key: where upstream has it, in another format, or without the first folder of its path."""
     stem = Path(name).with_suffix("")
     homes = [folder / stem, folder.joinpath(*stem.parts[1:])] if len(stem.parts) > 1 else [folder / stem]
     return next((p for h in homes for k in KINDS if (p := h.with_name(h.name + k)).is_file()), None)
@@ -143,7 +143,7 @@ def run(
     known = recorded.read(bench, predictions, part, problems) if predictions else {}
     found, entries = revision, None
     if data is not None:
-        folder, found = _home(name, data, revision)
+        folder, found = home_of(name, data, revision)
         entries = bench.entries(folder, part, problems)
     else:
         entries = ((item, None) for item in recorded.items_of(known, bench))
@@ -188,8 +188,8 @@ def run(
     return made
 
 
-def _home(name: str, data: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
-    """(folder or file of the data, its revision)."""
+def home_of(name: str, data: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+    """Returns (folder or file of the data, its revision)."""
     local = name == "editworld" or Path(data).is_file()
     return (Path(data), revision) if local else dataset_folder(data, revision)
 
@@ -240,9 +240,18 @@ def _write_lines(path: Path, lines: Sequence[Any]) -> None:
 
 
 def make_images(
-    name: str, sampler: Any, data: str | Path, folder: Path, settings: Mapping[str, Any], part: str, seed: int = 0
+    name: str,
+    sampler: Any,
+    data: str | Path,
+    folder: Path,
+    settings: Mapping[str, Any],
+    part: str,
+    seed: int = 0,
+    member: int = 0,
 ) -> None:
     """Makes the edits that a folder does not hold yet, in upstream's layout, each at its source's size.
+
+    member: which of an editor's samples they are.
 
     Raises ResumeError where the folder was begun with other settings.
     """
@@ -255,7 +264,7 @@ def make_images(
         check_settings(beside, settings, "take another output")
     folder.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    numbered = enumerate(bench.entries(_home(name, data)[0], bench.ALIASES.get(part, part), problems))
+    numbered = enumerate(bench.entries(home_of(name, data)[0], bench.ALIASES.get(part, part), problems))
     while chunk := list(itertools.islice(numbered, 32)):
         asked, files = [], []
         for number, (item, load) in chunk:
@@ -263,7 +272,7 @@ def make_images(
                 continue
             try:
                 image = decode_image(load(), where=item.id)
-                edit = Asked(item.instruction, (image,), tuple(image.shape[:2]), number, where=item.id)
+                edit = Asked(item.instruction, (image,), tuple(image.shape[:2]), number, member, item.id)
                 sampler.check(edit)
             except RecordError:
                 continue  # it is missing, and counted where the folder is judged
