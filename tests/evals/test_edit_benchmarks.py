@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.images import decode_image, encode_png
+from edit_rl_jax.data.resumable import ResumeError
 from edit_rl_jax.evals.editors import cases, figures, gedit, imgedit, judged, kontext, recorded, world
 from edit_rl_jax.evals.editors.cases import Item, Judged
 from edit_rl_jax.evals.judges.cases import Problems
@@ -78,6 +80,43 @@ def test_a_group_without_a_judgement_is_told():
     nothing = figures.evaluate(gedit, items, dict.fromkeys(said, Judged(problem="no answer")))
     assert nothing["official"] is None and nothing["official_with_failures"] == 0
     json.dumps(nothing, allow_nan=False)
+
+
+class Brighter:
+    """Edits as an `EditorSampler`: 10 levels brighter a sample; the third picture of the data cannot be edited."""
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self, edit):
+        if edit.instruction == "do 2":
+            raise RecordError(edit.where, "too large")
+
+    def edit(self, edits, seed=0):
+        self.asked += edits
+        assert all(e.size == e.images[0].shape[:2] for e in edits)
+        return [e.images[0] + np.uint8(10 * (e.member + 1)) for e in edits]
+
+
+def test_an_editors_edits_are_made_once_in_upstreams_layout(gedit_data, tmp_path, caplog):
+    data, _ = gedit_data
+    sampler, folder = Brighter(), tmp_path / "made"
+    make = lambda part, **how: judged.make_images("gedit_bench", sampler, data, folder, {"steps": 4} | how, part)
+    make("en")
+    first = {e.where: e.item for e in sampler.asked}
+    assert sorted(first) == ["en/k0", "en/k3", "en/k4"] and "en/k2: too large" in caplog.text
+    (folder / "fullset/ps_human/en/k3.png").unlink()  # as a kill would leave it
+    make("all")
+    assert sorted(e.where for e in sampler.asked[3:]) == ["cn/k1", "en/k3"]
+    assert {e.where: e.item for e in sampler.asked[3:]}["en/k3"] == first["en/k3"]  # the noise of the first time
+    assert decode_image(folder / "fullset/color_alter/cn/k1.png")[0, 0, 0] == 20
+    judging = judged.by_judge(gedit, Levels())
+    how = dict(editor="mine", judge="levels", data=data, part="all", progress=False, images=folder, judging=judging)
+    assert judged.run("gedit_bench", tmp_path / "out", **how)["failures"] == {"missing image": 1}
+    with pytest.raises(ResumeError, match="steps: 4 -> 5"):
+        make("en", steps=5)
+    judged.make_images("gedit_bench", sampler, data, tmp_path / "second", {}, "zh", member=1)
+    assert decode_image(tmp_path / "second/fullset/color_alter/cn/k1.png")[0, 0, 0] == 30
 
 
 def test_what_is_published_of_imgedit():

@@ -108,7 +108,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     """Says the main figures in a few lines, and what was wrong."""
     name, lines = figures["official_figure"], []
     for which, row in figures["by_set"].items():
-        more = [f"{k} {v:.3f}" for k, v in row.items() if k in ("SC", "PQ", "rule_broken")]
+        more = [f"{k} {v:.3f}" for k, v in row.items() if k in ("SC", "PQ", "rule_broken", "success")]
         if (low := row.get(f"{name}_{FAILED}")) is not None and row["n_failed"]:
             more.append(f"with failures as the lowest score {low:.3f}")
         ends = row[f"{name}_ci95"]

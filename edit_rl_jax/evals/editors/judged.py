@@ -9,6 +9,7 @@ import importlib
 import io
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from edit_rl_jax.evals.judges.files import dataset_folder
 from edit_rl_jax.json_files import dumps
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.training.report import write_report
+
+log = logging.getLogger(__name__)
 
 BENCHMARKS = {"gedit_bench": "gedit", "imgedit_bench": "imgedit", "kontext_bench": "kontext", "editworld": "world"}
 CHUNK = 128  # edits in memory at once
@@ -251,9 +254,9 @@ def make_images(
 ) -> None:
     """Makes the edits that a folder does not hold yet, in upstream's layout, each at its source's size.
 
-    member: which of an editor's samples they are.
+    An edit's noise comes from the item's id, so that it is the same whatever part is asked for.
 
-    Raises ResumeError where the folder was begun with other settings.
+    member: which of an editor's samples they are. Raises ResumeError where the folder was begun with other settings.
     """
     from edit_rl_jax.data.resumable import check_settings
     from edit_rl_jax.editors.sampling import Edit as Asked
@@ -264,18 +267,20 @@ def make_images(
         check_settings(beside, settings, "take another output")
     folder.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    numbered = enumerate(bench.entries(home_of(name, data)[0], bench.ALIASES.get(part, part), problems))
-    while chunk := list(itertools.islice(numbered, 32)):
+    entries = bench.entries(home_of(name, data)[0], bench.ALIASES.get(part, part), problems)
+    while chunk := list(itertools.islice(entries, 32)):
         asked, files = [], []
-        for number, (item, load) in chunk:
+        for item, load in chunk:
             if (folder / item.file).exists():
                 continue
             try:
                 image = decode_image(load(), where=item.id)
+                number = int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:4], "big") >> 1
                 edit = Asked(item.instruction, (image,), tuple(image.shape[:2]), number, member, item.id)
                 sampler.check(edit)
-            except RecordError:
-                continue  # it is missing, and counted where the folder is judged
+            except RecordError as error:  # it is missing, and counted where the folder is judged
+                log.warning("not edited: %s", error)
+                continue
             asked.append(edit)
             files.append(folder / item.file)
         for file, image in zip(files, sampler.edit(asked, seed) if asked else ()):
