@@ -27,6 +27,7 @@ import os
 import sys
 from pathlib import Path
 
+from edit_rl_jax import json_files
 from edit_rl_jax.cli import editor_flags, judge_flags
 from edit_rl_jax.evals.editors import editworld, figures, judged, prompts
 from edit_rl_jax.evals.editors.asking import EndPointJudge
@@ -62,6 +63,8 @@ def parse(argv=None):
     asked.add_argument("--judge-questions", dest="questions", nargs="+", metavar="FILE", help=files)
     asked.add_argument("--max-tokens", type=flag(int, "[1, 1000000]"), default=1400, help="of an answer")
     asked.add_argument("--no-seed", action="store_true", help="send none: some end points refuse it")
+    more = 'further fields of each request, null takes one out: \'{"max_tokens": null, "top_p": 1}\''
+    asked.add_argument("--request", metavar="JSON", default="{}", help=more)
     asked.add_argument("--at-once", type=flag(int, "[1, 1024]"), default=16, help="questions in flight")
     asked.add_argument("--per-minute", type=flag(float, "[0, 1e6]"), default=0.0, help="requests at most; 0: no limit")
     asked.add_argument("--tries", type=flag(int, "[1, 100]"), default=6, help="of one request, with waits that double")
@@ -104,6 +107,13 @@ def _benchmark(argv) -> str:
         return ""
 
 
+def _object(text: str) -> dict:
+    found = json_files.loads(text, "--request")
+    if not isinstance(found, dict):
+        raise ValueError(f"--request: an object is wanted, not {text:.60}")
+    return found
+
+
 def main(argv=None) -> int:
     args = parse(argv)
     try:
@@ -141,6 +151,7 @@ def evaluate(args) -> dict:
     bench, home, about = judged.benchmark(args.benchmark), Path(args.output), {}
     if args.questions:
         fields = {"temperature": 0.0, "max_tokens": args.max_tokens} | ({"seed": None} if args.no_seed else {})
+        fields |= _object(args.request)
         options = dict(timeout=args.timeout, tries=args.tries, per_minute=args.per_minute)
         key = os.environ.get(judge_flags.KEY, "")
         chat = Chat(args.endpoint, args.endpoint_model, key, fields, **options)

@@ -232,7 +232,16 @@ def test_killed_and_resumed_loses_and_doubles_nothing(tmp_path, benchmark, texts
     with answering(answer=say) as server:
         flags = ["--benchmark", "imgedit_bench", "--data", str(home), "--images", str(home / "images")]
         flags += ["--judge-endpoint", server.url, "--judge-endpoint-model", "m", "--judge-questions", str(texts)]
-        flags += ["--at-once", "3", "--output", str(out), "--name", "mine"]
+        flags += [
+            "--request",
+            '{"max_tokens": null, "max_completion_tokens": 900}',
+            "--at-once",
+            "3",
+            "--output",
+            str(out),
+            "--name",
+            "mine",
+        ]
         env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         started = subprocess.Popen([sys.executable, "-c", patch, *flags], env=env, stderr=subprocess.DEVNULL)
         answers = out / "answers.jsonl"
@@ -247,6 +256,7 @@ def test_killed_and_resumed_loses_and_doubles_nothing(tmp_path, benchmark, texts
         kept = before.count(b"\n")
         assert 12 <= kept < n
         assert eval_editor.main(flags) == 0
+    assert all(a["max_completion_tokens"] == 900 and "max_tokens" not in a for a in server.asked)
     lines = [json.loads(x) for x in answers.read_bytes().splitlines()]
     assert answers.read_bytes().startswith(before) and len(lines) == n  # every question has one line
     assert len({x["id"] for x in lines}) == n and all(x["text"] == GOOD for x in lines)

@@ -110,7 +110,7 @@ class EndPointJudge:
 
     def judge(self, ready: Sequence[Ready], progress: bool = True) -> list[Judged]:
         """Judges edits, in order. Raises ServiceError, Refused (PermissionError) where no question can be answered."""
-        asked: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        asked: dict[str, tuple[str, str, list[bytes]]] = {}
         names: list[dict[str, str]] = []
         problems: dict[str, Words] = {}
         for item, source, edited in ready:
@@ -118,16 +118,14 @@ class EndPointJudge:
             shown = as_jpeg(shown) if self.bench.AS_SHOWN == "jpeg" else shown
             names.append({})
             for question, key in self.bench.questions(item).items():
-                text = f"<|im_start|>user\n{self.texts.of(key, item.instruction)}"
-                images = [shown[n] for n in self.bench.SHOWS[question]]
-                messages = to_messages((text, *images))
-                names[-1][question] = content_id(self.settings(), messages)
-                if names[-1][question] not in self.answers.known:
-                    asked[names[-1][question]] = (f"{item.id} {question}", messages)
+                text, images = self.texts.of(key, item.instruction), [shown[n] for n in self.bench.SHOWS[question]]
+                name = names[-1][question] = content_id(self.settings(), text, *images)
+                if name not in self.answers.known:
+                    asked[name] = (f"{item.id} {question}", text, images)
 
-        def one(entry: tuple[str, tuple[str, list]], stop: threading.Event) -> None:
-            name, (about, messages) = entry
-            problems[name] = self._ask(name, about, messages, stop)
+        def one(entry: tuple[str, tuple[str, str, list[bytes]]], stop: threading.Event) -> None:
+            name, (about, text, images) = entry
+            problems[name] = self._ask(name, about, to_messages((f"<|im_start|>user\n{text}", *images)), stop)
 
         self.found += len({n for own in names for n in own.values()} - set(asked))
         self.asked += len(asked)

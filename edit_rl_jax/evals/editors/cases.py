@@ -87,6 +87,8 @@ class Benchmark(Protocol):
     OFFICIAL: str  # the figure that editors are ordered by
     SCALE: tuple[float, float]  # of its scores
     DECIMALS: int | None  # to which means of groups are rounded before they are averaged, as upstream does
+    SHOWS: Mapping[str, tuple[str, ...]]  # pictures of each question: "source", "edited"
+    ALIASES: Mapping[str, str]  # other names of parts
     AS_SHOWN: str  # "jpeg" where upstream's judge is shown JPEG of both pictures at the source's size, else ""
 
     @staticmethod
