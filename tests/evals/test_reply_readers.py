@@ -1,6 +1,7 @@
 """Replies of judges of editors as they are really written, with the scores that a careful reader finds; None: none."""
 
 import random
+import time
 
 import pytest
 
@@ -153,5 +154,9 @@ def test_fuzz_never_raises_and_never_guesses():
             numberless = "".join(c for c in text if not c.isdigit())
             if not any(w in numberless.lower() for w in ("zero", "one", "two", "three", "four", "five", "six")):
                 assert not read(item, question, numberless).valid
+        began = time.monotonic()
+        for text in ("\n" * 30_000 + " " * 30_000 + "x", "- " * 30_000, "score " * 9000 + "(" * 9000, "4" * 50_000):
+            assert not read(item, question, text).valid
+        assert time.monotonic() - began < 5  # in linear time
         for text in ("[" * 50_000, "{" * 50_000, "Score: " + "9" * 5000, "*" * 50_000, "Prompt Compliance " * 5000):
             assert not read(item, question, text).valid

@@ -13,8 +13,8 @@ from edit_rl_jax.rewards.editscore.parsing import outside_thinking, parse
 
 _WORDS = {w: float(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())}
 _MARKS = r"""[\s*_`"'“”‘’~>]*+"""  # of bold and quotes, that may stand around a name, a colon or a number
-_NUMBER = rf"""(?P<number>\d+(?:\.\d+)?|(?:{"|".join(_WORDS)})\b)"""
-_OF = r"(?:[\s*_]*+(?:/|(?:out\s+)?of)[\s*_]*+(?P<of>\d+(?:\.\d+)?))?+"
+_NUMBER = rf"""(?P<number>\d++(?:\.\d++)?+|(?:{"|".join(_WORDS)})\b)"""
+_OF = r"(?:[\s*_]*+(?:/|(?:out\s+)?of)[\s*_]*+(?P<of>\d++(?:\.\d++)?+))?+"
 _TAIL = r"(?P<bad>[*_ \t]*+(?:[-–—~/:]|to\b|or\b)[ \t]*+\d|[\d%,.]\d|[\dA-Za-z%])?+"  # what makes it another number
 _VALUE = rf"(?:[(\[{{<]{_MARKS})?{_NUMBER}(?:\s*+(?:points?|stars?)\b)?+{_OF}{_TAIL}"
 _SPLIT = rf"{_MARKS}(?:\([^()\n]*\))?{_MARKS}(?:score|rating)?{_MARKS}(?:[:：=]|-{{1,2}}>?(?=\s)|–|—|→|is\b|\|){_MARKS}"
@@ -101,8 +101,8 @@ def _named() -> re.Pattern[str]:
 
 @cache
 def _alone() -> re.Pattern[str]:
-    means = r"(?:\s*[-–:]?\s*\(?(?:poor|fair|acceptable|good|excellent)\)?)?"
-    return re.compile(rf"(?im)^(?:[#>*_\s-]*){_VALUE}{means}[.*_\s]*$")
+    means = r"(?:[ \t]*+[-–:]?[ \t]*+\(?(?:poor|fair|acceptable|good|excellent)\)?)?"
+    return re.compile(rf"(?im)^[#>*_ \t-]*+{_VALUE}{means}[.*_ \t]*+\r?$")
 
 
 @cache
