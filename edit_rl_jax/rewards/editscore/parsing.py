@@ -92,7 +92,7 @@ def parse(text: str, score_range: int = SCORE_RANGE) -> Reply:
 
 
 def outside_thinking(text: str) -> str | None:
-    """Returns the text outside of thinking; None where thinking never ends.
+    """Gives the text outside of thinking; None where thinking never ends.
 
     A tag that closes what was not opened ends a thinking that the prompt has opened. An answer that is one JSON object
     may hold tags in its strings.
