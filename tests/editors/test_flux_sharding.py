@@ -77,4 +77,4 @@ def test_the_released_editor_lies_on_meshes():
             axes = v.get_metadata()["axes"]
             axes = ("layers",) * (len(v.shape) - len(axes)) + tuple(axes)
             whole += 0 if any(DEFAULT_RULES.spec(".".join(path), v.shape, axes, mesh)) else v.size
-        assert whole < 0.01 * sum(v.size for _, v in leaves)
+        assert whole < 0.02 * sum(v.size for _, v in leaves)
