@@ -29,6 +29,7 @@ from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.sharding import make_mesh
 from tests.editors import flux
 from tests.editors.flux_released import NAME, abstract, editor, pipeline, released
 from tests.editors.pictures import picture
@@ -77,6 +78,23 @@ def test_a_whole_edit_is_diffusers(size, text, guidance):
     assert error(got, want) < 1e-3
     made = jit(lambda m, x: m.decode(x, h, w))(ours, jnp.asarray(want.numpy())[None])[0]
     assert error(made, pixels.permute(1, 2, 0)) < NETWORK
+
+
+def test_an_edit_over_a_mesh_is_that_of_one_device():
+    """All four networks sharded, read so from the folder; rows of different length."""
+    edits = [Edit("make it red", (picture(30, 41),)), Edit("wider", (picture(21, 20),), (12, 28), item=1)]
+    asked = EditSettings(
+        Denoising(2, guidance=EmbeddedGuidance(2.5)), kontext.schedule(released(), 2), max_pixels=560, rows=2,
+        buckets=(TokenLengths(512, 40, 40),)
+    )  # fmt: skip
+    found = []
+    for mesh in (None, make_mesh({"fsdp": 2, "tensor": 2})):
+        model = kontext.from_folder(released(), mesh=mesh)
+        sampler = EditorSampler(model, kontext.folder_tokenizer(released()), asked, mesh, compiler_options=FAST)
+        found.append(sampler.latents(sampler.prepare(edits)))
+    assert not model.text_encoder_2.block.layer[0].SelfAttention.q.kernel[...].sharding.is_fully_replicated
+    assert [x.shape for x in found[0]] == [(30, 16), (27, 16)]  # of 880 x 1184 and 12 x 28
+    assert max(error(x, y) for x, y in zip(*found)) < NETWORK
 
 
 def test_the_released_sizes():

@@ -87,7 +87,7 @@ def test_it_is_planned(folder):
 
 def test_photographs_of_odd_sizes(shared, tmp_path):
     """Whatever the size of the photograph, the result has the preferred one of its aspect, made small here."""
-    photos = sorted((shared / "data/photo_edits/images").glob("*_source.jpg"))[:3]
+    photos = sorted((shared / "data/photo_edits/images").glob("*_source.jpg"))[:2]
     sizes = [decode_image(p).shape[:2] for p in photos]
     lines = [json.dumps({"source": str(p), "instruction": "make it night"}) + "\n" for p in photos]
     lines.append(json.dumps({"source": str(photos[0]), "instruction": "wider", "size": [37, 101]}) + "\n")
@@ -99,4 +99,4 @@ def test_photographs_of_odd_sizes(shared, tmp_path):
     for line, size in zip(found, sizes):
         made = decode_image(tmp_path / "out" / line["edited"])
         assert made.shape[:2] == fit([size], None, 1024, 1568, "it")[1] and made.std() > 1
-    assert decode_image(tmp_path / "out" / found[3]["edited"]).shape == (37, 101, 3)
+    assert decode_image(tmp_path / "out" / found[2]["edited"]).shape == (37, 101, 3)
