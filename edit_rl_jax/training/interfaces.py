@@ -28,6 +28,7 @@ MODELS = {
     "qwen2_5_vl": "edit_rl_jax.vlm.trainable",
     "editreward": "edit_rl_jax.rewards.editreward.trainable",
     "omnigen2": "edit_rl_jax.editors.omnigen2.trainable",
+    "flux_kontext": "edit_rl_jax.editors.flux_kontext.trainable",
     "autoencoder": "edit_rl_jax.editors.vae.trainable",
 }
 
