@@ -71,6 +71,8 @@ def rows(*verdicts, questions=("Is the ball red?", "Is the sky as it was?")):
     return [{"question": q, "gold": v, "reason": f"r{n}"} for n, (q, v) in enumerate(zip(questions, verdicts))]
 
 
+NUMBERED = ("1. (Follow) Is the ball red?", "2) Is the sky as it was?")
+SHOUTED, OTHER = ("is the ball red", "IS THE SKY AS IT WAS ?"), ("Is the ball red?", "Is the sea as it was?")
 WHOLE = json.dumps({"gold": rows(1, 0)})
 READ = {
     "as asked": WHOLE,
@@ -78,16 +80,16 @@ READ = {
     "after words": f"Here it is:\n{WHOLE}\nDone.",
     "after thinking": f'<think>{json.dumps({"gold": rows(0, 0)})}</think>\n{WHOLE}',
     "a bare list": json.dumps(rows(1, 0)),
-    "trailing commas": '{"gold": [{"question": "Is the ball red?", "gold": 1,}, {"question": "Is the sky as it was?", "gold": 0,},],}',
+    "trailing commas": WHOLE.replace("}", ",}").replace("]", ",]"),
     "reordered": json.dumps({"gold": rows(1, 0)[::-1]}),
-    "numbered": json.dumps({"gold": rows(1, 0, questions=("1. (Follow) Is the ball red?", "2) Is the sky as it was?"))}),
-    "other case and punctuation": json.dumps({"gold": rows(1, 0, questions=("is the ball red", "IS THE SKY AS IT WAS ?"))}),
+    "numbered": json.dumps({"gold": rows(1, 0, questions=NUMBERED)}),
+    "other case and punctuation": json.dumps({"gold": rows(1, 0, questions=SHOUTED)}),
     "without questions": json.dumps({"gold": [{"gold": 1, "reason": "x"}, {"gold": 0}]}),
     "as text": json.dumps({"gold": rows("1", " 0 ")}),
     "as floats": json.dumps({"gold": rows(1.0, 0.0)}),
     "as bools": json.dumps({"gold": rows(True, False)}),
     "twice alike": f"{WHOLE}\n{WHOLE}",
-    "single quotes": "{'gold': [{'question': 'Is the ball red?', 'gold': 1}, {'question': 'Is the sky as it was?', 'gold': 0}]}",
+    "single quotes": WHOLE.replace('"', "'"),
     "keys in capitals": json.dumps({"Gold": [{"Question": p.question, "GOLD": v} for p, v in zip(ASKED, (1, 0))]}),
 }  # fmt: skip
 UNREAD = {
@@ -107,7 +109,7 @@ UNREAD = {
     json.dumps({"gold": rows(1, "maybe")}): "no verdict: entry 2",
     json.dumps({"gold": rows("yes", "no")}): "no verdict: entry 1",
     json.dumps({"gold": rows(1, -0.0001)}): "no verdict: entry 2",
-    json.dumps({"gold": rows(1, 0, questions=("Is the ball red?", "Is the sea as it was?"))}): "another question: entry 2",
+    json.dumps({"gold": rows(1, 0, questions=OTHER)}): "another question: entry 2",
     json.dumps({"gold": rows(1, 0, questions=("Is the ball red?", "Is the ball red?"))}): "two verdicts: entry 2",
     json.dumps({"gold": rows(1, 1, questions=("Is the ball red?", "Is the ball red?"))}): "no entry: 1 of 2",
     json.dumps({"gold": [rows(1)[0], {"gold": 0}]}): "another question: entry 2",

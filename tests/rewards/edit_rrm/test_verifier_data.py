@@ -315,7 +315,13 @@ def test_the_gates_of_selection(tmp_path, edits):
 
 def test_candidates_of_our_own_model(tmp_path, edits):
     """A folder that was not trained for it: what it writes is kept, not taken, and not written again."""
-    own = {"model": str(ROOT / "edit_rl_jax/assets/tiny_vl"), "prompts": "tiny", "max_tokens": 6, "replies": 2, "rows": 2}
+    own = {
+        "model": str(ROOT / "edit_rl_jax/assets/tiny_vl"),
+        "prompts": "tiny",
+        "max_tokens": 6,
+        "replies": 2,
+        "rows": 2,
+    }
     with model() as server:
         found = config(server.url, candidates=[{"name": "own", **own}, {"endpoint": "a", "name": "a"}])
         job = lambda: run(tmp_path, edits, found, "out", "--split", "train", "--limit", 2)
