@@ -8,12 +8,13 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from edit_rl_jax.rewards.serving.answers import read_text
 from edit_rl_jax.rewards.serving.service import Service
 
 
+@runtime_checkable
 class Read(Protocol):
     """What was read from an answer."""
 
@@ -21,6 +22,19 @@ class Read(Protocol):
     def valid(self) -> bool: ...
     @property
     def problem(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """An answer's text as it is, and why it is not taken, or ""."""
+
+    text: str
+    problem: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the text is taken."""
+        return not self.problem
 
 
 @dataclasses.dataclass
@@ -91,12 +105,12 @@ class Chat:
         name = hashlib.sha256(json.dumps(messages).encode()).digest()
         asked = asked or Asked()
         for attempt in range(attempts):
+            if attempt:
+                asked.unread.append(asked.reply.problem)
             mixed = hashlib.sha256(name + f"{seed} {number} {attempt}".encode()).digest()
             body = {"messages": messages, "seed": int.from_bytes(mixed[:4], "big") >> 1} | self.fields
             body = {k: v for k, v in body.items() if v is not None}
             answer = self.service.call("/chat/completions", body, wanted="choices", stop=stop, faults=asked.faults)
-            if asked.reply is not None:
-                asked.unread.append(asked.reply.problem)
             asked.usage.add(answer)
             asked.reply = read(*read_text(answer))
             if asked.reply.valid or not self.fields.get("temperature"):

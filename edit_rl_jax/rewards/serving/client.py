@@ -20,7 +20,8 @@ from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.serving import VERSION
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, Service, ServiceError, kind
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 TOKEN = "EDIT_RL_TOKEN"  # environment variable: secrets are no flags, which all users can list
 
 

@@ -73,6 +73,10 @@ class ItemError(ValueError):
     """The service's word about one request, in one line."""
 
 
+class NoJSON(ItemError):
+    """What came was no JSON, each time; perhaps a gateway's page, which may pass."""
+
+
 class Service:
     """A service at a URL.
 
@@ -152,7 +156,7 @@ class Service:
                 faults["no JSON"] += 1
                 unread, status, problem = unread + 1, 0, f"the answer {error.where!r} is no JSON: {error.problem}"
                 if unread == min(3, self.tries):
-                    self._refuse(problem)
+                    self._refuse(problem, error=NoJSON)
             except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
                 faults[_lost(error)] += 1
                 status, problem = 0, self._disconnected(error)  # no connection, cut off, late
@@ -212,13 +216,13 @@ class Service:
             raise ServiceError(f"{self.url}: {problem}", status)
         return self._refuse(problem, status)
 
-    def _refuse(self, problem: str, status: int = 0) -> NoReturn:
-        """Raises ItemError; ServiceError where every request so far was refused in the same words."""
+    def _refuse(self, problem: str, status: int = 0, error: type[ItemError] = ItemError) -> NoReturn:
+        """Raises `error`; ServiceError where every request so far was refused in the same words."""
         self._refusals[problem] = self._refusals.get(problem, 0) + 1
         if not self._answered and self._refusals[problem] >= ALIKE:
             message = f"{self.url} refused {ALIKE} requests in the same words and answered none: {problem}"
             raise ServiceError(message, status)
-        raise ItemError(problem)
+        raise error(problem)
 
     def _disconnected(self, error: Exception) -> str:
         """Why there was no whole answer; raises ServiceError where trying again is no use."""
