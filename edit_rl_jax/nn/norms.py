@@ -1,4 +1,4 @@
-"""RMSNorm and GroupNorm, statistics in fp32."""
+"""RMSNorm, LayerNorm and GroupNorm, statistics in fp32."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ class RMSNorm(nnx.Module):
         inv = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) * self.share + self.eps)
         scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
         return (x32 * inv * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / deviation * scale + bias, all in fp32, result in x's dtype. Leaves: scale, bias [D]."""
+
+    def __init__(self, dim: int, *, eps: float, rngs: nnx.Rngs, init: Init):
+        self.scale = init.base(rngs, (dim,), (None,), ONES)
+        self.bias = init.base(rngs, (dim,), (None,), ZEROS)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        row = lambda p: p[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (y * row(self.scale) + row(self.bias)).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):

@@ -12,9 +12,9 @@ import pytest
 from edit_rl_jax.nn import attention_xla, rotary, weights
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.norms import RMSNorm
-from edit_rl_jax.vlm import positions
-from edit_rl_jax.vlm.qwen2_5_vl import model as model_lib
-from edit_rl_jax.vlm.qwen2_5_vl import text, vision
+from edit_rl_jax.vlm import positions, text
+from edit_rl_jax.vlm import qwen_model as model_lib
+from edit_rl_jax.vlm.qwen2_5_vl import vision
 from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
 from tests.parity import ladder, tiny
 
