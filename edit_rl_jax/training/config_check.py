@@ -10,7 +10,7 @@ from edit_rl_jax import json_files
 from edit_rl_jax.names import ConfigError, nearest
 from edit_rl_jax.ranges import problem
 from edit_rl_jax.training import interfaces
-from edit_rl_jax.training.config_keys import AXIS, REINFORCEMENT, Sections, knobs, no_key, sections
+from edit_rl_jax.training.config_keys import AXIS, REINFORCEMENT, REPLIES, Sections, knobs, no_key, sections
 
 LARGEST = 2**24  # number of a bucket
 
@@ -105,7 +105,7 @@ def check(config: ConfigDict) -> None:
             f"config key 'log.profile_steps' is 'first:last', steps from 1 on, got '{config.log.profile_steps}'"
         )
     kind, d = interfaces.model(config), config.data
-    if config.objective != REINFORCEMENT:
+    if config.objective not in (REINFORCEMENT, REPLIES):
         if config.steps <= 0 and config.epochs <= 0:
             raise ConfigError("one of config keys 'steps' and 'epochs' must be above 0")
         check_buckets(d.buckets, kind.BUCKET)

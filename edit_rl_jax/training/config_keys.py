@@ -16,6 +16,7 @@ from edit_rl_jax.training import interfaces
 
 Sections = Mapping[str, tuple[type, ...]]  # dotted name, "" for the top -> whose fields it has
 REINFORCEMENT = "reinforcement"  # the objective of configs that are no supervised training
+REPLIES = "reinforcement_of_replies"  # the same, of a model whose rows are packed as in supervised training
 AXIS = "-1 or [1, 1048576]"
 
 
@@ -177,6 +178,8 @@ def sections(kind: str, objective: str) -> Sections:
     model = interfaces.model_named(kind).SECTIONS
     if objective == REINFORCEMENT:
         return together(RUN, {name: c for name, c in model.items() if name.split(".")[0] == "model"})
+    if objective == REPLIES:
+        return together(RUN, {"data": Batches}, {name: c for name, c in model.items() if name != "eval"})
     return together(RUN, SUPERVISED, model, objective_sections(objective))
 
 

@@ -96,7 +96,7 @@ def loss(
     old = jnp.where(on_policy, jax.lax.stop_gradient(found.sampled), batch["answer_old"])
     log_ratio = jnp.where(real, found.sampled - old, 0.0)
     flat, clipped = ppo(log_ratio.ravel(), a.ravel(), *settings.clip)
-    each, clipped = (jnp.where(real, x.reshape(a.shape), 0) for x in (flat, clipped))
+    each, clipped = jnp.where(real, flat.reshape(a.shape), 0.0), clipped.reshape(a.shape)
     ratio, moves = jnp.exp(log_ratio), real & (a != 0)
     over = lambda x, at=real: (jnp.sum(jnp.where(at, x, 0.0)), jnp.sum(at, dtype=jnp.float32))
     differ = jnp.abs(found.model - batch["answer_engine"])
@@ -121,4 +121,6 @@ def loss(
         means["kl"] = over(kl)
         each = each + settings.kl_weight * kl
     rows = jnp.sum(jnp.where(real, weight * each, 0.0), axis=1)
-    return Loss(jnp.sum(rows), jax.lax.stop_gradient(rows), jax.lax.stop_gradient(means), jax.lax.stop_gradient(extremes))
+    return Loss(
+        jnp.sum(rows), jax.lax.stop_gradient(rows), jax.lax.stop_gradient(means), jax.lax.stop_gradient(extremes)
+    )

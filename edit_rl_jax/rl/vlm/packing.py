@@ -20,7 +20,7 @@ ARRAYS = ("advantage", "old", "engine")  # of answer tokens, beside "weights"; s
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Packed replies. arrays: `vlm.rows` with `answer_ADVANTAGE` ... in front of which stand [M, B]. count: microbatches
+    """Packed replies. arrays: of `vlm.rows`, with those of ARRAYS, [M, B, ...]. count: microbatches
     that hold something, the first ones. names: keys of the replies in each row, [M][B]. left_out: replies for which
     there was no row. images: passes through the vision tower that an update makes."""
 

@@ -1,0 +1,41 @@
+"""GCPO of the tiny verifier on EditWorld's pairs, from the adapter that `configs/rrm_tiny.py` leaves.
+
+    python scripts/train_gcpo.py --config configs/gcpo_tiny.py --workdir runs/gcpo_tiny \
+        --config.model.init_adapter=runs/rrm_tiny/model
+
+The baselines: --config.rl.algorithm=grpo_pointwise, or verdicts.
+Hardware: two CPU cores. Not measured yet.
+"""
+
+from pathlib import Path
+
+import edit_rl_jax
+from edit_rl_jax.rl.vlm.config import default
+
+
+def get_config():
+    c = default()
+    c.name = "gcpo_tiny"
+    c.steps = 60
+    c.rows = 2
+    c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")
+    c.model.remat = "none"
+    c.data.max_pixels = 84 * 84  # what the base knows
+    c.data.shuffle = False  # the world is random by index
+    c.data.validation_size = 2048
+    c.data.buckets = ((1536, 6, 72, 1024),)
+    c.optim.lr = 2e-4
+    c.optim.schedule = "constant"
+    c.optim.warmup = 5
+    c.optim.b2 = 0.98
+    c.checkpoint.every = 10
+    c.eval.every = 20
+    c.rl.pairs = 16
+    c.rl.group = 8
+    c.rl.slots = 64
+    c.rl.shared = 160
+    c.rl.own = 32
+    c.rl.max_new_tokens = 224
+    c.rl.microbatches = 48
+    c.rl.eval_pairs = 128
+    return c

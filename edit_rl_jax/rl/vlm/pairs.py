@@ -1,0 +1,107 @@
+"""Human pairs for a verifier's RL: read in an order that can be resumed, ties left out, with principles and labels."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edit_rl_jax.data import principles as principles_lib
+from edit_rl_jax.data.preferences import LABEL_RANGE, totals
+from edit_rl_jax.data.records import SCORE_RANGE, VERIFIER_SCALE, PreferenceRecord, Principle, RecordError, expect
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One pair. images: the better and the worse, encoded. gold: their scores on 0..10, verdicts: on the principles;
+    None where the record does not tell."""
+
+    key: str
+    source: bytes
+    images: tuple[bytes, bytes]
+    instruction: str
+    principles: tuple[Principle, ...]
+    gold: tuple[float, float] | None
+    verdicts: tuple[tuple[int, ...], tuple[int, ...]] | None
+
+
+def gold_scores(record: PreferenceRecord) -> tuple[float, float] | None:
+    """Gives both edits' scores on 0..10: the oracle's where there is one, else the mean label, from 1..4."""
+    oracle = record.meta.get("oracle")
+    if isinstance(oracle, Mapping) and "overall" in oracle:
+        a, b = (float(x) * VERIFIER_SCALE / SCORE_RANGE for x in oracle["overall"])
+        return a, b
+    sums, (low, high) = totals(record), LABEL_RANGE
+    return sums and tuple((s / 2 - low) / (high - low) * VERIFIER_SCALE for s in sums)
+
+
+def pair(record: Any, sets: Mapping[str, Sequence[Principle]], needed: bool = True) -> Pair | None:
+    """Makes a pair of a PreferenceRecord, None of a tie. sets: of principles, by id, where the record has none.
+
+    Raises RecordError for another kind of record, and for one without principles where they are needed."""
+    record = expect(record, PreferenceRecord)
+    if not record.prefers:
+        return None
+    order = (0, 1) if record.prefers > 0 else (1, 0)
+    stored = record.meta.get("principles")
+    if stored is not None:
+        found = principles_lib.from_json(record.key, stored)
+    else:
+        found = tuple(sets.get(principles_lib.principles_id(record.source, record.instruction), ()))
+    if needed and not found:
+        raise RecordError(record.key, "no principles", "neither in meta nor in rl.principles")
+    gold, verdicts = gold_scores(record), record.meta.get("verdicts")
+    swap = lambda two: None if two is None else (two[order[0]], two[order[1]])
+    if verdicts is not None:
+        verdicts = tuple(tuple(int(v) for v in one) for one in verdicts)
+        if [len(one) for one in verdicts] != [len(found)] * 2:
+            raise RecordError(record.key, "wrong number of verdicts", f"for {len(found)} principles")
+    return Pair(record.key, record.source, swap(record.edited), record.instruction, found, swap(gold), swap(verdicts))
+
+
+class Reader:
+    """Reads pairs from a source of records, one pass after another.
+
+    Attributes:
+      position: the next record's place in the order; all there is to resume.
+      ties, bad: records passed over since the start of this process.
+    """
+
+    def __init__(self, source: Any, config: Any, sets: Mapping[str, Sequence[Principle]], position: int = 0):
+        self.source, self.config, self.sets, self.position = source, config, sets, position
+        self.ties = self.bad = 0
+        self._order: tuple[int, Any] = (-1, None)
+
+    def _index(self, position: int) -> int:
+        epoch, at = divmod(position, len(self.source))
+        if not self.config.data.shuffle:
+            return at
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.config.seed, epoch]).permutation(len(self.source))
+        return int(self._order[1][at])
+
+    def take(self, count: int, check: Any = lambda pair: None) -> list[Pair]:
+        """Reads the next pairs. check: raises RecordError for one that cannot be asked about. Raises RecordError for a
+        bad record unless they are skipped, and where a whole pass gave too few."""
+        out, end = [], self.position + len(self.source)
+        while len(out) < count:
+            if self.position >= end:
+                raise RecordError("the data", "too few pairs", f"{len(out)} of {count} in {len(self.source)} records")
+            index, self.position = self._index(self.position), self.position + 1
+            try:
+                found = pair(self.source[index], self.sets, self.config.rl.mode != "think")
+                if found is None:
+                    self.ties += 1
+                    continue
+                check(found)
+            except ValueError as e:  # RecordError and ImageError are
+                if self.config.data.on_bad_record == "error":
+                    raise
+                self.bad += 1
+                log.warning("skipped: %s", e)
+                continue
+            out.append(found)
+        return out
