@@ -12,6 +12,8 @@ from edit_rl_jax.data.errors import RecordError
 
 SCORE_RANGE = 25  # scores are integers on 0..25, both dimensions
 PREFERENCE_DIMENSIONS = ("instruction_following", "visual_quality")  # of preferences, each labelled on 1..4
+CATEGORIES = ("Follow", "Keep", "Quality")  # of principles: what was asked for, what must stay, how it looks
+VERIFIER_SCALE = 10  # a verifier's final score is on 0..10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class PreferenceRecord:
       edited: the two edited images, encoded.
       prefers: 1 where the first is better as a whole, -1 where the second is, 0 for a tie.
       scores: labels of (first, second) by the name of a dimension, the higher the better; only what was labelled.
-      key, source, instruction, task, group, meta: as in EditRecord.
+      key, source, instruction, task, group, meta: as in EditRecord; `meta["principles"]` may hold principles
+        (`data.principles`).
     """
 
     key: str
@@ -65,7 +68,39 @@ class PreferenceRecord:
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Record = EditRecord | PreferenceRecord
+@dataclasses.dataclass(frozen=True)
+class Principle:
+    """One thing that a good edit fulfils, as a question whose answer is then yes, and its category of CATEGORIES."""
+
+    question: str
+    category: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierRecord:
+    """One edited image, the principles of its (source, instruction), and what a verifier should say of it.
+
+    Attributes:
+      reply: the text to learn, with reasoning, verdicts and score; "" where there is none.
+      verdicts: right ones, 0 or 1, in the order of `principles`; None where they are not known.
+      score: the right final score on 0..10, or None.
+      key, source, edited, instruction, task, group, meta: as in EditRecord.
+    """
+
+    key: str
+    source: bytes
+    edited: bytes
+    instruction: str
+    principles: tuple[Principle, ...]
+    reply: str = ""
+    verdicts: tuple[int, ...] | None = None
+    score: float | None = None
+    task: str = ""
+    group: str = ""
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Record = EditRecord | PreferenceRecord | VerifierRecord
 
 
 def expect(record: Any, *kinds: type) -> Any:

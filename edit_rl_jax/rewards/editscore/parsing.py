@@ -65,7 +65,7 @@ class Reply:
 
 def parse(text: str, score_range: int = SCORE_RANGE) -> Reply:
     """Reads a reply; never raises. See the module for what is accepted."""
-    answer, found, reasoning, numbers, problem = _answer(text), None, "", None, ""
+    answer, found, reasoning, numbers, problem = outside_thinking(text), None, "", None, ""
     if answer is None:
         problem = "no score: the reply ends while thinking"
     elif found := objects(answer):
@@ -91,8 +91,8 @@ def parse(text: str, score_range: int = SCORE_RANGE) -> Reply:
     return Reply(pair, reasoning, text, numbers, problem)
 
 
-def _answer(text: str) -> str | None:
-    """The text outside of thinking; None where thinking never ends.
+def outside_thinking(text: str) -> str | None:
+    """Gives the text outside of thinking; None where thinking never ends.
 
     A tag that closes what was not opened ends a thinking that the prompt has opened. An answer that is one JSON object
     may hold tags in its strings.
