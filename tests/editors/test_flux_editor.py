@@ -139,6 +139,8 @@ def test_text_is_padded_to_its_one_length():
     assert cut["clip_tokens"][0, 0].tolist() == [*ids[:5], end]
     with pytest.raises(EditError, match=r"text too long \(13 tokens of text are more than 12"):
         p.text_length(tokenizer, asked._replace(instruction="x" * 12), p.guidance)
+    with pytest.raises(EditError, match="negative text"):
+        p.text_length(tokenizer, asked._replace(negative="blurred"), p.guidance)
     with pytest.raises(ValueError, match="row 0: 12 tokens"):
         p.prepare(tokenizer, [asked], TokenLengths(11, 6, 8), p.guidance)
 
