@@ -18,7 +18,9 @@ from edit_rl_jax.data import principles as sets
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.records import EditRecord, VerifierRecord
 from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
+from edit_rl_jax.editworld.verifier import VerifierRecords
 from edit_rl_jax.rewards.edit_rrm import replies
+from edit_rl_jax.rewards.edit_rrm.objective import Verifier
 from edit_rl_jax.rewards.serving.chat import Chat
 from scripts import make_verifier_data
 from tests.rewards.edit_rrm import model_server
@@ -340,6 +342,31 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         assert (tmp_path / "out/manifest.train.jsonl").read_text() == lines
     status, line = run(tmp_path, edits, config("http://127.0.0.1:1", candidates=[{"model": "no/folder"}]), "none")
     assert status == 1 and "no folder of a model: no/folder" in line
+
+
+def test_the_world_with_the_oracle_as_verifier(tmp_path):
+    """Principles and gold verdicts stand in the records; the result is what the objective learns from."""
+    with model() as server:
+        found = config(server.url, principles={"record": True}, verifier={"record": True})
+        found["candidates"][0]["replies"] = 3
+        words = ["--world", "5", *command(tmp_path, "", found)[2:]]
+        assert make_verifier_data.main(words) == 0
+        assert Counter(stage(a) for a in server.asked) == {"candidate": 4 * (5 + 1 + 1)}
+    source, world = EditSource(tmp_path / "out"), VerifierRecords("train", 5, 0, 84)
+    for n in range(5):
+        made, truth = source[n], world[n]
+        assert (made.key, made.principles, made.verdicts, made.score) == (
+            truth.key,
+            truth.principles,
+            truth.verdicts,
+            truth.score,
+        )
+        read = replies.parse(made.reply, made.principles)
+        right = sum(v == t for v, t in zip(read.verdicts, truth.verdicts)) / len(truth.verdicts)
+        assert right == made.meta["cold_start"]["accuracy"]
+        (example,) = Verifier().to_examples(made)
+        assert made.reply in example.answer
+    assert set(figures(tmp_path / "out")["requests"]) == {"candidates cool", "candidates strict", "principles"}
 
 
 def test_a_dry_run_asks_nothing(tmp_path, edits, capsys):
