@@ -1,4 +1,5 @@
-"""EditScore reward models on Qwen2.5-VL-Instruct of 3B to 72B: LoRA by cross-entropy on the judge's replies.
+"""EditScore reward models on Qwen2.5-VL of 3B to 72B and Qwen3-VL of 4B to 32B: LoRA by cross-entropy on the judge's
+replies.
 
     python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
     python scripts/train_rm.py --config configs/rm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rm_7b
@@ -22,6 +23,12 @@ trains all weights: --config.model.trainable=full --config.optim.lr=2e-6; the re
 | 7b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | the paper's EditScore-7B |
 | 32b | a v6e-16, v5p-32 or larger | Apache-2.0 | the paper's EditScore-32B |
 | 72b | a v5p-128 (4x4x4) or v6e-64 | Qwen License | the paper's EditScore-72B |
+| qwen3_4b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-4B |
+| qwen3_8b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-8B |
+| qwen3_32b | a v6e-16, v5p-32 or larger | Apache-2.0 | no figure is published |
+
+The released Qwen3-VL adapters also adapt the deepstack mergers: --config.model.lora.deepstack=True starts from one, or
+trains as they were.
 
 Memory and FLOPs: `python scripts/plan.py --config configs/rm.py:7b --topology v5e:4x4`.
 """
@@ -62,8 +69,9 @@ MESHES = {
         "v6e:8x8": {"fsdp": 16, "tensor": 4},
     },
 }
+MESHES |= {f"qwen3_{size}": MESHES[like] for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
 # EditReward's rows are shorter and have no logits
-SHORT = {"32b": {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}}
+SHORT = dict.fromkeys(("32b", "qwen3_32b"), {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}})
 
 
 def get_config(which="7b"):
@@ -71,9 +79,11 @@ def get_config(which="7b"):
     if size not in MESHES or objective not in ("", "editscore", "editreward"):
         what = f"objective '{objective}'" if size in MESHES else f"size '{size}'"
         raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
-    c = editreward() if objective == "editreward" else editscore()
+    qwen3 = size.startswith("qwen3_")
+    c = editreward(qwen3) if objective == "editreward" else editscore(qwen3)
     c.name = f"{c.objective}_{size}" if objective else f"rm_{size}"
-    c.model.init_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+    base = size.removeprefix("qwen3_").upper()
+    c.model.init_from = f"Qwen/Qwen3-VL-{base}-Instruct" if qwen3 else f"Qwen/Qwen2.5-VL-{base}-Instruct"
     c.model.prompts = "standard"
     c.model.lora.rank = 32
     c.model.lora.alpha = 64.0
@@ -89,25 +99,29 @@ def get_config(which="7b"):
     return c
 
 
-def editscore():
-    c = default(kind="qwen2_5_vl", objective="editscore")
+def editscore(qwen3=False):
+    c = default(kind="qwen3_vl" if qwen3 else "qwen2_5_vl", objective="editscore")
     c.epochs = 3.0
     c.rows = 16
     c.accum = 2
     c.data.train = "data/editscore"
     c.data.max_pixels = 512 * 512
     c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
+    if qwen3:  # an image of 512 x 512 is 1,024 patches of 16 x 16, 256 places in the text; no image has fewer than 64
+        c.data.min_pixels = 256 * 256
+        c.data.buckets = ((3584, 2, 2048, 1280), (3584, 2, 3072, 1280))
     c.optim.warmup = 0.1
     return c
 
 
-def editreward():
+def editreward(qwen3=False):
     c = default(kind="editreward", objective="editreward")
     c.epochs = 2.0
     c.rows = 16
     c.accum = 4
     c.data.train = "data/editreward"
     c.data.min_pixels = c.data.max_pixels = 448 * 448
-    c.data.buckets = ((2816, 3, 1152, 4), (4096, 3, 1152, 4))  # a pair a row; the second for upstream's long prompts
+    slots = 1024 if qwen3 else 1152
+    c.data.buckets = ((2816, 3, slots, 4), (4096, 3, slots, 4))  # a pair a row; the second for upstream's long prompts
     c.optim.warmup = 0.05
     return c

@@ -55,6 +55,10 @@ class Naming:
     def layers(self, path: Sequence[str]) -> bool:
         return bool(set(self.stacked) & set(path))
 
+    def folded(self, path: Sequence[str]) -> bool:
+        """Whether a leaf is the kernel of a convolution, flat here."""
+        return path[-1] == "kernel" and bool(set(self.flat) & set(path))
+
     def sources(self, path: Sequence[str], shape: Sequence[int]) -> list[str]:
         """Names of the checkpoint tensors that make up a leaf: one, or one a layer."""
         name = self.name(path)
@@ -138,7 +142,7 @@ def _by_name(folder: Path, naming: Naming) -> dict[str, Tensor]:
 
 def _check(folder: Path, leaves: list[tuple[tuple[str, ...], Any]], found: dict[str, Tensor], naming: Naming) -> None:
     wanted = {name: naming.file_shape(path, v) for path, v in leaves for name in naming.sources(path, v.shape)}
-    folded = {name for path, v in leaves if set(naming.flat) & set(path) for name in naming.sources(path, v.shape)}
+    folded = {name for path, v in leaves if naming.folded(path) for name in naming.sources(path, v.shape)}
     for name, other in naming.tied:  # of a tied pair either may be the one that was saved
         if other in wanted and name not in wanted and name in found and other not in found:
             found[other] = found.pop(name)
@@ -170,7 +174,7 @@ def same(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
 
 
 def _read(path, tensors: list[Tensor], v, sharding, naming: Naming) -> jax.Array:
-    shape, stacked, flat = tuple(v.shape), naming.layers(path), bool(set(naming.flat) & set(path))
+    shape, stacked, flat = tuple(v.shape), naming.layers(path), naming.folded(path)
     real = real_shape(v, stacked)
     order = _order(path, len(real))
 
@@ -274,7 +278,7 @@ def save(
             value = host_value(v.get_value() if layer is None else v.get_value()[layer])
             value = value[tuple(slice(n) for n in real_shape(v, layer is not None))]
             value = value.transpose(_order(path, value.ndim))
-            value = value.reshape(-1, *unflat) if set(naming.flat) & set(path) else value
+            value = value.reshape(-1, *unflat) if naming.folded(path) else value
             tensors[name] = np.ascontiguousarray(value, dtype=np.dtype(dtype or v.dtype))
             place[name], total = file, total + tensors[name].nbytes
         if lead:

@@ -25,7 +25,8 @@ OBJECTIVES = {
     "autoencoder": "edit_rl_jax.editors.vae.trainable:Reconstruction",
 }
 MODELS = {
-    "qwen2_5_vl": "edit_rl_jax.vlm.trainable",
+    "qwen2_5_vl": "edit_rl_jax.vlm.trainable",  # a VLM of any family: which, the model's own files say
+    "qwen3_vl": "edit_rl_jax.vlm.trainable",
     "editreward": "edit_rl_jax.rewards.editreward.trainable",
     "omnigen2": "edit_rl_jax.editors.omnigen2.trainable",
     "flux_kontext": "edit_rl_jax.editors.flux_kontext.trainable",

@@ -96,6 +96,11 @@ def test_a_file_makes_several_configs():
         config_lib.load(CONFIGS / "rm.py:8b")
     with pytest.raises(ConfigError, match="no objective 'reward'"):
         config_lib.load(CONFIGS / "rm.py:7b,reward")
+    for size in ("4b", "8b", "32b"):
+        config = config_lib.load(CONFIGS / f"rm.py:qwen3_{size}")
+        assert (config.name, config.model.kind, config.data.min_pixels) == (f"rm_qwen3_{size}", "qwen3_vl", 65536)
+        assert config.model.init_from == f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
+        assert config_lib.load(CONFIGS / f"rm.py:qwen3_{size},editreward").name == f"editreward_qwen3_{size}"
     other = config_lib.load(CONFIGS / "rm.py:7b,editreward")
     assert (other.objective, other.name, other.rows * other.accum) == ("editreward", "editreward_7b", 64)
 

@@ -163,8 +163,8 @@ WRONG = {  # what a user may write -> what the line says besides the key
 WRONG_EDITOR = {
     "flow.shift": {v: "a number from" for v in ("0", "-1", "nan", "inf", "1e300", "cubic", "")},
     "flow.tims": {"uniform": "did you mean 'flow.times'"},
-    "data.max_pixels": {"784": "one of model.kind=qwen2_5_vl, model.kind=editreward has it"},
-    "model.lora.vision": {"True": "one of model.kind=qwen2_5_vl, model.kind=editreward has it"},
+    "data.max_pixels": {"784": "one of model.kind=qwen2_5_vl, model.kind=qwen3_vl, model.kind=editreward has it"},
+    "model.lora.vision": {"True": "one of model.kind=qwen2_5_vl, model.kind=qwen3_vl, model.kind=editreward has it"},
     "data.buckets": {"((0,1,64,64),)": r"text tokens of .* must be at least 1 "},
 }
 WRONG_RL = {
