@@ -338,8 +338,15 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         texts = [e["text"] for e in entries if e["by"] == "candidates own"]
         assert len(texts) == 4 and len(set(texts)) > 1
         shutil.rmtree(tmp_path / "out/verifier_dataset")
-        assert job() == (0, "") and figures(tmp_path / "out") == told  # from the journal
+        mine = [n for n, e in enumerate(entries) if e["by"] == "candidates own"]
+        kept = [e for n, e in enumerate(entries) if n not in mine[2:]]  # as after a kill: of one edit only
+        (tmp_path / "out/journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kept))
+        assert job() == (0, "") and figures(tmp_path / "out") == told
         assert (tmp_path / "out/manifest.train.jsonl").read_text() == lines
+        again = [json.loads(x) for x in (tmp_path / "out/journal.jsonl").read_text().splitlines()]
+        assert sorted(e["id"] + e.get("text", "") for e in again) == sorted(
+            e["id"] + e.get("text", "") for e in entries
+        )
     status, line = run(tmp_path, edits, config("http://127.0.0.1:1", candidates=[{"model": "no/folder"}]), "none")
     assert status == 1 and "no folder of a model: no/folder" in line
 
