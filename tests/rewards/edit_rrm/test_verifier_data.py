@@ -344,9 +344,7 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         assert job() == (0, "") and figures(tmp_path / "out") == told
         assert (tmp_path / "out/manifest.train.jsonl").read_text() == lines
         again = [json.loads(x) for x in (tmp_path / "out/journal.jsonl").read_text().splitlines()]
-        assert sorted(e["id"] + e.get("text", "") for e in again) == sorted(
-            e["id"] + e.get("text", "") for e in entries
-        )
+        assert {e["id"]: e for e in again} == {e["id"]: e for e in entries} and len(again) == len(entries)
     status, line = run(tmp_path, edits, config("http://127.0.0.1:1", candidates=[{"model": "no/folder"}]), "none")
     assert status == 1 and "no folder of a model: no/folder" in line
 
