@@ -1,4 +1,5 @@
-"""EditScore reward models on Qwen2.5-VL-Instruct of 3B to 72B: LoRA by cross-entropy on the judge's replies.
+"""EditScore reward models on Qwen2.5-VL of 3B to 72B and Qwen3-VL of 4B to 32B: LoRA by cross-entropy on the judge's
+replies.
 
     python scripts/prepare_data.py --input reward.json --output data/editscore --validation 0.02
     python scripts/train_rm.py --config configs/rm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rm_7b
@@ -16,12 +17,23 @@ Recipe of arXiv 2509.26346 (64 pairs a step, images of 448 x 448 pixels, 2 epoch
 trains all weights: --config.model.trainable=full --config.optim.lr=2e-6; the released code also has
 --config.preference.loss=released --config.heads.positions=1d.
 
+Edit-R1's verifier is configs/rm.py:7b,edit_rrm, or configs/rrm.py:7b (docs/verifier.md makes its data; the paper,
+arXiv 2604.27505, gives no recipe):
+
+    python scripts/train_rm.py --config configs/rrm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rrm_7b
+
 | size | hardware | licence of the base | to expect |
 |---|---|---|---|
 | 3b | a v5e-8 or larger; one H100 | Qwen Research License (no commercial use) | no figure is published |
 | 7b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | the paper's EditScore-7B |
 | 32b | a v6e-16, v5p-32 or larger | Apache-2.0 | the paper's EditScore-32B |
 | 72b | a v5p-128 (4x4x4) or v6e-64 | Qwen License | the paper's EditScore-72B |
+| qwen3_4b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-4B |
+| qwen3_8b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-8B |
+| qwen3_32b | a v6e-16, v5p-32 or larger | Apache-2.0 | no figure is published |
+
+The released Qwen3-VL adapters also adapt the deepstack mergers: --config.model.lora.deepstack=True starts from one, or
+trains as they were.
 
 Memory and FLOPs: `python scripts/plan.py --config configs/rm.py:7b --topology v5e:4x4`.
 """
@@ -62,18 +74,21 @@ MESHES = {
         "v6e:8x8": {"fsdp": 16, "tensor": 4},
     },
 }
+MESHES |= {f"qwen3_{size}": MESHES[like] for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
 # EditReward's rows are shorter and have no logits
-SHORT = {"32b": {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}}
+SHORT = dict.fromkeys(("32b", "qwen3_32b"), {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}})
 
 
 def get_config(which="7b"):
     size, _, objective = which.partition(",")
-    if size not in MESHES or objective not in ("", "editscore", "editreward"):
+    if size not in MESHES or objective not in ("", *OBJECTIVES):
         what = f"objective '{objective}'" if size in MESHES else f"size '{size}'"
-        raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
-    c = editreward() if objective == "editreward" else editscore()
-    c.name = f"{c.objective}_{size}" if objective else f"rm_{size}"
-    c.model.init_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+        raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma one of {', '.join(OBJECTIVES)}")
+    qwen3 = size.startswith("qwen3_")
+    c = OBJECTIVES[objective or "editscore"](qwen3)
+    c.name = f"{ {'': 'rm', 'edit_rrm': 'rrm'}.get(objective, objective) }_{size}"
+    base = size.removeprefix("qwen3_").upper()
+    c.model.init_from = f"Qwen/Qwen3-VL-{base}-Instruct" if qwen3 else f"Qwen/Qwen2.5-VL-{base}-Instruct"
     c.model.prompts = "standard"
     c.model.lora.rank = 32
     c.model.lora.alpha = 64.0
@@ -89,25 +104,41 @@ def get_config(which="7b"):
     return c
 
 
-def editscore():
-    c = default(kind="qwen2_5_vl", objective="editscore")
+def editscore(qwen3=False, objective="editscore"):
+    c = default(kind="qwen3_vl" if qwen3 else "qwen2_5_vl", objective=objective)
     c.epochs = 3.0
     c.rows = 16
     c.accum = 2
     c.data.train = "data/editscore"
     c.data.max_pixels = 512 * 512
     c.data.buckets = ((3584, 2, 2688, 1280), (3584, 2, 3072, 1280))
+    if qwen3:  # an image of 512 x 512 is 1,024 patches of 16 x 16, 256 places in the text; no image has fewer than 64
+        c.data.min_pixels = 256 * 256
+        c.data.buckets = ((3584, 2, 2048, 1280), (3584, 2, 3072, 1280))
     c.optim.warmup = 0.1
     return c
 
 
-def editreward():
+def editreward(qwen3=False):
     c = default(kind="editreward", objective="editreward")
     c.epochs = 2.0
     c.rows = 16
     c.accum = 4
     c.data.train = "data/editreward"
     c.data.min_pixels = c.data.max_pixels = 448 * 448
-    c.data.buckets = ((2816, 3, 1152, 4), (4096, 3, 1152, 4))  # a pair a row; the second for upstream's long prompts
+    slots = 1024 if qwen3 else 1152
+    c.data.buckets = ((2816, 3, slots, 4), (4096, 3, slots, 4))  # a pair a row; the second for upstream's long prompts
     c.optim.warmup = 0.05
     return c
+
+
+def edit_rrm(qwen3=False):
+    """As EditScore's, but one question an edit, whose reply has verdicts on about ten principles besides."""
+    c = editscore(qwen3, "edit_rrm")
+    c.epochs = 1.0
+    c.data.train = "data/verifier"
+    c.data.buckets = tuple((length, images, patches, 1792) for length, images, patches, _ in c.data.buckets)
+    return c
+
+
+OBJECTIVES = {"editscore": editscore, "editreward": editreward, "edit_rrm": edit_rrm}

@@ -19,7 +19,7 @@ from edit_rl_jax.sharding import (
     shard,
     shardings,
 )
-from edit_rl_jax.vlm.qwen2_5_vl.text import TextModel
+from edit_rl_jax.vlm.text import TextModel
 
 from .vlm.qwen2_5_vl.tiny import CONFIG, batch, jit, sample, tiny
 

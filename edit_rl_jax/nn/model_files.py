@@ -4,6 +4,7 @@ An export's `edit_rl.json` lists the SHA-256 of the files beside it, under `sha2
 `self_sha256`. `python -m edit_rl_jax.nn.model_files FOLDER` lists them anew, after a change that was meant. No JAX.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -101,7 +102,7 @@ def fields(
     prefix: of the names in messages, the file first. bounds: lowest and highest number of a field, where they are not 1
     and 2^20. Raises as `checked`.
     """
-    kinds = {k: v for k, v in cls.__annotations__.items() if k in cls.__dataclass_fields__ and k not in skip}
+    kinds = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in skip}
     return {k: checked(given[k], kind, prefix + k, *bounds.get(k, ())) for k, kind in kinds.items() if k in given}
 
 

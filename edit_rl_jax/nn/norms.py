@@ -1,4 +1,4 @@
-"""RMSNorm and GroupNorm, statistics in fp32."""
+"""RMSNorm, LayerNorm and GroupNorm, statistics in fp32."""
 
 from __future__ import annotations
 
@@ -25,6 +25,24 @@ class RMSNorm(nnx.Module):
         inv = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) * self.share + self.eps)
         scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
         return (x32 * inv * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / std, statistics in fp32, result in x's dtype; times `scale` [D] plus `bias` [D] where `affine`."""
+
+    def __init__(self, dim: int, *, eps: float, rngs: nnx.Rngs, init: Init, affine: bool = True):
+        self.scale = init.base(rngs, (dim,), (None,), ONES) if affine else None
+        self.bias = init.base(rngs, (dim,), (None,), ZEROS) if affine else None
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        if self.scale is not None:
+            wide = lambda p: p[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+            y = y * wide(self.scale) + wide(self.bias)
+        return y.astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):

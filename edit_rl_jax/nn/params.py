@@ -60,6 +60,7 @@ class LoRAConfig(LoRA):
 
     vision: bool = knob(False)
     merger: bool = knob(False)
+    deepstack: bool = knob(False)  # the mergers of a tower's inner levels (Qwen3-VL)
     patches: bool = False
     head: bool = False
 

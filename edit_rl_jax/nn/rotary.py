@@ -20,11 +20,24 @@ def axes_table(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def mrope_table(positions: Int[Array, "batch 3 tokens"], head_dim: int, theta: float, sections: tuple[int, ...]):
-    """Text tables [B, T, head_dim/2]: the frequencies are cut into sections turned by the t, h and w position."""
+def mrope_table(
+    positions: Int[Array, "batch 3 tokens"],
+    head_dim: int,
+    theta: float,
+    sections: tuple[int, ...],
+    interleaved: bool = False,
+):
+    """Text tables [B, T, head_dim/2]: each frequency is turned by the t, h or w position, as many as `sections` say.
+
+    interleaved: h and w take every third frequency from the second and third on, t the others; else they are in a row.
+    """
     if sum(sections) != head_dim // 2:
         raise ValueError(f"mrope sections {sections} must sum to head_dim/2 = {head_dim // 2}")
     axis_of = np.repeat(np.arange(len(sections)) % 3, sections)
+    if interleaved:
+        axis_of = np.zeros_like(axis_of)
+        for axis in (1, 2):
+            axis_of[axis : 3 * sections[axis] : 3] = axis
     return axes_table(jnp.swapaxes(positions, 1, 2), axis_of, inverse_frequencies(head_dim, theta))
 
 

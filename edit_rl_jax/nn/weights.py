@@ -39,6 +39,7 @@ class Naming:
     stem: of the file names. optional: pattern of tensors that a file may hold though the model has no place for them.
     tied: tensors that a file may hold if they equal another one.
     flat: modules whose kernels are convolutions in files, [out, in * receptive field] here.
+    convert: a file's tensors -> those that `canonical` names, for files of another layout (fused matrices).
     """
 
     name: Callable[[Sequence[str]], str]
@@ -49,9 +50,14 @@ class Naming:
     optional: str = r"(?!)"
     tied: tuple[tuple[str, str], ...] = ()
     flat: tuple[str, ...] = ()
+    convert: Callable[[list[Tensor]], list[Tensor]] = list
 
     def layers(self, path: Sequence[str]) -> bool:
         return bool(set(self.stacked) & set(path))
+
+    def folded(self, path: Sequence[str]) -> bool:
+        """Whether a leaf is the kernel of a convolution, flat here."""
+        return path[-1] == "kernel" and bool(set(self.flat) & set(path))
 
     def sources(self, path: Sequence[str], shape: Sequence[int]) -> list[str]:
         """Names of the checkpoint tensors that make up a leaf: one, or one a layer."""
@@ -126,7 +132,7 @@ def placements(variables: list, shardings) -> list:
 
 def _by_name(folder: Path, naming: Naming) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for t in open_folder(folder, naming.stem):
+    for t in naming.convert(open_folder(folder, naming.stem)):
         name = naming.canonical(t.name)
         if name in found:
             raise WeightsError(f"{folder}: doubled: {t.name} and {found[name].name} are the same weight")
@@ -136,7 +142,7 @@ def _by_name(folder: Path, naming: Naming) -> dict[str, Tensor]:
 
 def _check(folder: Path, leaves: list[tuple[tuple[str, ...], Any]], found: dict[str, Tensor], naming: Naming) -> None:
     wanted = {name: naming.file_shape(path, v) for path, v in leaves for name in naming.sources(path, v.shape)}
-    folded = {name for path, v in leaves if set(naming.flat) & set(path) for name in naming.sources(path, v.shape)}
+    folded = {name for path, v in leaves if naming.folded(path) for name in naming.sources(path, v.shape)}
     for name, other in naming.tied:  # of a tied pair either may be the one that was saved
         if other in wanted and name not in wanted and name in found and other not in found:
             found[other] = found.pop(name)
@@ -168,7 +174,7 @@ def same(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
 
 
 def _read(path, tensors: list[Tensor], v, sharding, naming: Naming) -> jax.Array:
-    shape, stacked, flat = tuple(v.shape), naming.layers(path), bool(set(naming.flat) & set(path))
+    shape, stacked, flat = tuple(v.shape), naming.layers(path), naming.folded(path)
     real = real_shape(v, stacked)
     order = _order(path, len(real))
 
@@ -272,7 +278,7 @@ def save(
             value = host_value(v.get_value() if layer is None else v.get_value()[layer])
             value = value[tuple(slice(n) for n in real_shape(v, layer is not None))]
             value = value.transpose(_order(path, value.ndim))
-            value = value.reshape(-1, *unflat) if set(naming.flat) & set(path) else value
+            value = value.reshape(-1, *unflat) if naming.folded(path) else value
             tensors[name] = np.ascontiguousarray(value, dtype=np.dtype(dtype or v.dtype))
             place[name], total = file, total + tensors[name].nbytes
         if lead:

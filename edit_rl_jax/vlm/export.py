@@ -59,13 +59,13 @@ def export(
             check_finite(state)
             peft.save(state, adapter, part)
         if jax.process_index() == 0:
-            write_side_files(part, tokenizer, image_settings(config, program.model_config))
+            write_side_files(part, tokenizer, image_settings(config, program.model_config), program.model_config)
             (part / "README.md").write_text(card(config, prompts, facts, revision))
     return folder
 
 
-def write_side_files(folder: Path, tokenizer: Any, images: ImageSettings) -> None:
+def write_side_files(folder: Path, tokenizer: Any, images: ImageSettings, cfg: Architecture) -> None:
     """Writes the tokenizer's files and `preprocessor_config.json`."""
     tokenizer.save_pretrained(str(folder))
-    settings = images.to_hf() | {"made_by": model_files.MADE_BY}
+    settings = images.to_hf(cfg.processor) | {"made_by": model_files.MADE_BY}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")

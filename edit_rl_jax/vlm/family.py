@@ -21,7 +21,7 @@ from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.vlm.patches import ImageSettings
 from edit_rl_jax.vlm.positions import Grid, VisionLayout, VisionRows
 
-FAMILIES = {"qwen2_5_vl": "edit_rl_jax.vlm.qwen2_5_vl.family"}  # model_type -> module
+FAMILIES = {name: f"edit_rl_jax.vlm.{name}.family" for name in ("qwen2_5_vl", "qwen3_vl")}  # model_type -> module
 
 
 @runtime_checkable
@@ -31,11 +31,13 @@ class Architecture(Protocol):
     Attributes:
       model_type: the family, as in `config.json`.
       image_token_id: the token that stands for a merged token of an image.
+      processor: class of its Hugging Face processor, as in `preprocessor_config.json`.
       position_axes: rows of `positions` (3 for M-RoPE). Generated tokens advance by one on all of them.
     """
 
     model_type: str
     image_token_id: int
+    processor: str
     position_axes: int
 
     @property
@@ -133,11 +135,13 @@ class Family(Protocol):
       NAMING: its names in checkpoints (`nn.weights.Naming`).
       LORA_PARTS: beginnings of module names by the fields of `LoRAConfig` that switch adapters on there.
       PUBLISHED: hub ids whose `config.json` needs no download: (content, licence).
+      ENTRIES: of the tokenizer of those models; the rows of their tables that follow are free.
     """
 
     NAMING: Any
     LORA_PARTS: Mapping[str, str]
     PUBLISHED: Mapping[str, tuple[Mapping[str, Any], str]]
+    ENTRIES: int
 
     def architecture(self, source: Any) -> Architecture:
         """Reads a `config.json`: mapping, JSON text, file, or folder, whose weights then may have a say. Raises

@@ -67,11 +67,11 @@ class ImageSettings:
             raise WeightsError(f"{where}: image_mean and image_std are 3 numbers each")
         return settings
 
-    def to_hf(self) -> dict[str, Any]:
-        """The content of a `preprocessor_config.json` that the Hugging Face processor reads."""
+    def to_hf(self, processor: str = "Qwen2_5_VLProcessor") -> dict[str, Any]:
+        """The content of a `preprocessor_config.json` that the Hugging Face processor of that class reads."""
         return {
             "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2_5_VLProcessor",
+            "processor_class": processor,
             "patch_size": self.patch_size,
             "temporal_patch_size": self.temporal_patch_size,
             "merge_size": self.merge_size,

@@ -80,6 +80,8 @@ def model_config(config: Any) -> Architecture:
 
 def make(config: Any, cfg: Architecture, mesh: Mesh, dtype: Any) -> partial:
     m = config.model
+    if none := [k for k in ("vision", "merger", "deepstack") if m.lora[k] and k not in family.of(cfg).LORA_PARTS]:
+        raise ConfigError(f"config key 'model.lora.{none[0]}': {cfg.model_type} has no such part")
     return partial(
         family.of(cfg).model,
         cfg,
@@ -155,7 +157,7 @@ def check_adapter(program: Any, adapter: peft.Adapter) -> None:
         )
     wrong = [
         f"model.lora.{key} is {lora[key]}, the adapter's {getattr(found, key)}"
-        for key in ("rank", "alpha", "vision", "merger")
+        for key in ("rank", "alpha", "vision", "merger", "deepstack")
         if lora[key] != getattr(found, key)
     ]
     left = [m for m in peft.modules(program.trainable_state, kind.NAMING) if not adapter.targets(m)]

@@ -12,9 +12,9 @@ import pytest
 from edit_rl_jax.nn import attention_xla, rotary, weights
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.norms import RMSNorm
-from edit_rl_jax.vlm import positions
-from edit_rl_jax.vlm.qwen2_5_vl import model as model_lib
-from edit_rl_jax.vlm.qwen2_5_vl import text, vision
+from edit_rl_jax.vlm import positions, text
+from edit_rl_jax.vlm import qwen_model as model_lib
+from edit_rl_jax.vlm.qwen2_5_vl import vision
 from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
 from tests.parity import ladder, tiny
 
@@ -254,17 +254,21 @@ def lora_scale_missing(m):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_ladder_catches(name, monkeypatch):
-    first, patch = FAULTS[name]
-    ladder.ours(NAME), ladder.ours(NAME, ladder.LORA)  # faults are in the code that runs; the loader's own clears this
     try:
-        patch(monkeypatch)
-        caught = False
-        for rung in [first, *(r for r in ladder.RUNGS if r != first)]:
-            run, bar = ladder.RUNGS[rung]
-            if caught := any(not e <= bar for e in run(NAME).values()):
-                break
-        assert caught, f"{name} passes the ladder"
-        assert rung == first, f"caught by {rung}, not by {first}"
+        catch(*FAULTS[name], NAME, monkeypatch)
     finally:
         if name == "kernel_transposed":
             ladder.ours.cache_clear()
+
+
+def catch(first, patch, name, monkeypatch):
+    """Asserts that a fault fails its rung of the ladder on a configuration."""
+    ladder.ours(name), ladder.ours(name, ladder.lora_of(name))  # faults are in the code that runs; the loader's own
+    patch(monkeypatch)  # clears this
+    caught, rung = False, first
+    for rung in [first, *(r for r in ladder.RUNGS if r != first)]:
+        run, bar = ladder.RUNGS[rung]
+        if caught := any(not e <= bar for e in run(name).values()):
+            break
+    assert caught, f"{patch.__name__} passes the ladder"
+    assert rung == first, f"caught by {rung}, not by {first}"

@@ -20,39 +20,37 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 from transformers.vision_utils import get_vision_window_index
 
 from edit_rl_jax.nn import attention as attention_lib
-from edit_rl_jax.nn import rotary
-from edit_rl_jax.nn.params import Frozen, Trainable
-from edit_rl_jax.vlm import positions
+from edit_rl_jax.nn import peft, rotary, weights
+from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.vlm import family, positions
 from edit_rl_jax.vlm.cross_entropy import loss
 from edit_rl_jax.vlm.engine.engine import Engine
 from edit_rl_jax.vlm.engine.sampler import greedy
-from edit_rl_jax.vlm.qwen2_5_vl import weights
-from edit_rl_jax.vlm.qwen2_5_vl.model import Config, LoRAConfig, Qwen25VL
-from tests.parity import tiny
+from edit_rl_jax.vlm.qwen_config import QwenConfig
+from edit_rl_jax.vlm.qwen_model import QwenVL
+from tests.parity import tiny, towers
+from tests.parity.towers import FAST, error, jit, layer
 from tests.vlm.engine import prompts
-from tests.vlm.qwen2_5_vl import peft
 
 LAYER, NETWORK = 1e-5, 1e-4
 # at alpha/rank above 1 the random adapters sharpen the softmaxes until fp32 noise alone is 1e-4 in the gradients
 LORA = LoRAConfig(rank=4, alpha=2.0, vision=True, merger=True)
 ANSWER = np.arange(-tiny.ANSWER, 0)
-# compiling is most of the ladder's time; without LLVM's optimisations it is halved and the arithmetic is the same
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=FAST)
-
-
-def error(ours, theirs, least: float = 1.0) -> float:
-    """max|a - b| / max(least, max|b|); NaN counts as infinite."""
-    a, b = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, np.float64) for x in (ours, theirs))
-    assert a.shape == b.shape, (a.shape, b.shape)
-    worst = np.abs(a - b).max() / max(least, np.abs(b).max())
-    return float(worst) if np.isfinite(worst) else np.inf
 
 
 def lora_of(name: str) -> LoRAConfig:
-    """Half of the configurations adapt the decoder alone."""
-    whole = name in ("tied_gqa", "untied_mqa", "heads_equal")
-    return dataclasses.replace(LORA, vision=whole, merger=whole)
+    """Half of the configurations adapt the decoder alone; of Qwen3-VL's the deepstack mergers, too, as released."""
+    whole = name.removeprefix("3_") in ("tied_gqa", "untied_mqa", "heads_equal")
+    return dataclasses.replace(LORA, vision=whole, merger=whole, deepstack=name in tiny.QWEN3)
+
+
+def kind(name: str):
+    """The family of a configuration."""
+    return family.named("qwen3_vl" if name in tiny.QWEN3 else "qwen2_5_vl")
+
+
+def architecture(name: str) -> QwenConfig:
+    return kind(name).architecture(folder() / name)
 
 
 @functools.cache
@@ -69,21 +67,17 @@ def reference(name: str):
 
 
 @functools.cache
-def ours(name: str, lora: LoRAConfig | None = None) -> Qwen25VL:
+def ours(name: str, lora: LoRAConfig | None = None) -> QwenVL:
     """Our model with the weights that transformers (and peft) wrote, read by the real loader."""
     reference(name)
-    cfg = Config.from_hf(folder() / name)
-    abstract = nnx.eval_shape(lambda: Qwen25VL(cfg, rngs=nnx.Rngs(0), lora=lora))
+    cfg, of = architecture(name), kind(name)
+    abstract = nnx.eval_shape(lambda: of.model(cfg, rngs=nnx.Rngs(0), lora=lora))
     graphdef, trainable, frozen = nnx.split(abstract, Trainable, Frozen)
-    frozen = weights.load(folder() / name, frozen)
+    frozen = weights.load(folder() / name, frozen, of.NAMING)
     if lora is not None:
         peft_reference(name)
-        trainable = peft.load(folder() / f"{name}_adapter", trainable)
+        trainable = peft.load(folder() / f"{name}_adapter", trainable, of.NAMING)
     return nnx.merge(graphdef, trainable, frozen)
-
-
-def layer(stacked, i: int):
-    return jax.tree.map(lambda a: a[i], stacked)
 
 
 @functools.cache
@@ -102,11 +96,16 @@ def captured(name: str) -> dict:
         "merger": model.model.visual.merger,
         "patch_embed": model.model.visual.patch_embed,
     }
+    if name in tiny.QWEN3:
+        modules |= {("deep", i): m for i, m in enumerate(model.model.visual.deepstack_merger_list)}
     handles = [m.register_forward_hook(hook(k), with_kwargs=True) for k, m in modules.items()]
     with torch.no_grad():
         model(**s.torch())
     for h in handles:
         h.remove()
+    if name in tiny.QWEN3:  # its tower keeps the processor's order
+        plain = lambda k: k == "merger" or k[0] in ("block", "deep")
+        return {k: (x.numpy(), y.numpy()) if plain(k) else (x, y) for k, (x, y) in seen.items()}
     v = model.config.vision_config
     merged = get_vision_window_index(torch.tensor(s.grids), v.spatial_merge_size, v.window_size, v.patch_size)[0]
     order = torch.argsort((merged[:, None] * 4 + torch.arange(4)).reshape(-1))
@@ -134,8 +133,15 @@ def rung_norm(name: str) -> dict[str, float]:
         "text": (decoder.norm, torch_decoder.norm),
         "layer": (layer(decoder.layers, 0).input_layernorm, torch_decoder.layers[0].input_layernorm),
         "vision": (layer(model.visual.blocks, 0).norm1, theirs.model.visual.blocks[0].norm1),
-        "merger": (model.visual.merger.ln_q, theirs.model.visual.merger.ln_q),
     }
+    tower, torch_tower = model.visual, theirs.model.visual
+    if name in tiny.QWEN3:
+        attn = layer(decoder.layers, 0).self_attn, torch_decoder.layers[0].self_attn
+        pairs |= {"merger": (tower.merger.norm, torch_tower.merger.norm)}
+        pairs |= {"deepstack": (layer(tower.deepstack_merger_list, 0).norm, torch_tower.deepstack_merger_list[0].norm)}
+        pairs |= {k: (getattr(attn[0], k), getattr(attn[1], k)) for k in ("q_norm", "k_norm")}
+    else:
+        pairs |= {"merger": (tower.merger.ln_q, torch_tower.merger.ln_q)}
     out = {}
     for what, (a, b) in pairs.items():
         for size in (1.0, 1e-2, 1e-3):
@@ -146,10 +152,11 @@ def rung_norm(name: str) -> dict[str, float]:
 
 def rung_rotary(name: str) -> dict[str, float]:
     """cos and sin tables of text (t, h and w apart) and vision."""
-    theirs, cfg = reference(name), Config.from_hf(folder() / name)
+    theirs, cfg = reference(name), architecture(name)
     where = np.random.default_rng(0).integers(0, 100, (2, 3, 40)).astype(np.int32)
     t = cfg.text
-    text = rotary.mrope_table(jnp.asarray(where), t.head_dim, t.rope_theta, t.mrope_section)
+    alternate = (True,) if t.interleaved else ()
+    text = rotary.mrope_table(jnp.asarray(where), t.head_dim, t.rope_theta, t.mrope_section, *alternate)
     hw = where[:, :2].swapaxes(1, 2)
     vision = rotary.vision_table(jnp.asarray(hw), cfg.vision.head_dim, cfg.vision.rope_theta)
     text_ref = theirs.model.language_model.rotary_emb(torch.zeros(1), torch.tensor(where.swapaxes(0, 1)))
@@ -213,54 +220,36 @@ def rung_layers(name: str) -> dict[str, float]:
     model, seen, s = ours(name), captured(name), tiny.TWO
     cfg, out = model.cfg, {}
     where = jnp.asarray(positions.rope_index(s.tokens, s.grids, tiny.IMAGE)[0])[None]
-    cos_sin = rotary.mrope_table(where, cfg.text.head_dim, cfg.text.rope_theta, cfg.text.mrope_section)
+    t = cfg.text
+    cos_sin = rotary.mrope_table(where, t.head_dim, t.rope_theta, t.mrope_section, *((True,) if t.interleaved else ()))
     attend = lambda q, k, v, state: (attention_lib.attention(q, k, v, causal=True), state)
     run = jit(lambda module, x: module(x, *cos_sin, attend, None)[0])
     for i in range(cfg.text.num_hidden_layers):
         x, y = (jnp.asarray(a.numpy()) for a in seen["layer", i])
         out[f"decoder layer {i}"] = error(run(layer(model.language_model.layers, i), x), y)
 
-    layout = positions.pack_vision(s.grids, cfg.vision, tiny.VISION_ROWS, tiny.SLOTS)
-    source = layout.source.reshape(-1)
-    hw = jnp.asarray(layout.patch_hw).reshape(1, -1, 2)
-    tables = rotary.vision_table(hw, cfg.vision.head_dim, cfg.vision.rope_theta)
-    rows = tiny.SLOTS * np.arange(1, tiny.VISION_ROWS + 1)[:, None]
-    image = (layout.patch_segments + rows) * (layout.patch_segments > 0)
-    group = np.arange(source.size) // cfg.vision.window_tokens * cfg.vision.window_tokens
-    window = (layout.window_segments.reshape(-1) + group) * (source >= 0)
-    inside = lambda ids: lambda *qkv: attention_lib.attention(*qkv, q_segments=ids, kv_segments=ids)
-    run = jit(lambda block, x, ids: block(x, *tables, inside(ids)))
-    for i, full in enumerate(cfg.vision.is_full):
-        x, y = seen["block", i]
-        x = jnp.asarray(np.where(source[:, None] < 0, 0, x[source]))[None]
-        got = run(layer(model.visual.blocks, i), x, jnp.asarray((image if full else window).reshape(1, -1)))
-        out[f"vision block {i} ({'full' if full else 'windows'})"] = error(got[0][source >= 0], y[source[source >= 0]])
-    x, y = seen["merger"]
-    got = jit(lambda merger, x: merger(x))(model.visual.merger, jnp.asarray(x)[None])
-    out["merger"] = error(got[0], y)
-    x, y = seen["patch_embed"]
-    out["patch embedding"] = error(model.visual.patch_embed(jnp.asarray(x.numpy())), y)
-    return out
+    return out | (towers.whole if name in tiny.QWEN3 else towers.windowed)(model, seen, s)
 
 
-def batch(cfg: Config, rows=None) -> dict[str, jax.Array]:
+def batch(cfg: QwenConfig, rows=None) -> dict[str, jax.Array]:
     """Rows of (sample, place of its first token) as one batch of fixed shape, with the answers as targets."""
     rows = list(tiny.CASES.values()) if rows is None else rows
     B, R, P, A = len(rows), tiny.VISION_ROWS, tiny.SLOTS, 3 * tiny.ANSWER
     ints = lambda *shape: np.zeros(shape, np.int32)
     T = tiny.TOKENS
     text = {"tokens": ints(B, T), "segments": ints(B, T), "positions": ints(B, 3, T), "image_index": ints(B, T) - 1}
-    vision = {"patch_segments": ints(B, R, P), "window_segments": ints(B, R, P), "patch_hw": ints(B, R, P, 2)}
-    vision["patches"] = np.zeros((B, R, P, 1176), np.float32)
+    blank = cfg.vision_arrays(cfg.vision_rows(R, P).layout())
+    seen = {k: np.zeros((B, *v.shape), v.dtype) for k, v in blank.items()}
+    seen["patches"] = np.zeros((B, R, P, 1176), np.float32)
     answers = {"answer_index": ints(B, A) - 1, "answer_targets": ints(B, A)}
     answers["answer_weights"] = np.zeros((B, A), np.float32)
     for b, row in enumerate(rows):
         grids = [g for s, _ in row for g in s.grids]
         layout = positions.pack_vision(grids, cfg.vision, R, P)
-        for k in ("patch_segments", "window_segments", "patch_hw"):
-            vision[k][b] = getattr(layout, k)
+        for k, v in cfg.vision_arrays(layout).items():
+            seen[k][b] = v
         patches = np.concatenate([s.patches for s, _ in row])
-        vision["patches"][b] = np.where(layout.source[..., None] < 0, 0, patches[layout.source]) if len(patches) else 0
+        seen["patches"][b] = np.where(layout.source[..., None] < 0, 0, patches[layout.source]) if len(patches) else 0
         merged = iter(layout.merged_index)
         for i, (s, start) in enumerate(row):
             at = slice(start, start + len(s.tokens))
@@ -271,7 +260,7 @@ def batch(cfg: Config, rows=None) -> dict[str, jax.Array]:
             a = slice(i * tiny.ANSWER, (i + 1) * tiny.ANSWER)
             answers["answer_index"][b, a] = start + len(s.tokens) + ANSWER - 1
             answers["answer_targets"][b, a], answers["answer_weights"][b, a] = s.tokens[ANSWER], 1
-    return {k: jnp.asarray(x) for k, x in (text | vision | answers).items()}
+    return {k: jnp.asarray(x) for k, x in (text | seen | answers).items()}
 
 
 @functools.cache
@@ -308,7 +297,9 @@ def peft_reference(name: str):
     reference(name)
     target = r".*language_model.*_proj"
     if lora_of(name).vision:
-        target += r"|.*visual\.blocks.*\.(qkv|proj|\w+_proj)|.*visual\.merger\.mlp\.[02]"
+        target += r"|.*visual\.blocks.*\.(qkv|proj|\w+_proj|linear_fc\d)|.*visual\.merger\.(mlp\.[02]|linear_fc\d)"
+    if lora_of(name).deepstack:
+        target += r"|.*deepstack_merger_list\.\d+\.linear_fc\d"
     config = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=target)
     model = get_peft_model(copy.deepcopy(reference(name)), config).eval()
     tiny.randomise(model, seed=1, only="lora_")
@@ -345,7 +336,7 @@ def rung_gradients(name: str) -> dict[str, float]:
 
     got, grads = jit(jax.value_and_grad(mean))(trainable, frozen, batch(model.cfg))
     out = {"loss": error(got, value)}
-    adapter = peft.make_adapter(grads, LORA.rank, LORA.alpha)
+    adapter = peft.make_adapter(grads, kind(name).NAMING, LORA.rank, LORA.alpha)
     tensors = peft.tensors(grads, adapter)
     assert tensors.keys() == theirs.keys(), tensors.keys() ^ theirs.keys()
     return out | {n: error(g, theirs[n], least=1e-30) for n, g in tensors.items()}

@@ -1,4 +1,4 @@
-"""Random tiny Qwen2.5-VLs in torch, and samples for them: the reference side of the parity ladder.
+"""Random tiny Qwen2.5-VLs and Qwen3-VLs in torch, and samples for them: the reference side of the parity ladder.
 
 Weights are N(0, 1/fan_in), biases and norm gains random: with transformers' own initialisation (0.02, zeros, ones) a
 wrong GELU, a wrong epsilon or a dropped bias would pass.
@@ -51,10 +51,37 @@ CONFIGS = {
 }
 
 
-def torch_model(name: str, seed: int = 0) -> transformers.Qwen2_5_VLForConditionalGeneration:
+def _qwen3(text: dict, vision: dict, head_dim: int, tied: bool, theta: float, section: list[int], eps: float) -> dict:
+    """Patches of 14 x 14 pixels as the samples have them; the golden configurations have others."""
+    config = _config({"head_dim": head_dim, **text}, vision | {"patch_size": 14}, tied, theta, section, eps)
+    config["text_config"]["rope_parameters"]["mrope_interleaved"] = True
+    config["text_config"]["tie_word_embeddings"] = tied
+    return config
+
+
+def _deep(hidden, depth, heads, ffn, taps, out, side):
+    names = "hidden_size depth num_heads intermediate_size deepstack_visual_indexes out_hidden_size".split()
+    return dict(zip(names, (hidden, depth, heads, ffn, taps, out))) | {"num_position_embeddings": side**2}
+
+
+# heads wider, narrower and as wide as hidden / heads; taps at the ends, in a row, apart; one level to as many as layers
+QWEN3 = {
+    "3_tied_gqa": (_text(48, 4, 4, 2, 80), _deep(32, 4, 2, 56, [0, 2], 48, 6), 16, True, 5e6, [4, 2, 2], 1e-6),
+    "3_untied_mqa": (_text(64, 2, 6, 1, 96), _deep(48, 3, 3, 52, [0, 2], 64, 48), 8, False, 1e4, [2, 1, 1], 1e-5),
+    "3_heads_equal": (_text(64, 3, 2, 2, 64), _deep(40, 5, 1, 60, [1, 2, 4], 64, 9), 32, False, 5e6, [6, 5, 5], 1e-6),
+    "3_one_level": (_text(48, 1, 3, 3, 72), _deep(32, 2, 1, 36, [1], 48, 20), 32, True, 5e5, [8, 4, 4], 1e-5),
+    "3_levels": (_text(64, 5, 8, 4, 100), _deep(64, 4, 4, 68, [0, 1, 2, 3], 64, 7), 8, False, 1e6, [1, 2, 1], 1e-6),
+    "3_narrow_heads": (_text(96, 2, 6, 3, 64), _deep(24, 6, 2, 44, [5], 96, 48), 16, True, 1e5, [2, 3, 3], 1e-5),
+}
+QWEN3 = {name: _qwen3(*sizes) for name, sizes in QWEN3.items()}
+CONFIGS |= QWEN3
+
+
+def torch_model(name: str, seed: int = 0) -> torch.nn.Module:
     """The fp32 torch model of a tiny configuration with eager attention."""
-    config = transformers.Qwen2_5_VLConfig(**copy.deepcopy(CONFIGS[name]), attn_implementation="eager")
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    kind = "Qwen3VL" if name in QWEN3 else "Qwen2_5_VL"
+    config = getattr(transformers, f"{kind}Config")(**copy.deepcopy(CONFIGS[name]), attn_implementation="eager")
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     randomise(model, seed)
     return model
 

@@ -1,6 +1,7 @@
 """The released adapters' prompts: the very texts, in the very tokens, or an error that says what to do."""
 
 import ast
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.rewards.editscore import upstream
+from edit_rl_jax.rewards.editscore.expected import ScoreTree
 from edit_rl_jax.rewards.editscore.named_prompts import from_json, get
+from edit_rl_jax.rewards.editscore.questions import Questions
 from edit_rl_jax.vlm.patches import ImageSettings
+from edit_rl_jax.vlm.qwen3_vl.config import Config
 from edit_rl_jax.vlm.samples import measure_example
 from edit_rl_jax.vlm.tokenizer import TextEncoder, load_tokenizer
 
@@ -67,6 +71,25 @@ def test_qwen3_layout_token_ids(package, tokenizer):
     text = tokenizer.encode(upstream.texts()["sc"].replace("<instruction>", INSTRUCTION), add_special_tokens=False)
     assert got == head + text + [end, newline, start, assistant, newline]
     assert got[-5:] == ids(tokenizer, "upstream", "sc", IMAGES)[-5:]
+
+
+def test_an_empty_thought_opens_the_reply(package, tokenizer):
+    """As its trainer wrote it: four tokens of the Qwen3 tokenizer behind the generation prompt, and no others."""
+    qwen3 = copy.deepcopy(tokenizer)
+    qwen3.add_tokens(["<tool_response>", "</tool_response>", "<think>", "</think>"])
+    plain, opened = (ids(qwen3, name, "sc", IMAGES) for name in ("upstream-qwen3", "upstream-qwen3-think"))
+    assert opened == [*plain, 151667, 271, 151668, 271]
+    assert get("upstream-qwen3-think-rl-compat").shown("pq", b"s", b"e") == (b"s", b"e")
+    questions = Questions(Config(), qwen3, get("upstream-qwen3-think"), Config().images(), ScoreTree(qwen3).opening)
+    prompt = questions.prompt("pq", questions.parts("pq", IMAGES[0], IMAGES[1], INSTRUCTION), "x")
+    reply = qwen3.encode('{"reasoning": "", "score": [', add_special_tokens=False)
+    assert prompt.tokens.tolist()[-4 - len(reply) :] == [
+        151667,
+        271,
+        151668,
+        271,
+        *reply,
+    ]  # expected scores begin there
 
 
 def test_profiles_show_what_upstream_showed(package):

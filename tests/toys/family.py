@@ -44,6 +44,7 @@ class Toy:
     kv_heads: int = 2
 
     model_type = "toy_vl"
+    processor = "Qwen2_5_VLProcessor"
     position_axes = 1
     spatial_merge_size = 2
     window_merged = 0  # no windows
@@ -173,7 +174,7 @@ def hf_name(path):
 
 
 NAMING = weights.Naming(hf_name, stacked=("layers",))
-LORA_PARTS, PUBLISHED, model = {}, {}, Model
+LORA_PARTS, PUBLISHED, ENTRIES, model = {}, {}, 0, Model
 
 
 def architecture(source):

@@ -79,10 +79,11 @@ def test_overrides_keep_types():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)
-    assert config.name == path.stem or path.stem == "rm"
+    several = path.stem in ("rm", "rrm")  # a file of several sizes
+    assert config.name == path.stem or several
     assert f"--config configs/{path.name}" in path.read_text()
     if config.data.train.startswith("data/"):  # validation needs a split of its own
-        text = (path.with_name("rm.py") if path.stem.startswith("rm_") else path).read_text()
+        text = (path.with_name("rm.py") if path.stem.startswith("rm_") or several else path).read_text()
         assert "prepare_data.py" in text and "--validation 0.02" in text
 
 
@@ -92,10 +93,16 @@ def test_a_file_makes_several_configs():
         one, other = (config_lib.load(CONFIGS / name.format(size), {"rows": 32}) for name in ("rm_{}.py", "rm.py:{}"))
         assert one == other and one.name == f"rm_{size}" and one.rows == 32
     assert config_lib.load(CONFIGS / "rm.py").name == "rm_7b"
+    assert config_lib.load(CONFIGS / "rrm.py:3b") == config_lib.load(CONFIGS / "rm.py:3b,edit_rrm")
     with pytest.raises(ConfigError, match="rm.py: ValueError: no size '8b'; sizes: 3b, 7b"):
         config_lib.load(CONFIGS / "rm.py:8b")
     with pytest.raises(ConfigError, match="no objective 'reward'"):
         config_lib.load(CONFIGS / "rm.py:7b,reward")
+    for size in ("4b", "8b", "32b"):
+        config = config_lib.load(CONFIGS / f"rm.py:qwen3_{size}")
+        assert (config.name, config.model.kind, config.data.min_pixels) == (f"rm_qwen3_{size}", "qwen3_vl", 65536)
+        assert config.model.init_from == f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
+        assert config_lib.load(CONFIGS / f"rm.py:qwen3_{size},editreward").name == f"editreward_qwen3_{size}"
     other = config_lib.load(CONFIGS / "rm.py:7b,editreward")
     assert (other.objective, other.name, other.rows * other.accum) == ("editreward", "editreward_7b", 64)
 

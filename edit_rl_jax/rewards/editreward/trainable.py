@@ -47,7 +47,6 @@ class Groups:
     groups: tuple = knob(())  # (beginning of weights' names, peak rate) each, as ("visual.merger.", 1e-5)
 
 
-ENTRIES = 151_665  # of the tokenizer of Qwen2.5-VL, of whose table 399 rows are free: the token's id
 SECTIONS = {**vlm.SECTIONS, "heads": HeadOptions, "optim": Groups}
 BUCKET = vlm.BUCKET
 
@@ -73,7 +72,7 @@ def token_of(config: Any, cfg: Architecture) -> int:
     """The reward token's id: that of the tokenizer with the token added. Published bases need no download for it."""
     m = config.model
     if m.init_from and not m.tokenizer and not Path(m.init_from).exists() and family.published(m.init_from):
-        return ENTRIES
+        return family.of(cfg).ENTRIES
     base = base_folder(m, local_folder)
     if base is None and not m.tokenizer:
         return cfg.vocab_size - 1  # no text is read
@@ -93,8 +92,8 @@ def tokenizer(config: Any, base: Path | None, cfg: Architecture) -> Any:
     if len(found) > cfg.vocab_size:
         raise ConfigError(f"the base's table has {cfg.vocab_size} rows, with {TOKEN} the tokenizer has {len(found)}")
     published = not config.model.tokenizer and family.published(config.model.init_from)
-    if published and (token := found.convert_tokens_to_ids(TOKEN)) != ENTRIES:
-        raise ConfigError(f"{TOKEN} is {token} in the tokenizer of '{config.model.init_from}', {ENTRIES} wanted")
+    if published and (token := found.convert_tokens_to_ids(TOKEN)) != (wanted := family.of(cfg).ENTRIES):
+        raise ConfigError(f"{TOKEN} is {token} in the tokenizer of '{config.model.init_from}', {wanted} wanted")
     return found
 
 

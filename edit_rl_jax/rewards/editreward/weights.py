@@ -142,7 +142,7 @@ def export(
             peft.save(adapter_state, adapter, to)
             weights.save(part(state, added), None, to, dataclasses.replace(naming(cfg), stem=STEM))
         if jax.process_index() == 0:
-            vlm_export.write_side_files(to, tokenizer, image_settings(config, cfg))
+            vlm_export.write_side_files(to, tokenizer, image_settings(config, cfg), cfg)
             (to / "README.md").write_text(card(config, prompts, facts, revision))
     return folder
 

@@ -37,7 +37,10 @@ def check_instruction(instruction: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The texts of both questions; `<instruction>` in `sc` and `pq` is replaced by the edit instruction."""
+    """The texts of both questions; `<instruction>` in `sc` and `pq` is replaced by the edit instruction.
+
+    opening: how every reply begins, as a part of the prompt: an answer, constrained or expected, starts behind it.
+    """
 
     name: str
     version: int
@@ -45,6 +48,7 @@ class Prompts:
     sc: str
     pq: str
     profile: ClassVar[str] = "paper"  # of `aggregate.PROFILES`
+    opening: ClassVar[str] = ""
 
     @property
     def sha256(self) -> str:
@@ -71,7 +75,7 @@ class Prompts:
         parts: list = [f"{system}<|im_start|>user\n{text}<|vision_start|>"]
         for image in images:
             parts += [image, "<|vision_end|><|vision_start|>"]
-        parts[-1] = f"<|vision_end|>{END}\n<|im_start|>assistant\n"
+        parts[-1] = f"<|vision_end|>{END}\n<|im_start|>assistant\n{self.opening}"
         return tuple(parts)
 
 

@@ -24,12 +24,25 @@ SHA256 = {
     "sc": "2fbb018b0e448b2d6066266556ad88019129b7842073fdae7e48c1ffd54abbf5",
     "pq": "8249deba103d112dddd4c2e7fe1d5a1c40fe3143dc640a422a19aced0d260c78",
 }
-NAMES = {  # name: (chat layout, profile)
-    "upstream": ("qwen2_5_vl", "paper"),
-    "upstream-rl-compat": ("qwen2_5_vl", "rl-compat"),
-    "upstream-qwen3": ("qwen3_vl", "paper"),
-    "upstream-qwen3-rl-compat": ("qwen3_vl", "rl-compat"),
+# what the trainer of the Qwen3-VL adapters wrote before every answer; upstream's inference leaves it to the model
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+NAMES = {  # name: (chat layout, profile, opening)
+    "upstream": ("qwen2_5_vl", "paper", ""),
+    "upstream-rl-compat": ("qwen2_5_vl", "rl-compat", ""),
+    "upstream-qwen3": ("qwen3_vl", "paper", ""),
+    "upstream-qwen3-rl-compat": ("qwen3_vl", "rl-compat", ""),
+    "upstream-qwen3-think": ("qwen3_vl", "paper", EMPTY_THOUGHT),
+    "upstream-qwen3-think-rl-compat": ("qwen3_vl", "rl-compat", EMPTY_THOUGHT),
 }
+
+
+def constants(code: bytes) -> dict[str, str]:
+    """Returns the texts that a Python file assigns to names; nothing of it is run. Raises SyntaxError."""
+    found = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            found |= {t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def texts(folder: str | Path | None = None) -> dict[str, str]:
@@ -46,10 +59,7 @@ def texts(folder: str | Path | None = None) -> dict[str, str]:
     if not folder or not path.is_file():
         where = f" in {folder}" if folder else ""
         raise FileNotFoundError(f"the package editscore, which holds the prompts, was not found{where}: {advice}")
-    found = {}
-    for node in ast.parse(path.read_bytes()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            found |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
+    found = constants(path.read_bytes())
     missing = {CONTEXT, TWO_IMAGES, *RULES.values()} - set(found)
     if missing:
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}: {advice}")
@@ -68,11 +78,14 @@ class UpstreamPrompts(Prompts):
     """Upstream's texts in the chat layout of its Qwen2.5-VL or Qwen3-VL adapters; images first, then the text.
 
     `qwen2_5_vl`: ChatML with a system turn and a numbered tag before each image. `qwen3_vl`: the processor's own
-    template, one user turn. What PQ sees follows the profile, one of `aggregate.PROFILES`.
+    template, one user turn. What PQ sees follows the profile, one of `aggregate.PROFILES`. The released Qwen3-VL
+    adapters were trained with an empty thought before every answer: constrained and expected scores, which would skip
+    it, want the names with "think".
     """
 
     layout: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
     profile: str = "paper"  # pyright: ignore[reportIncompatibleVariableOverride]
+    opening: str = ""  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def to_json(self) -> dict:
         """A reference by name and hash: the texts are not ours to pass on."""
@@ -97,13 +110,13 @@ class UpstreamPrompts(Prompts):
         for i, image in enumerate(images, 1):
             parts[-1] += (f"<img{i}>: " if tagged else "") + "<|vision_start|>"
             parts += [image, "<|vision_end|>"]
-        parts[-1] += f"{text}{END}\n<|im_start|>assistant\n"
+        parts[-1] += f"{text}{END}\n<|im_start|>assistant\n{self.opening}"
         return tuple(parts)
 
 
 def load(name: str = "upstream", folder: str | Path | None = None) -> UpstreamPrompts:
     """The prompts of one of NAMES. Raises KeyError, and as `texts`."""
-    layout, behaviour = NAMES[name]
+    layout, behaviour, opening = NAMES[name]
     found = texts(folder)
     system = "You are a helpful assistant." if layout == "qwen2_5_vl" else ""
-    return UpstreamPrompts(name, 1, system, found["sc"], found["pq"], layout=layout, profile=behaviour)
+    return UpstreamPrompts(name, 1, system, found["sc"], found["pq"], layout=layout, profile=behaviour, opening=opening)

@@ -1,106 +1,27 @@
-"""Qwen2.5-VL: vision tower + decoder + head, as one NNX module whose attribute names are Hugging Face's."""
+"""Qwen2.5-VL: a tower with windows before the decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from edit_rl_jax.nn.attention import attention as run_attention
-from edit_rl_jax.nn.linear import Linear, head_logits
 from edit_rl_jax.nn.params import Init, LoRAConfig
-from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.qwen2_5_vl.text import TextModel
 from edit_rl_jax.vlm.qwen2_5_vl.vision import VisionTower
+from edit_rl_jax.vlm.qwen_model import QwenVL
 
 __all__ = ["Config", "LoRAConfig", "Qwen25VL"]
 
 
-class Qwen25VL(nnx.Module):
-    """The model. `nnx.eval_shape(lambda: Qwen25VL(...))` gives it abstract; `nnx.split(m, Trainable, Frozen)` at jit.
+class Qwen25VL(QwenVL):
+    """The model: see `QwenVL`."""
 
-    Args:
-      lora: adapters on every decoder linear (and the tower's, merger's, ... when it says so), or None.
-      trainable: "lora" (base Frozen in `dtype`) or "full" (base Trainable in fp32, cast to `dtype` at use).
-      dtype: of activations and frozen weights.
-      remat: "nothing_saveable", "dots", "everything_saveable" or "none".
-      attention: implementation (see nn/attention.py), None = by platform.
-      text_only: neither vision tower nor head: for `hidden` of rows without images.
-    """
-
-    def __init__(
-        self,
-        cfg: Config,
-        *,
-        rngs: nnx.Rngs,
-        lora: LoRAConfig | None = None,
-        trainable: str = "lora",
-        dtype=jnp.float32,
-        remat: str = "nothing_saveable",
-        attention: str | None = None,
-        text_only: bool = False,
-    ):
-        if trainable not in ("lora", "full"):
-            raise ValueError(f"trainable {trainable!r} is not 'lora' or 'full'")
-        dtype, full = jnp.dtype(dtype), trainable == "full"
-        init = lambda part: Init(dtype, full, lora if lora and (part == "text" or getattr(lora, part)) else None)
-        tower = lambda: VisionTower(
-            cfg.vision,
-            rngs=rngs,
-            init=init("vision"),
-            merger_init=init("merger"),
-            patch_init=init("patches"),
-            remat=remat,
-            attention=attention,
-        )
-        self.visual = None if text_only else tower()
-        self.language_model = TextModel(cfg.text, rngs=rngs, init=init("text"), remat=remat)
-        head = lambda: Linear(*size, ("embed", "vocab"), rngs=rngs, init=init("head"))
-        size = (cfg.text.hidden_size, cfg.text.vocab_size)
-        self.lm_head = None if cfg.tie_word_embeddings or text_only else head()
-        self.cfg, self.dtype, self.attention = cfg, dtype, attention
+    def tower(self, cfg: Config, init: Callable[[str], Init], **options: Any) -> VisionTower:
+        inits = {"init": init("vision"), "merger_init": init("merger"), "patch_init": init("patches")}
+        return VisionTower(cfg.vision, **inits, **options)
 
     def image_features(self, arrays: Mapping[str, Array]) -> Float[Array, "B M D"]:
         """Merged tokens of packed images, in the text width and slot order."""
         return self.visual(*(arrays[k] for k in ("patches", "patch_segments", "window_segments", "patch_hw")))
-
-    def embed(
-        self,
-        tokens: Int[Array, "B T"],
-        features: Float[Array, "B T D"] | None = None,
-        is_image: Bool[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Token embeddings; where is_image, the features of that place."""
-        x = self.language_model.embed_tokens(tokens, self.dtype)
-        if features is not None:
-            x = jnp.where(is_image[..., None], features.astype(x.dtype), x)
-        return shard(x, "batch", None, None)
-
-    def hidden(self, batch: Mapping[str, Array]) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, of packed rows (see `rows`); padding positions hold nothing of use."""
-        seen, index = None, batch["image_index"]
-        if "patches" in batch and batch["patches"].shape[1] * batch["patches"].shape[2]:
-            features = self.image_features(batch)
-            seen = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
-        x = self.embed(batch["tokens"], seen, index >= 0)
-        segments = batch["segments"]
-
-        def attend(q, k, v, state):
-            out = run_attention(q, k, v, q_segments=segments, kv_segments=segments, causal=True, impl=self.attention)
-            return out, state
-
-        return self.language_model(x, batch["positions"], attend)[0]
-
-    def logits(self, h: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """fp32 next-token logits of hidden states."""
-        if self.lm_head is None:
-            return self.language_model.embed_tokens.attend(h)
-        head = self.lm_head
-        out = head_logits(h, head.kernel[...])
-        if head.lora_a is None:
-            return out
-        low = head_logits(h, head.lora_a[...])
-        return out + head_logits(low, head.lora_b[...]) * head.lora_scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from flax import nnx
@@ -16,12 +17,13 @@ from edit_rl_jax.nn.rotary import rotate, vision_table
 from edit_rl_jax.nn.stack import scan_pattern, stack
 from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.qwen2_5_vl.config import VisionConfig
+from edit_rl_jax.vlm.qwen_config import TowerSizes
 
 
 class VisionAttention(nnx.Module):
     """Fused q, k, v projection, rotary, attention by the caller's `attend(q, k, v)`, output projection."""
 
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs, init: Init):
+    def __init__(self, cfg: TowerSizes, *, rngs: nnx.Rngs, init: Init):
         D = cfg.hidden_size
         # The fused output is stored whole: a cut of [3 D] over devices would not fall between q, k and v.
         self.qkv = Linear(D, 3 * D, ("vision_embed", "vision_qkv"), rngs=rngs, init=init, bias=True)
@@ -83,6 +85,18 @@ class PatchMerger(nnx.Module):
         return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
 
 
+def attend_in(length: int, segments: Int[Array, "B R P"], impl: str | None) -> Callable[..., Array]:
+    """Makes the attention of flattened slots: inside each `length` of them, and there inside a segment."""
+
+    def attend(q, k, v):
+        fold = lambda a: a.reshape(-1, length, *a.shape[2:])
+        ids = segments.reshape(-1, length)
+        out = attention(fold(q), fold(k), fold(v), q_segments=ids, kv_segments=ids, impl=impl)
+        return out.reshape(q.shape)
+
+    return attend
+
+
 class VisionTower(nnx.Module):
     """Patch embedding, stacked blocks, merger."""
 
@@ -121,15 +135,6 @@ class VisionTower(nnx.Module):
             raise ValueError(f"{R} vision rows x {P} slots are not whole groups of {W}")
         x = shard(self.patch_embed(patches.reshape(B, R * P, -1).astype(self.dtype)), "batch", None, None)
         cos, sin = vision_table(patch_hw.reshape(B, R * P, 2), self.cfg.head_dim, self.cfg.rope_theta)
-
-        def attend_in(length, segments, impl):
-            def attend(q, k, v):
-                fold = lambda a: a.reshape(-1, length, *a.shape[2:])
-                ids = segments.reshape(-1, length)
-                out = attention(fold(q), fold(k), fold(v), q_segments=ids, kv_segments=ids, impl=impl)
-                return out.reshape(q.shape)
-
-            return attend
 
         # Dense windows of 64 need no kernel on any platform.
         attends = {False: attend_in(W, window_segments, "xla"), True: attend_in(P, patch_segments, self.attention)}

@@ -27,7 +27,7 @@ __all__ = ["INDEX", "LORA", "METADATA", "SINGLE", "WeightsError", "flatten", "ho
 __all__ += ["read_config", "save"]
 
 log = logging.getLogger(__name__)
-STACKED = ("blocks", "layers")
+STACKED = ("blocks", "layers", "deepstack_merger_list")  # the last: Qwen3-VL's
 
 
 def hf_name(path: Sequence[str]) -> str:
@@ -70,10 +70,10 @@ NAMING = Naming(
 TEXT_NAMING = dataclasses.replace(NAMING, optional=rf"model\.visual\.|lm_head\.|{BUFFERS}", tied=())
 
 
-def architecture(source: Any) -> Config:
-    """`Config.from_hf`, but where a folder's files hold a head that differs from the embedding it is a head of its own,
-    whatever config.json says; transformers does the same."""
-    cfg, inline = Config.from_hf(source), isinstance(source, Mapping) or str(source).lstrip().startswith("{")
+def architecture(source: Any, kind: Any = Config) -> Any:
+    """`from_hf` of a config's class, but where a folder's files hold a head that differs from the embedding it is a
+    head of its own, whatever config.json says; transformers does the same."""
+    cfg, inline = kind.from_hf(source), isinstance(source, Mapping) or str(source).lstrip().startswith("{")
     folder = Path() if inline else Path(source)
     if inline or not cfg.tie_word_embeddings or not ((folder / SINGLE).exists() or (folder / INDEX).exists()):
         return cfg

@@ -16,10 +16,9 @@ from edit_rl_jax.rewards.editreward import losses, objective, weights
 from edit_rl_jax.rewards.editreward.heads import Heads, fuse
 from edit_rl_jax.rewards.editreward.model import Reward, of
 from edit_rl_jax.rewards.editreward.prompts import TINY, TOKEN
-from edit_rl_jax.vlm import family, loading
+from edit_rl_jax.vlm import family, loading, text
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import ImageSettings
-from edit_rl_jax.vlm.qwen2_5_vl import text
 from edit_rl_jax.vlm.rows import Packed
 from tests.parity.ladder import FAST, error
 from tests.rewards.editreward import reference
