@@ -315,6 +315,7 @@ def test_the_gates_of_selection(tmp_path, edits):
         assert status == 1 and "under other settings" in line and "min_accuracy" in line
 
 
+@pytest.mark.slow  # compiles generation twice: 17 s on a free core
 def test_candidates_of_our_own_model(tmp_path, edits):
     """A folder that was not trained for it: what it writes is kept, not taken, and not written again."""
     own = {
@@ -324,6 +325,7 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         "temperature": 2.0,
         "replies": 2,
         "rows": 2,
+        "temperature": 5.0,  # it is sure of what it writes
     }
     with model() as server:
         found = config(server.url, candidates=[{"name": "own", **own}, {"endpoint": "a", "name": "a"}])
