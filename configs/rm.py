@@ -17,6 +17,11 @@ Recipe of arXiv 2509.26346 (64 pairs a step, images of 448 x 448 pixels, 2 epoch
 trains all weights: --config.model.trainable=full --config.optim.lr=2e-6; the released code also has
 --config.preference.loss=released --config.heads.positions=1d.
 
+Edit-R1's verifier is configs/rm.py:7b,edit_rrm, or configs/rrm.py:7b (docs/verifier.md makes its data; the paper,
+arXiv 2604.27505, gives no recipe):
+
+    python scripts/train_rm.py --config configs/rrm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rrm_7b
+
 | size | hardware | licence of the base | to expect |
 |---|---|---|---|
 | 3b | a v5e-8 or larger; one H100 | Qwen Research License (no commercial use) | no figure is published |
@@ -76,12 +81,12 @@ SHORT = dict.fromkeys(("32b", "qwen3_32b"), {"v5e:4x4": {"fsdp": 16}, "v6e:2x4":
 
 def get_config(which="7b"):
     size, _, objective = which.partition(",")
-    if size not in MESHES or objective not in ("", "editscore", "editreward"):
+    if size not in MESHES or objective not in ("", *OBJECTIVES):
         what = f"objective '{objective}'" if size in MESHES else f"size '{size}'"
-        raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma editscore or editreward")
+        raise ValueError(f"no {what}; sizes: {', '.join(MESHES)}, and after a comma one of {', '.join(OBJECTIVES)}")
     qwen3 = size.startswith("qwen3_")
-    c = editreward(qwen3) if objective == "editreward" else editscore(qwen3)
-    c.name = f"{c.objective}_{size}" if objective else f"rm_{size}"
+    c = OBJECTIVES[objective or "editscore"](qwen3)
+    c.name = f"{ {'': 'rm', 'edit_rrm': 'rrm'}.get(objective, objective) }_{size}"
     base = size.removeprefix("qwen3_").upper()
     c.model.init_from = f"Qwen/Qwen3-VL-{base}-Instruct" if qwen3 else f"Qwen/Qwen2.5-VL-{base}-Instruct"
     c.model.prompts = "standard"
@@ -99,8 +104,8 @@ def get_config(which="7b"):
     return c
 
 
-def editscore(qwen3=False):
-    c = default(kind="qwen3_vl" if qwen3 else "qwen2_5_vl", objective="editscore")
+def editscore(qwen3=False, objective="editscore"):
+    c = default(kind="qwen3_vl" if qwen3 else "qwen2_5_vl", objective=objective)
     c.epochs = 3.0
     c.rows = 16
     c.accum = 2
@@ -125,3 +130,15 @@ def editreward(qwen3=False):
     c.data.buckets = ((2816, 3, slots, 4), (4096, 3, slots, 4))  # a pair a row; the second for upstream's long prompts
     c.optim.warmup = 0.05
     return c
+
+
+def edit_rrm(qwen3=False):
+    """As EditScore's, but one question an edit, whose reply has verdicts on about ten principles besides."""
+    c = editscore(qwen3, "edit_rrm")
+    c.epochs = 1.0
+    c.data.train = "data/verifier"
+    c.data.buckets = tuple((length, images, patches, 1792) for length, images, patches, _ in c.data.buckets)
+    return c
+
+
+OBJECTIVES = {"editscore": editscore, "editreward": editreward, "edit_rrm": edit_rrm}

@@ -3,21 +3,30 @@
     python scripts/best_of_n.py --candidates edits.jsonl --model runs/demo/model --output runs/best
     python scripts/best_of_n.py --editor OmniGen2/OmniGen2 --input asked.jsonl --samples 8 --model runs/demo/model \\
         --output runs/best
+    python scripts/best_of_n.py --benchmark gedit_bench --data GEdit-Bench --editor my/editor --samples 8 \\
+        --model runs/demo/model --output runs/best
 
 A line of the candidates is a JSON object with `source`, `instruction` and `candidates` (paths, from the file's folder)
 and, if it is known, `truth`: a number for each candidate, by an oracle or by people. OUTPUT gets `picks.jsonl` (a line
 an input, in order), `eval.json` with the curve over N (unbiased: the mean over all subsets), `montage.png` and
 `report.html`. Scores are remembered in OUTPUT/cache.jsonl, so that a killed run goes on. With --editor the candidates
 are sampled first, into OUTPUT/edits (see edit.py, whose input and flags these are).
+
+--benchmark takes the inputs from a benchmark of eval_editor.py (--data; of editworld SPLIT-SEED-N): --editor makes
+--samples edits of each, into OUTPUT/samples/0, 1, ... in the benchmark's layout, or --images names such folders. What a
+candidate is worth is said by --measured, results of eval_editor.py on each folder (another judge's, as in EditScore's
+experiment), or on editworld by the oracle; means over groups stand beside the means.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 from edit_rl_jax.cli import editor_flags, judge_flags
 from edit_rl_jax.editors import edit_file
 from edit_rl_jax.evals import best_of_n
+from edit_rl_jax.evals.editors import candidates, editworld, judged
 from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards.cache import Cached
 
@@ -28,11 +37,24 @@ def parse(argv=None):
     parser.add_argument("--input", metavar="JSONL", help="with --editor: instructions and sources")
     parser.add_argument("--samples", type=flag(int, "[1, 1000]"), default=8, help="with --editor: edits of each input")
     parser.add_argument("--output", required=True, metavar="DIR")
+    bench = parser.add_argument_group("candidates of a benchmark")
+    bench.add_argument("--benchmark", choices=tuple(judged.BENCHMARKS))
+    bench.add_argument("--data", metavar="DIR", help="folder or file of the data set, or its hub id")
+    bench.add_argument("--part", default="", help="en, cn (zh), basic, uge, all; default: the benchmark's first")
+    bench.add_argument(
+        "--images", metavar="DIR", nargs="+", help="folders of edits, one a sample, instead of an editor"
+    )
+    bench.add_argument("--measured", metavar="DIR", nargs="+", default=(), help="results on each of them: the truth")
     judge_flags.add_arguments(parser, argv)
     editor_flags.add_arguments(parser, beside_judge=True)
     args = parser.parse_args(argv)
-    if (args.editor is None) == (args.candidates is None) or (args.editor is None) != (args.input is None):
+    if args.benchmark:
+        if not args.data or (args.editor is None) == (args.images is None) or args.candidates or args.input:
+            parser.error("--benchmark wants --data, and --editor or --images")
+    elif (args.editor is None) == (args.candidates is None) or (args.editor is None) != (args.input is None):
         parser.error("give either --candidates, or --editor and --input")
+    elif args.data or args.images or args.measured:
+        parser.error("--data, --images and --measured belong to --benchmark")
     if judge_flags.given(args) != 1:
         parser.error("give one of --model, --server, --endpoint")
     return args
@@ -49,10 +71,28 @@ def sampled(args) -> str:
     return str(home / edit_file.RESULTS)
 
 
+def of_benchmark(args) -> str:
+    """The file of candidates of a benchmark's items, made by the editor or found in folders."""
+    home, folders = Path(args.output), args.images
+    if args.editor:
+        sampler, settings = editor_flags.from_arguments(args)
+        if args.benchmark == "editworld":
+            shapes = editworld.buckets(sampler.processor.multiple)
+            sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
+        folders = [home / "samples" / str(k) for k in range(args.samples)]
+        part = args.part or judged.benchmark(args.benchmark).PARTS[0]
+        for member, folder in enumerate(folders):
+            how = (args.benchmark, sampler, args.data, folder, settings, part, args.edit_seed, member)
+            judged.make_images(*how)
+    return str(candidates.write(args.benchmark, args.data, folders, home, args.part, args.measured))
+
+
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        if args.editor:
+        if args.benchmark:
+            args.candidates = of_benchmark(args)
+        elif args.editor:
             args.candidates = sampled(args)
         best_of_n.read(args.candidates)  # a malformed line is named before a model is loaded
         cached = Cached(judge_flags.from_arguments(args), f"{args.output}/cache.jsonl")

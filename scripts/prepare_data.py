@@ -5,6 +5,7 @@
   EditReward's     python scripts/prepare_data.py --input train.json --output data/editreward --validation 0.02
   the world        python scripts/prepare_data.py --world 5000 --output data/world
   its preferences  python scripts/prepare_data.py --world 5000 --preferences --noise 0.2 --output data/preferences
+  its verifier's   python scripts/prepare_data.py --world 5000 --verifier --output data/verifier
 
 Rows (.jsonl, .parquet): "source" and "edited" (paths relative to the file, or bytes in parquet), "instruction", and as
 wanted "sc": [0-25, 0-25], "pq": [0-25, 0-25], "sc_reasoning", "pq_reasoning", "task", "key", "group". Rows of the
@@ -22,6 +23,10 @@ A preference is a row of two edits of one source, told by its columns, and a dat
   benchmark pairs  "source_image", "candidate_1", "candidate_2", "instruction", "ranking", "comparison_type"
 The shares of wins and ties are printed. With --disentangle-ties a tie in which each edit is better in one dimension
 becomes two preferences, one for each edit; a tie whose labels are all equal stays one.
+
+A row of a verifier's edit has "source", "edited", "instruction", "principles": [{"question", "category": "Follow",
+"Keep" or "Quality"}], and "reply" (the text to learn), "verdicts": [0 or 1 for each principle] or both, and as wanted
+"score" (0-10). make_verifier_data.py makes such data of edits.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from edit_rl_jax.data import images, preferences, readers, sharegpt
-from edit_rl_jax.data.records import PreferenceRecord, Record, RecordError
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, RecordError
 from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
 from edit_rl_jax.ranges import INT32_OR_0, flag
 
@@ -66,7 +71,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=flag(int, "[1, 1e12]"), metavar="N", help="read at most N rows of each file")
     help = "preferences: a tie with opposite advantages becomes two opposite preferences"
     add("--disentangle-ties", action="store_true", help=help)
-    add("--preferences", action="store_true", help="the world's records are pairs of edits")
+    kind = p.add_mutually_exclusive_group()
+    kind.add_argument("--preferences", action="store_true", help="the world's records are pairs of edits")
+    kind.add_argument("--verifier", action="store_true", help="they are edits with principles, verdicts and a reply")
     help = (
         "of the world's preferences: chance that a label is drawn at random, in training records (default: %(default)g)"
     )
@@ -118,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
             elif args.disentangle_ties:
                 raise RecordError(record.key, "no preference", "--disentangle-ties, but this is an edit")
             else:
-                scores.add(record)
+                if isinstance(record, EditRecord):
+                    scores.add(record)
                 yield record
 
     def from_files() -> Iterator[Record]:
@@ -164,6 +172,10 @@ def world(args: argparse.Namespace, split: str, size: int) -> Sequence[Record]:
     from edit_rl_jax.editworld.dataset import EditRecords
     from edit_rl_jax.editworld.preferences import Preferences
 
+    if args.verifier:
+        from edit_rl_jax.editworld.verifier import VerifierRecords
+
+        return VerifierRecords(split, size, args.seed, args.resolution)
     if not args.preferences:
         return EditRecords(split, size, args.seed, args.resolution)
     return Preferences(split, size, args.seed, args.resolution, noise=args.noise if split == "train" else 0.0)
@@ -171,8 +183,8 @@ def world(args: argparse.Namespace, split: str, size: int) -> Sequence[Record]:
 
 def check_input(args: argparse.Namespace) -> None:
     """Raises ValueError, naming the flag, for a wrong pattern, a file that is none, and a flag without effect."""
-    if args.preferences and not args.world or args.noise and not args.preferences:
-        raise ValueError("--preferences is of --world, --noise of --preferences")
+    if (args.preferences or args.verifier) and not args.world or args.noise and not args.preferences:
+        raise ValueError("--preferences and --verifier are of --world, --noise of --preferences")
     try:
         sharegpt.finder(args.instruction_pattern)
     except ValueError as e:

@@ -52,7 +52,8 @@ def sampler(done: supervised.Finished) -> EditorSampler:
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
     shapes = editworld.buckets(editor.processor.multiple, config.data.resolution)
-    settings = EditSettings(Denoising(steps), kind.schedule(folder, steps), rows=-(-64 // n) * n, buckets=shapes)
+    how = dict(rows=-(-64 // n) * n, buckets=shapes, max_pixels=config.data.resolution**2)
+    settings = EditSettings(Denoising(steps), kind.schedule(folder, steps), **how)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 

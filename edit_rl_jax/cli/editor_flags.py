@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     how.add_argument("--negative-system", metavar="TEXT", help="system text before it; default: the editor's own")
     how.add_argument("--max-pixels", type=flag(int, "[1, 1e9]"), default=1024 * 1024, help="larger images are shrunk")
     how.add_argument(
-        "--max-side", type=flag(int, "[1, 16384]"), default=1024, help="likewise, the longer side of an input"
+        "--max-side",
+        type=flag(int, "[1, 16384]"),
+        help="likewise, the longer side of an input; default: the editor's own (1024)",
     )
     how.add_argument(
         "--tile",
@@ -93,7 +95,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     asked = {"text": args.text_guidance, "image": args.image_guidance} | dict(zip(("start", "stop"), args.guided_range))
     guidance = dataclasses.replace(own.guidance, **{k: v for k, v in asked.items() if v is not None})
     names = ("negative", "negative_system", "max_pixels", "max_side", "text_length", "tile")
-    given = {k: getattr(args, k) for k in names}
+    given = {k: getattr(args, k) for k in names} | {"max_side": args.max_side or own.max_side}
     shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
     rows = -(-args.edit_rows // shards) * shards
     sampling = EditSettings(Denoising(steps, args.solver, guidance), schedule, rows=rows, **given)

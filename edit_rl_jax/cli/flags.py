@@ -17,8 +17,9 @@ def mesh_shape(text: str) -> dict[str, int]:
     return shape
 
 
-def add_options(group: Any, options: type) -> None:
-    """Adds a flag for each field of a dataclass of settings: its type, default, choices and help."""
+def add_options(group: Any, options: type, before: str = "") -> None:
+    """Adds a flag for each field of a dataclass of settings: its type, default, choices and help. before: with which
+    the flags' names begin, those of the values do not."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         kind, told = hints[field.name], dict(default=field.default, help=field.metadata.get("help") or None)
@@ -30,4 +31,4 @@ def add_options(group: Any, options: type) -> None:
             told["choices"] = [c for c in typing.get_args(kind) if c]
         else:
             told["type"] = flag(kind, allowed) if (allowed := field.metadata.get("allowed")) else kind
-        group.add_argument(f"--{field.name.replace('_', '-')}", **told)
+        group.add_argument(f"--{before}{field.name.replace('_', '-')}", dest=field.name, **told)

@@ -20,35 +20,37 @@ from edit_rl_jax.sharding import make_mesh
 KEY = "OPENAI_API_KEY"  # environment variables: secrets are no flags, which all users can list
 
 
-def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> None:
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, before: str = "") -> None:
     """Adds the flags of a judge: which model, on what, and the options of the judge that `argv` (default: the
-    command's) names with --judge, or by its model's folder."""
-    parser.add_argument("--model", metavar="DIR", help="model or adapter folder, or hub id")
+    command's) names with --judge, or by its model's folder. before: "judge-" beside an editor's flags of the same
+    names: then all but --judge begin with it."""
+    add = lambda name, **how: parser.add_argument(f"--{before}{name}", dest=name.replace("-", "_"), **how)
+    add("model", metavar="DIR", help="model or adapter folder, or hub id")
     known = ", ".join(judges.JUDGES)
     parser.add_argument(
         "--judge", metavar="NAME", default="", help=f"{known} or my_pkg.mod:Class; default: the folder's"
     )
-    parser.add_argument("--server", metavar="URL", help=f"or a reward server (serve_reward.py); its token: ${TOKEN}")
-    parser.add_argument("--endpoint", metavar="URL", help=f"or an OpenAI-compatible end point, .../v1; its key: ${KEY}")
-    parser.add_argument("--endpoint-model", metavar="NAME", help="the model that the end point should use")
-    parser.add_argument("--base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
+    add("server", metavar="URL", help=f"or a reward server (serve_reward.py); its token: ${TOKEN}")
+    add("endpoint", metavar="URL", help=f"or an OpenAI-compatible end point, .../v1; its key: ${KEY}")
+    add("endpoint-model", metavar="NAME", help="the model that the end point should use")
+    add("base", metavar="DIR", help="base of an adapter, where it is not where the adapter says")
     skip = f"do not compare an export with its SHA-256 before it is loaded (for all commands: {OFF}=0)"
-    parser.add_argument("--no-verify", action="store_true", help=skip)
-    parser.add_argument("--mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
+    add("no-verify", action="store_true", help=skip)
+    add("mesh", type=mesh_shape, metavar="fsdp=N,tensor=M", help="shard over these axes of devices")
     try:
-        name = _named(sys.argv[1:] if argv is None else argv)
+        name = _named(sys.argv[1:] if argv is None else argv, before)
         options = judges.kind(name).Options
     except ConfigError as error:
         parser.error(str(error))
     parser.set_defaults(options=options)
-    add_options(parser.add_argument_group(f"judge {name}"), options)
+    add_options(parser.add_argument_group(f"judge {name}"), options, before)
 
 
-def _named(argv: Sequence[str]) -> str:
+def _named(argv: Sequence[str], before: str = "") -> str:
     """The judge that a command line names, as far as it can be told before the flags are read."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--model", "--judge"):
-        peek.add_argument(flag, default="")
+    for name, flag in (("model", f"--{before}model"), ("judge", "--judge")):
+        peek.add_argument(flag, dest=name, default="")
     try:
         said = peek.parse_known_args(argv)[0]
         return judges.name_of(Path(said.model), said.judge) if said.model else said.judge or judges.DEFAULT

@@ -1,7 +1,7 @@
 """Users' files as records: JSON lines, lists of JSON, parquet; each row an edit (own layout, ShareGPT) or a preference.
 
-A reader yields, for every row in order, `(where, record)`: an EditRecord or PreferenceRecord, or the RecordError that
-says what is wrong with it; `checked` turns those into an error or a counted skip.
+A reader yields, for every row in order, `(where, record)`: an EditRecord, PreferenceRecord or VerifierRecord, or the
+RecordError that says what is wrong with it; `checked` turns those into an error or a counted skip.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax import json_files
-from edit_rl_jax.data import fields, preference_rows, preferences, sharegpt
+from edit_rl_jax.data import fields, preference_rows, preferences, principles, sharegpt
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.fields import Rows
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image
-from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, check_scores, group_id
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, VerifierRecord, check_scores, group_id
 
 _FIELDS = {f.name for f in dataclasses.fields(EditRecord)} | {"conversations", "messages"}
+_VERIFIER = {f.name for f in dataclasses.fields(VerifierRecord)}
+_KINDS = {EditRecord: "an edit", PreferenceRecord: "a preference", VerifierRecord: "a verifier's"}
 _BEGIN, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*(?:,\s*|\]\s*\Z)")
 
 
@@ -42,7 +44,8 @@ def read(
     {"bytes", "path"}), `instruction`, and as wanted `key`, `task`, `sc`, `pq`, `sc_reasoning`, `pq_reasoning`, `group`,
     `meta`; other columns join `meta`. Rows with `conversations` (or `messages`) and `images` are ShareGPT's, for which
     the file is read twice; `instruction` is their `sharegpt.finder`'s pattern. Rows of preferences are told by their
-    columns, see `preference_rows`. `name` stands for the file in every
+    columns, see `preference_rows`, those of a verifier by `principles` beside `reply` or `verdicts`; they may have a
+    `score`. `name` stands for the file in every
     `where` and key. Raises RecordError where the file as a whole cannot be read, ValueError for the pattern, OSError.
     """
     path = Path(path)
@@ -51,7 +54,7 @@ def read(
     rows = functools.partial(raw, path, name or path.name)
     for where, row in rows():
         if not sharegpt.is_one(row):
-            make = preference_rows.record if preference_rows.is_one(row) else _own
+            make = preference_rows.record if preference_rows.is_one(row) else _verifier if _is_verifier(row) else _own
             yield where, fields.guarded(where, functools.partial(make, root=root), row)
             continue
         joined = joined or sharegpt.Joined(rows(), root, find)
@@ -146,23 +149,45 @@ def _members(data: bytes, error: RecordError) -> list[str]:
     return found
 
 
-def _own(where: str, row: Mapping, root: Path) -> EditRecord:
+def _common(where: str, row: Mapping, root: Path, columns: set[str]) -> dict[str, Any]:
+    """What a row of one edit holds whatever its kind; other columns than these join `meta`."""
     instruction = fields.instruction(where, row)
     if not instruction.strip():
         there = "" if "instruction" in row else f"the columns are {', '.join(map(str, row))}"
         raise RecordError(where, "empty instruction", there[:200])
     source, edited = (fields.image(where, n, row.get(n), root) for n in ("source", "edited"))
-    return EditRecord(
+    return dict(
         key=fields.key(where, row, "key"),
         source=source,
         edited=edited,
         instruction=instruction,
+        task=fields.text(where, row, "task"),
         group=fields.text(where, row, "group") or group_id(source, instruction),
-        sc=check_scores(where, "sc", row.get("sc")),
-        pq=check_scores(where, "pq", row.get("pq")),
-        meta=fields.meta(where, row) | {k: fields.plain(row[k]) for k in sorted(set(row) - _FIELDS)},
-        **{k: fields.text(where, row, k) for k in ("task", "sc_reasoning", "pq_reasoning")},
+        meta=fields.meta(where, row) | {k: fields.plain(row[k]) for k in sorted(set(row) - columns)},
     )
+
+
+def _own(where: str, row: Mapping, root: Path) -> EditRecord:
+    scores = {k: check_scores(where, k, row.get(k)) for k in ("sc", "pq")}
+    texts = {k: fields.text(where, row, k) for k in ("sc_reasoning", "pq_reasoning")}
+    return EditRecord(**_common(where, row, root, _FIELDS), **scores, **texts)
+
+
+def _is_verifier(row: Any) -> bool:
+    return isinstance(row, Mapping) and row.get("principles") is not None and bool({"reply", "verdicts"} & set(row))
+
+
+def _verifier(where: str, row: Mapping, root: Path) -> VerifierRecord:
+    asked, verdicts, score = principles.from_json(where, row["principles"]), row.get("verdicts"), row.get("score")
+    if verdicts is not None:
+        if not isinstance(verdicts, list | tuple):
+            raise RecordError(where, "malformed verdict", "a list of 0 or 1 wanted")
+        verdicts = tuple(int(v) if isinstance(v, float) and v in (0, 1) else v for v in verdicts)
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+        raise RecordError(where, "malformed score", "a number on 0..10 wanted")
+    common, reply = _common(where, row, root, _VERIFIER), fields.text(where, row, "reply")
+    score = None if score is None else float(score)
+    return VerifierRecord(**common, principles=asked, reply=reply, verdicts=verdicts, score=score)
 
 
 @dataclasses.dataclass
@@ -219,8 +244,9 @@ def checked(
 ) -> Iterator[Record]:
     """The good records of `rows`, checked: instruction, scores, image headers, with `decode` the pixels, unique key.
 
-    All are of the first good one's kind, edits or preferences. Of preferences no pair comes twice, either way round,
-    and its two edits differ. `on_bad_record`: "error" raises the row's RecordError, "skip" adds it to `skipped`.
+    All are of the first good one's kind: edits, preferences, or a verifier's. Of preferences no pair comes twice,
+    either way round, and its two edits differ. `on_bad_record`: "error" raises the row's RecordError, "skip" adds it to
+    `skipped`.
     """
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f'on_bad_record is "error" or "skip", not {on_bad_record!r}')
@@ -232,11 +258,12 @@ def checked(
             if isinstance(record, RecordError):
                 raise record
             if first and type(record) is not first[1]:
-                what = {EditRecord: "an edit", PreferenceRecord: "a preference"}
-                detail = f"{what[type(record)]}, but {first[0]} is {what[first[1]]}: make a dataset of each"
+                detail = f"{_KINDS[type(record)]}, but {first[0]} is {_KINDS[first[1]]}: make a dataset of each"
                 raise RecordError(where, "another kind of record", detail)
             if isinstance(record, EditRecord):
                 fields.check_record(record, where, max_pixels)
+            elif isinstance(record, VerifierRecord):
+                principles.check_verifier(record, where, max_pixels)
             else:
                 preferences.check_preference(record, where, max_pixels)
             if record.key in seen:
@@ -257,8 +284,8 @@ def checked(
 
 def _decode(record: Record, where: str, max_pixels: int) -> None:
     """Decodes the images of a record. Raises ImageError, and RecordError for two edits of the same pixels."""
-    edited = (record.edited,) if isinstance(record, EditRecord) else record.edited
-    names = ("edited",) if isinstance(record, EditRecord) else ("first", "second")
+    edited = record.edited if isinstance(record, PreferenceRecord) else (record.edited,)
+    names = ("first", "second") if isinstance(record, PreferenceRecord) else ("edited",)
     decode_image(record.source, where=f"{where} source", max_pixels=max_pixels)
     pixels = [decode_image(e, where=f"{where} {n}", max_pixels=max_pixels) for n, e in zip(names, edited, strict=True)]
     if len(pixels) == 2 and np.array_equal(*pixels):

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from edit_rl_jax.data import principles
 from edit_rl_jax.data.errors import RecordError
-from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, EditRecord, PreferenceRecord, Record
+from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, EditRecord, PreferenceRecord, Record, VerifierRecord
 
 UNLABELLED = -1  # both scores of an unlabelled dimension
 
@@ -100,7 +101,17 @@ class PreferenceDataset(EditDataset):
     }
 
 
-KINDS = (EditDataset, PreferenceDataset)
+class VerifierDataset(EditDataset):
+    """A verifier's edits: source and edited image, instruction, principles, the reply to learn, verdicts and score."""
+
+    RECORD = VerifierRecord
+    FEATURES = _COMMON | {
+        "edited": _image(),
+        **dict.fromkeys(("principles", "reply", "verdicts", "gold_score"), tfds.features.Text()),  # JSON but the reply
+    }
+
+
+KINDS = (EditDataset, PreferenceDataset, VerifierDataset)
 
 
 def _to_row(record: Record) -> dict[str, Any]:
@@ -117,6 +128,16 @@ def _to_row(record: Record) -> dict[str, Any]:
             "second": record.edited[1],
             "prefers": np.array(record.prefers, np.int32),
             "scores": json.dumps(dict(record.scores), sort_keys=True),
+        }
+    if isinstance(record, VerifierRecord):
+        principles.check_verifier(record)
+        return {
+            **common,
+            "edited": record.edited,
+            "principles": json.dumps(principles.to_json(record.principles)),
+            "reply": record.reply,
+            "verdicts": json.dumps(record.verdicts),
+            "gold_score": json.dumps(record.score),
         }
     pair = lambda s: np.array((UNLABELLED, UNLABELLED) if s is None else s, np.int32)
     return {
@@ -139,6 +160,12 @@ def _from_row(row: Mapping[str, Any]) -> Record:
         scores = {name: (float(a), float(b)) for name, (a, b) in json.loads(common.pop("scores")).items()}
         common |= {"edited": (row["first"], row["second"]), "prefers": int(row["prefers"]), "scores": scores}
         return PreferenceRecord(**common)
+    if "principles" in row:
+        stored = {k: json.loads(common.pop(k)) for k in ("principles", "verdicts", "gold_score")}
+        asked = principles.from_json(common["key"], stored["principles"])
+        verdicts = None if stored["verdicts"] is None else tuple(stored["verdicts"])
+        common |= {"edited": row["edited"], "principles": asked, "verdicts": verdicts, "score": stored["gold_score"]}
+        return VerifierRecord(**common)
     pair = {k: None if (row[k] == UNLABELLED).all() else (int(row[k][0]), int(row[k][1])) for k in ("sc", "pq")}
     return EditRecord(edited=row["edited"], **common, **pair)
 
@@ -151,10 +178,10 @@ def write_dataset(
 ) -> str:
     """Writes the splits as ArrayRecord under `directory`; returns the folder to give to `EditSource`.
 
-    All records are of the first one's kind, edits or preferences. `notes` (JSON-able: origin, counts of skipped rows;
-    read when a split is complete) go to its metadata.json, with the data hash of each split. A failure leaves no
-    half-written dataset. Raises RecordError on a duplicate key, a record of another kind, a label that is NaN and a
-    split without records, FileExistsError if there is a dataset.
+    All records are of the first one's kind: edits, preferences, or a verifier's. `notes` (JSON-able: origin, counts of
+    skipped rows; read when a split is complete) go to its metadata.json, with the data hash of each split. A failure
+    leaves no half-written dataset. Raises RecordError on a duplicate key, a record of another kind, a label that is NaN
+    and a split without records, FileExistsError if there is a dataset.
     """
     options: Any = dict(notes=notes, data_dir=os.fspath(directory), file_format="array_record")
     for kind in KINDS:
@@ -164,7 +191,7 @@ def write_dataset(
     rest = iter(rest)
     head = list(itertools.islice(rest, 1))  # says which kind is to come
     records = {**records, split: itertools.chain(head, rest)}
-    kind = PreferenceDataset if head and isinstance(head[0], PreferenceRecord) else EditDataset
+    kind = next((k for k in KINDS if head and isinstance(head[0], k.RECORD)), EditDataset)
     builder = kind(records=records, **options)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     builder.download_and_prepare(download_config=config)
@@ -203,6 +230,11 @@ class EditSource(Sequence):
 
     def __setstate__(self, state):
         self.__init__(**state)
+
+
+def split_names(path: str | os.PathLike) -> list[str]:
+    """Names the splits of a written dataset, in the order in which they were written. Raises FileNotFoundError."""
+    return list(_read_builder(os.fspath(path)).info.splits)
 
 
 def _read_builder(path: str) -> tfds.core.DatasetBuilder:

@@ -98,20 +98,22 @@ class Processor(Preparer, Protocol):
 
     Attributes:
       downscale: pixels of a latent cell's side, which schedules count. channels: C, numbers of a token.
-      steps: of sampling, where the user says nothing.
+      steps: of sampling, where the user says nothing. max_side: of references, likewise.
     """
 
     downscale: int
     channels: int
     steps: int
+    max_side: int
 
     def fit(
         self, images: Sequence[Size], size: Size | None, max_pixels: int, max_side: int, where: str
     ) -> tuple[tuple[Size, ...], Size]:
         """Chooses the sizes that references are resized to, and the result's.
 
-        images: sizes of the references; size: the result's that is wanted, or None. No size exceeds max_pixels, and no
-        reference's side max_side. Raises EditError or ImageError, naming `where`.
+        images: sizes of the references; size: the result's that is wanted, or None. No size exceeds max_pixels (but
+        for an editor's own list of sizes), and no reference's side max_side. Raises EditError or ImageError, naming
+        `where`.
         """
         ...
 

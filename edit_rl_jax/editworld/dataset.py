@@ -8,10 +8,12 @@ import math
 import numpy as np
 from PIL import Image
 
+from edit_rl_jax.data import principles
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.records import EditRecord, group_id
 from edit_rl_jax.editworld import language, oracle
 from edit_rl_jax.editworld.edits import KINDS, TASKS, Candidate, Edit, candidate, random_edit, third
+from edit_rl_jax.editworld.principles import principles_of, verdicts_of
 from edit_rl_jax.editworld.render import DAMAGES, NATIVE, render
 from edit_rl_jax.editworld.scene import SPLITS, choice, rng
 
@@ -43,7 +45,8 @@ def _source(edit: Edit, resolution: int) -> bytes:
 def make_record(edit: Edit, made: Candidate, key: str, split: str, resolution: int = NATIVE) -> EditRecord:
     """A candidate as a record: scores by the oracle from the pixels, reasons from what was drawn.
 
-    `meta`: kind, severity, third, damages {kind: severity}, overall, success, split.
+    `meta`: kind, severity, third, damages {kind: severity}, overall, success, split, principles (as `data.principles`
+    reads them) and verdicts (on each, 0 or 1).
     """
     image = made.render(resolution)
     verdict = oracle.score(image, edit)
@@ -69,6 +72,8 @@ def make_record(edit: Edit, made: Candidate, key: str, split: str, resolution: i
             "overall": verdict.overall,
             "success": verdict.is_success,
             "split": split,
+            "principles": principles.to_json(principles_of(edit)),
+            "verdicts": list(verdicts_of(edit, verdict)),
         },
     )
 

@@ -3,10 +3,12 @@
 import numpy as np
 from jaxtyping import Int
 
+from edit_rl_jax.data import principles
 from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS, PreferenceRecord, group_id
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.dataset import EditRecords, png
 from edit_rl_jax.editworld.edits import TASKS, Candidate, Edit, random_edit
+from edit_rl_jax.editworld.principles import principles_of, verdicts_of
 from edit_rl_jax.editworld.render import DAMAGES, NATIVE, render
 from edit_rl_jax.editworld.scene import choice, rng
 
@@ -34,7 +36,8 @@ class Preferences:
 
     The two candidates differ in pixels. Labels: `label` of the lower of the oracle's two scores of a dimension (success
     and over-editing, naturalness and artifacts), and `prefers` is the sign of the difference of their sums. `meta`:
-    kinds, damages, success, and what noise leaves alone: oracle (scores on 0..25 by dimension and overall) and labels.
+    kinds, damages, success, and what noise leaves alone: oracle (scores on 0..25 by dimension and overall), labels,
+    principles and verdicts (of each candidate).
 
     Args:
       noise: chance, on [0, 1], that a label is not the oracle's but drawn from 1..4, each alike: 1 is pure chance. The
@@ -113,5 +116,7 @@ class Preferences:
                 "oracle": {**by_name(exact), "overall": [v.overall for v in verdicts]},
                 "labels": by_name(labels.tolist()),
                 "split": self.split,
+                "principles": principles.to_json(principles_of(edit)),
+                "verdicts": [list(verdicts_of(edit, v)) for v in verdicts],
             },
         )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image
 from edit_rl_jax.evals.pictures import montage
-from edit_rl_jax.evals.statistics import interval
+from edit_rl_jax.evals.statistics import interval, macro_interval
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.rewards.score_file import sources_of
 from edit_rl_jax.training.report import write_report
@@ -43,8 +43,9 @@ def weights(rewards: Sequence[float | None], n: int) -> np.ndarray:
     return out
 
 
-def expected(rewards: Sequence[float | None], values: Sequence[float], n: int) -> float | None:
-    """Mean value of the pick over the subsets of n that pick something; None where there is none."""
+def expected(rewards: Sequence[float | None], values: Sequence[float | None], n: int) -> float | None:
+    """Mean value of the pick over the subsets of n that pick something; None where there is none. Only a candidate
+    without a reward may lack its value."""
     w = weights(rewards, n)
     known = [i for i, r in enumerate(rewards) if r is not None and w[i] > 0]
     return float(sum(w[i] * values[i] for i in known) / w[known].sum()) if known else None
@@ -52,8 +53,9 @@ def expected(rewards: Sequence[float | None], values: Sequence[float], n: int) -
 
 def read(file: str | Path) -> list[dict[str, Any]]:
     """Reads inputs with their candidates: JSON lines with `source` (or a list of several), `instruction`, `candidates`
-    (paths, from the file's folder), and if known `truth` (a number for each candidate). An input that could not be
-    edited has none, and `valid` false. Raises ValueError, naming the line."""
+    (paths, from the file's folder), and if known `truth` (a number for each candidate, or null), `group`, and `extras`,
+    an object of what else the judge should know. An input that could not be edited has none, and `valid` false. Raises
+    ValueError, naming the line."""
     return list(json_files.rows(file, _input))
 
 
@@ -63,11 +65,12 @@ def _input(where: str, line: Any) -> dict[str, Any]:
         texts = [*sources_of(line), line["instruction"], *candidates]
         good = bool(candidates or line.get("valid") is False) and all(isinstance(t, str) for t in texts)
         good &= len(texts) - len(candidates) > 1
-        good &= truth is None or len(truth) == len(candidates) and all(isinstance(t, int | float) for t in truth)
+        good &= isinstance(line.get("extras", {}), dict)
+        good &= truth is None or len(truth) == len(candidates) and all(isinstance(t, int | float | None) for t in truth)
     except (KeyError, TypeError, AttributeError):
         good = False
     if not good:
-        wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
+        wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any, and `extras`, an object, if any"
         raise ValueError(f"{where}: wanted is an object with {wanted}")
     return line
 
@@ -92,7 +95,9 @@ def score(
             part = inputs[start:stop]
             sources = [[_bytes(folder / s) for s in sources_of(x)] for x in part]
             items = [
-                Edit(s, _bytes(folder / c), x["instruction"]) for s, x in zip(sources, part) for c in x["candidates"]
+                Edit(s, _bytes(folder / c), x["instruction"], x.get("extras", {}))
+                for s, x in zip(sources, part)
+                for c in x["candidates"]
             ]
             judged = iter(judge.score(items, progress=False))
             out += [[next(judged) for _ in x["candidates"]] for x in part]
@@ -140,29 +145,44 @@ def run(
 def curves(inputs: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """Figures over N = 1, 2, 4, ... and the least number of candidates, means over the inputs with any reward.
 
-    `reward` of the pick, and where the truth is known `truth` of the pick and `best_truth`, the truth of the best.
+    `reward` of the pick, and where the truth is known `truth` of the pick and `best_truth`, the truth of the best; a
+    candidate whose truth is not known is then never picked. Where all inputs name a `group`, unweighted means over
+    groups stand beside the means, and figures of each group for one and for most candidates.
     """
+    flat, lost = [v for r in rewards for v in r], 0
+    if all(x.get("truth") is not None for x in inputs):
+        lost = sum(t is None for x in inputs for t in x["truth"])
+        rewards = [[None if t is None else v for v, t in zip(r, x["truth"])] for x, r in zip(inputs, rewards)]
     kept = [(x, r) for x, r in zip(inputs, rewards) if any(v is not None for v in r)]
-    flat = [v for r in rewards for v in r]
     most = min((len(r) for _, r in kept), default=0)
     ns = sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | ({most} if most else set()))
     told = bool(kept) and all(x.get("truth") is not None for x, _ in kept)
-    by_n = {}
+    by_n, groups = {}, [x.get("group") for x, _ in kept]
+    grouped: dict[str, dict[str, Any]] = {g: {"n_inputs": groups.count(g)} for g in groups if isinstance(g, str)}
+    macro = bool(kept) and len(grouped) > 0 and all(isinstance(g, str) for g in groups)
     for n in ns:
-        columns = {"reward": [expected(r, [v or 0.0 for v in r], n) for _, r in kept]}
+        columns = {"reward": [expected(r, [0.0 if v is None else v for v in r], n) for _, r in kept]}
         if told:
             columns["truth"] = [expected(r, x["truth"], n) for x, r in kept]
             columns["best_truth"] = [expected(x["truth"], x["truth"], n) for x, _ in kept]
         row = {}
         for name, values in columns.items():
             row |= {name: float(np.mean(values)), f"{name}_ci95": list(interval(values))}
+            if macro:
+                means = {g: float(np.mean([v for v, own in zip(values, groups) if own == g])) for g in grouped}
+                row |= {f"{name}_macro": float(np.mean(list(means.values())))}
+                row |= {f"{name}_macro_ci95": list(macro_interval(values, groups))}
+                for g in means if n in (1, most) else ():
+                    grouped[g][f"{name}_of_{n}"] = means[g]
         by_n[str(n)] = row
     return {
         "n_inputs": len(inputs),
         "n_candidates": len(flat),
         "candidates_without_score": sum(v is None for v in flat),
         "inputs_without_pick": len(inputs) - len(kept),
+        **({"candidates_without_truth": lost} if told else {}),
         "by_n": by_n,
+        **({"by_group": grouped} if macro else {}),
         "intervals": "95%, bootstrap over inputs",
     }
 

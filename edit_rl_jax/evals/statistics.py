@@ -1,8 +1,10 @@
 """Intervals by the bootstrap over groups (scenes): items of one group are not independent. Rank correlation."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 
 def interval(
@@ -42,6 +44,43 @@ def macro_interval(
     members = {s: [i for i, t in enumerate(strata) if t == s] for s in dict.fromkeys(strata)}
     pick = lambda at: None if groups is None else [groups[i] for i in at]
     return _percentiles(np.mean([_means(x[at], pick(at), draws, rng) for at in members.values()], axis=0), level)
+
+
+def macro_draws(
+    values: Float[np.ndarray, "n k"], strata: Sequence[Hashable], *, draws: int = 4000, seed: int = 0
+) -> Float[np.ndarray, "draws k"]:
+    """Bootstrap draws of the unweighted mean of the strata's means, of k figures of the same items at once.
+
+    Items are resampled inside each stratum, with what they lack: NaN is left out of a mean, and a stratum that has
+    nothing out of the mean over strata. NaN where no stratum has anything, and of draws without any value of a stratum
+    that has some. float64.
+    """
+    totals, counts = 0.0, 0
+    names = {s: i for i, s in enumerate(dict.fromkeys(strata))}
+    member, known = np.array([names[s] for s in strata], np.int64), ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    for stratum in names.values():
+        at = np.flatnonzero(member == stratum)
+        drawn = _drawn(len(at), draws, seed, stratum).astype(np.float64)
+        weight = drawn @ known[at]
+        empty = np.where(known[at].any(0), np.nan, 0.0) * np.ones_like(weight)
+        totals = totals + np.divide(drawn @ filled[at], weight, out=empty, where=weight > 0)
+        counts = counts + known[at].any(0)
+    totals = np.zeros((draws, values.shape[1])) + totals
+    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=np.broadcast_to(counts, totals.shape) > 0)
+
+
+@functools.lru_cache(maxsize=24)
+def _drawn(n: int, draws: int, seed: int, stratum: int) -> Float32[np.ndarray, "draws n"]:
+    """How often each of n items is drawn; remembered, for tables compare many editors on the same items."""
+    rng = np.random.default_rng((seed, stratum))
+    return rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float32)
+
+
+def percentiles(draws: Float[np.ndarray, "draws"], level: float = 0.95) -> tuple[float, float] | None:
+    """Percentile interval of draws; those that are NaN are left out, None where that are more than half of them."""
+    good = draws[~np.isnan(draws)]
+    return _percentiles(good, level) if len(good) and 2 * len(good) > len(draws) else None
 
 
 def bootstrap(

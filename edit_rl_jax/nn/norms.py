@@ -28,19 +28,21 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / deviation * scale + bias, all in fp32, result in x's dtype. Leaves: scale, bias [D]."""
+    """(x - mean) / std, statistics in fp32, result in x's dtype; times `scale` [D] plus `bias` [D] where `affine`."""
 
-    def __init__(self, dim: int, *, eps: float, rngs: nnx.Rngs, init: Init):
-        self.scale = init.base(rngs, (dim,), (None,), ONES)
-        self.bias = init.base(rngs, (dim,), (None,), ZEROS)
+    def __init__(self, dim: int, *, eps: float, rngs: nnx.Rngs, init: Init, affine: bool = True):
+        self.scale = init.base(rngs, (dim,), (None,), ONES) if affine else None
+        self.bias = init.base(rngs, (dim,), (None,), ZEROS) if affine else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        row = lambda p: p[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-        return (y * row(self.scale) + row(self.bias)).astype(x.dtype)
+        if self.scale is not None:
+            wide = lambda p: p[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+            y = y * wide(self.scale) + wide(self.bias)
+        return y.astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):

@@ -1,7 +1,9 @@
 """Folders of safetensors files: which tensor lies where, and slices of one without keeping its file in memory."""
 
 import dataclasses
+import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -89,6 +91,24 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if at != size:
         raise WeightsError(f"{file}: {size - at} bytes after the last tensor belong to none")
     return tensors, metadata
+
+
+def write_file(file: Path, tensors: Sequence[tuple[str, Any, tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
+    """Writes one safetensors file of (name, dtype, shape, what gives the numbers), one tensor in memory at a time."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    kinds = {np.dtype(v): k for k, v in _DTYPES.items()}
+    for name, dtype, shape, _ in tensors:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": kinds[np.dtype(dtype)], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for name, dtype, shape, give in tensors:
+            value = np.ascontiguousarray(give(), np.dtype(dtype))
+            assert value.shape == tuple(shape), (name, value.shape, shape)
+            f.write(value.view(np.uint8).data)
 
 
 def _tensor(file: Path, name: str, info: Any, data: int, size: int) -> Tensor:

@@ -39,6 +39,7 @@ class Naming:
     stem: of the file names. optional: pattern of tensors that a file may hold though the model has no place for them.
     tied: tensors that a file may hold if they equal another one.
     flat: modules whose kernels are convolutions in files, [out, in * receptive field] here.
+    convert: a file's tensors -> those that `canonical` names, for files of another layout (fused matrices).
     """
 
     name: Callable[[Sequence[str]], str]
@@ -49,6 +50,7 @@ class Naming:
     optional: str = r"(?!)"
     tied: tuple[tuple[str, str], ...] = ()
     flat: tuple[str, ...] = ()
+    convert: Callable[[list[Tensor]], list[Tensor]] = list
 
     def layers(self, path: Sequence[str]) -> bool:
         return bool(set(self.stacked) & set(path))
@@ -130,7 +132,7 @@ def placements(variables: list, shardings) -> list:
 
 def _by_name(folder: Path, naming: Naming) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for t in open_folder(folder, naming.stem):
+    for t in naming.convert(open_folder(folder, naming.stem)):
         name = naming.canonical(t.name)
         if name in found:
             raise WeightsError(f"{folder}: doubled: {t.name} and {found[name].name} are the same weight")

@@ -19,6 +19,7 @@ from edit_rl_jax.nn.flat import Flat
 OBJECTIVES = {
     "editscore": "edit_rl_jax.rewards.editscore.objective",
     "editreward": "edit_rl_jax.rewards.editreward.objective:Preference",
+    "edit_rrm": "edit_rl_jax.rewards.edit_rrm.objective:Verifier",
     "sft": "edit_rl_jax.vlm.cross_entropy",  # the source already gives examples (pretraining of the tiny base)
     "flow_matching": "edit_rl_jax.editors.flow_matching:FlowMatching",
     "autoencoder": "edit_rl_jax.editors.vae.trainable:Reconstruction",
@@ -28,6 +29,7 @@ MODELS = {
     "qwen3_vl": "edit_rl_jax.vlm.trainable",
     "editreward": "edit_rl_jax.rewards.editreward.trainable",
     "omnigen2": "edit_rl_jax.editors.omnigen2.trainable",
+    "flux_kontext": "edit_rl_jax.editors.flux_kontext.trainable",
     "autoencoder": "edit_rl_jax.editors.vae.trainable",
 }
 

@@ -21,6 +21,7 @@ WORLDS = {
     "editworld": "edit_rl_jax.editworld.dataset:EditRecords",
     "editworld_perception": "edit_rl_jax.editworld.perception:Perception",
     "editworld_preferences": "edit_rl_jax.editworld.preferences:Preferences",
+    "editworld_verifier": "edit_rl_jax.editworld.verifier:VerifierRecords",
     "editworld_edits": "edit_rl_jax.editworld.dataset:RightEdits",
 }
 

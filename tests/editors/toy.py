@@ -28,6 +28,7 @@ class Processor:
     channels: int = 12
     steps: int = 4
     guidance: Guidance = Guidance(3.0, 1.2)
+    max_side: int = 1024
 
     def fit(self, images, size, max_pixels, max_side, where):
         if size is None and len(images) != 1:

@@ -69,3 +69,33 @@ def test_linear_and_impossible():
         Schedule(4).times()
     with pytest.raises(ValueError, match="impossible"):
         Schedule(0)
+
+
+FLUX = {
+    (28, 1024): "1 .98066 .96064 .93993 .91847 .89623 .87317 .84923 .82438 .79854 .77167 .74371 .71457 .68419 .65249 "
+    ".61938 .58475 .54852 .51055 .47073 .42891 .38494 .33866 .28986 .23835 .18388 .12620 .06502 0",
+    (28, 4096): "1 .98841 .97622 .96339 .94987 .93560 .92051 .90453 .88758 .86958 .85041 .82996 .80810 .78467 .75951 "
+    ".73241 .70314 .67143 .63696 .59936 .55816 .51284 .46275 .40708 .34485 .27483 .19545 .10472 0",
+    (6, 1024): "1 .90374 .78970 .65249 .48422 .27300 0",
+    (6, 4096): "1 .94044 .86332 .75951 .61227 .38712 0",
+}
+QWEN = {
+    (10, 1024): "1 .92897 .85148 .76662 .67328 .57012 .45550 .32740 .18330 .02 0",
+    (6, 1024): "1 .86248 .70279 .51511 .29134 .02 0",
+    (10, 4096): "1 .93698 .86695 .78868 .70062 .60082 .48675 .35512 .20153 .02 0",
+}
+
+
+@pytest.mark.parametrize(
+    "golden, options", [(FLUX, {}), (QWEN, {"max_shift": 0.9, "max_tokens": 8192, "terminal": 0.02})]
+)
+def test_exponential_schedules_are_the_recorded_ones(golden, options):
+    """FLUX.1-Kontext's and Qwen-Image's, run by diffusers' scheduler; sigma is 1 - t."""
+    for (steps, tokens), want in golden.items():
+        found = 1 - Schedule(steps, "exponential", **options).times(4 * tokens)
+        np.testing.assert_allclose(found, np.array(want.split(), float), atol=6e-6)
+    one = Schedule(28, "exponential", **options)
+    both = one.times([4 * 1024, 4 * 4096])
+    np.testing.assert_array_equal(both[1], one.times(4 * 4096))
+    with pytest.raises(ValueError, match="needs the number of latent cells"):
+        one.times()

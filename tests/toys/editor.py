@@ -70,6 +70,7 @@ class Processor:
     channels: int = 3 * PATCH**2
     steps: int = 4
     guidance: Guidance = Fading(2.0)
+    max_side: int = 1024
 
     def fit(self, images, size, max_pixels, max_side, where):
         if len(images) != 1:

@@ -79,10 +79,11 @@ def test_overrides_keep_types():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)
-    assert config.name == path.stem or path.stem == "rm"
+    several = path.stem in ("rm", "rrm")  # a file of several sizes
+    assert config.name == path.stem or several
     assert f"--config configs/{path.name}" in path.read_text()
     if config.data.train.startswith("data/"):  # validation needs a split of its own
-        text = (path.with_name("rm.py") if path.stem.startswith("rm_") else path).read_text()
+        text = (path.with_name("rm.py") if path.stem.startswith("rm_") or several else path).read_text()
         assert "prepare_data.py" in text and "--validation 0.02" in text
 
 
@@ -92,6 +93,7 @@ def test_a_file_makes_several_configs():
         one, other = (config_lib.load(CONFIGS / name.format(size), {"rows": 32}) for name in ("rm_{}.py", "rm.py:{}"))
         assert one == other and one.name == f"rm_{size}" and one.rows == 32
     assert config_lib.load(CONFIGS / "rm.py").name == "rm_7b"
+    assert config_lib.load(CONFIGS / "rrm.py:3b") == config_lib.load(CONFIGS / "rm.py:3b,edit_rrm")
     with pytest.raises(ConfigError, match="rm.py: ValueError: no size '8b'; sizes: 3b, 7b"):
         config_lib.load(CONFIGS / "rm.py:8b")
     with pytest.raises(ConfigError, match="no objective 'reward'"):
@@ -148,6 +150,8 @@ def test_worker_processes_are_fixed_for_a_run():
 def test_an_adapter_needs_a_base_and_lora():
     with pytest.raises(ConfigError, match="model.train_text.*trainable=full"):
         config_lib.load(CONFIGS / "editor_omnigen2.py", {"model.train_text": "True", "model.trainable": "lora"})
+    with pytest.raises(ConfigError, match="data.buckets.*128 text tokens are fewer than model.text=512"):
+        config_lib.load(CONFIGS / "editor_flux_kontext.py", {"data.buckets": "((128, 1, 512, 512),)"})
     with pytest.raises(ConfigError, match="model.init_adapter.*trainable=lora"):
         config_lib.load(CONFIGS / "rm_7b.py", {"model.init_adapter": "a", "model.trainable": "full"})
 

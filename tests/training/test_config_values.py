@@ -27,12 +27,15 @@ ZERO = (  # off, none, all, "as another key", a share, a weight
     "eval.batches eval.pairs eval.prompts log.peak_flops rl.loss.clip_elements rl.loss.kl_weight rl.loss.train_steps "
     "rl.old rl.guidance.text rl.guidance.image rl.guidance.start rl.guidance.stop rl.advantage.eps "
     "rl.advantage.min_std rl.success_bonus rl.judge.temperature rl.oracle_samples rl.eval_prompts "
-    "rl.eval_sample_steps rl.eval_during rl.report_prompts"
+    "rl.eval_sample_steps rl.eval_during rl.report_prompts rl.schedule.terminal"
 ).split()
 MINUS_ONE = "mesh.data mesh.fsdp mesh.tensor".split()  # what the other axes leave
 TRILLION = "optim.clip log.peak_flops".split()  # no gradient is clipped; a device of 1 TFLOP/s
 
-KINDS = {"base": (), "editor": ("omnigen2", "flow_matching"), "vae": ("autoencoder", "autoencoder")}
+KINDS = {
+    "base": (), "editor": ("omnigen2", "flow_matching"), "kontext": ("flux_kontext", "flow_matching"),
+    "vae": ("autoencoder", "autoencoder")
+}  # fmt: skip
 DEFAULTS = {name: config_lib.default(*of) for name, of in KINDS.items()} | {"rl": rl_config.default()}
 FILES = {
     name: f"from edit_rl_jax.training.config import default\ndef get_config():\n    c = default(*{of})\n"

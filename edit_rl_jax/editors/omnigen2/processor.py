@@ -31,6 +31,7 @@ class Processor:
     channels: int
     steps: int = 50
     guidance: Guidance = Guidance(5.0, 2.0)
+    max_side: int = 1024
 
     def fit(
         self, images: Sequence[Size], size: Size | None, max_pixels: int, max_side: int, where: str

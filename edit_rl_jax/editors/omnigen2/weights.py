@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh
 
-from edit_rl_jax import json_files, sharding
+from edit_rl_jax import sharding
+from edit_rl_jax.editors import lora_files
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.flow.schedules import Schedule
-from edit_rl_jax.nn import peft, peft_config, weights
+from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.model_files import checked, read_json, verify
 from edit_rl_jax.nn.params import LoRAConfig
-from edit_rl_jax.nn.safetensors_io import WeightsError, read_file
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.nn.weights import Naming
 from edit_rl_jax.vlm.qwen2_5_vl import weights as qwen
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.tokenizer import Tokenizer, load_tokenizer
 
 STACKED = ("noise_refiner", "ref_image_refiner", "context_refiner", "layers")
-LORA_FILE, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # diffusers' names
-DIFFUSERS = r"(?:transformer\.)?(.+)\.lora_([AB])\.weight"  # its tensors', as peft.TENSOR
 
 
 def name(path: Sequence[str]) -> str:
@@ -43,6 +41,8 @@ def name(path: Sequence[str]) -> str:
 
 
 TRANSFORMER = Naming(name, stacked=STACKED, stem="diffusion_pytorch_model")
+read_lora, save_lora = partial(lora_files.read, naming=TRANSFORMER), partial(lora_files.save, naming=TRANSFORMER)
+load_lora, LORA_FILE = lora_files.load, lora_files.FILE
 PARTS = ("mllm", "transformer", "vae")
 _CLASSES = {
     "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
@@ -125,8 +125,8 @@ def from_folder(
 ) -> OmniGen2:
     """An editor with its weights, on one device or sharded over a mesh; `options` are OmniGen2's.
 
-    lora, alpha: a LoRA of the transformer and its alpha, see `read_lora`; without one the editor has no adapter. On a
-    mesh, heads and hidden size are padded to what it divides, unless `options` say otherwise.
+    lora, alpha: a LoRA of the transformer and its alpha, see `lora_files.read`; without one the editor has no adapter.
+    On a mesh, heads and hidden size are padded to what it divides, unless `options` say otherwise.
     """
     folder = local_folder(path_or_hub_id, revision)
     for home in (folder, lora):
@@ -188,72 +188,4 @@ def save(
         (folder / "scheduler" / "scheduler_config.json").write_text(
             json.dumps({**SCHEDULER, **(scheduler or {})}, indent=2) + "\n"
         )
-    return folder
-
-
-def read_lora(path: str | Path, alpha: float | None = None) -> peft.Adapter:
-    """The description of a LoRA of the transformer: a PEFT folder, a diffusers file, or a folder with one.
-
-    alpha: needed where the file does not say. Files exported by the reference do not: they were trained with alpha 64
-    and are run there at alpha = rank, so the scale is 2 or 1 and the user must choose. Raises WeightsError for a file
-    without alpha, one that contradicts `alpha`, or options that are not plain LoRA.
-    """
-    path = Path(path)
-    if (path / peft.CONFIG).exists():
-        adapter = peft.read_adapter(path, TRANSFORMER)
-        if alpha is not None and not adapter.uniform:
-            raise WeightsError(f"{path}: its layers differ in rank or alpha, so alpha {alpha} is not theirs")
-        _alpha(path, adapter.rank, adapter.alpha, alpha)
-        return adapter
-    file = path / LORA_FILE if path.is_dir() else path
-    tensors, metadata = read_file(file)
-    ranks = {m[1]: t.shape[0] for t in tensors.values() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", t.name))}
-    if not ranks:
-        raise WeightsError(f"{file}: no tensor named *.lora_A.weight")
-    try:
-        stored = json_files.loads(metadata.get(METADATA, "{}"), f"{file}: {METADATA}")
-    except json_files.JSONError as e:
-        raise WeightsError(str(e)) from None
-    if not isinstance(stored, dict):
-        raise WeightsError(f"{file}: {METADATA} is no object")
-    stored = {k.removeprefix("transformer."): v for k, v in stored.items()}
-    checked(stored.get("lora_alpha"), "float | None", f"{file}: lora_alpha", 1e-9, 1e9)
-    if len(set(ranks.values())) > 1:
-        raise WeightsError(f"{file}: ranks {sorted(set(ranks.values()))} differ")
-    rank = next(iter(ranks.values()))
-    targets = sorted(m.removeprefix("transformer.") for m in ranks)
-    config = {"peft_type": "LORA", "bias": "none", **stored, "r": rank, "target_modules": targets}
-    peft_config.check(config, file)
-    config["lora_alpha"] = _alpha(file, rank, stored.get("lora_alpha"), alpha)
-    return peft.describe(config, file, DIFFUSERS, TRANSFORMER)
-
-
-def _alpha(path: Path, rank: int, stored: float | None, given: float | None) -> float:
-    if stored is None and given is None:
-        raise WeightsError(f"{path}: does not say its alpha (rank {rank}): give it")
-    if stored is not None and given is not None and float(stored) != float(given):
-        raise WeightsError(f"{path}: alpha is {stored} in the file, not {given}")
-    return float(given if stored is None else stored)
-
-
-def load_lora(path: str | Path, abstract, adapter: peft.Adapter, shardings=None):
-    """Reads a LoRA into the LoRA leaves of a state of the transformer: see `nn.peft.fill`. adapter: of `read_lora`."""
-    path = Path(path)
-    if (path / peft.CONFIG).exists():
-        return peft.fill(path / peft.FILE, peft.TENSOR, abstract, adapter, shardings)
-    file = path / LORA_FILE if path.is_dir() else path
-    return peft.fill(file, DIFFUSERS, abstract, adapter, shardings)
-
-
-def save_lora(state, rank: int, alpha: float, folder: str | Path, base: str | None = None) -> Path:
-    """Writes the LoRA leaves of a state of the transformer for `diffusers` (`pytorch_lora_weights.safetensors`, alpha
-    in its metadata) and for `peft` (an adapter folder), together. Every process must call."""
-    adapter = peft.make_adapter(state, TRANSFORMER, rank, alpha, base)
-    folder = peft.save(state, adapter, folder)
-    named = peft.tensors(state, adapter, prefix="transformer.")
-    modules = sorted({n.removeprefix("transformer.").rsplit(".lora_", 1)[0] for n in named})
-    stored = {"r": rank, "lora_alpha": alpha, "target_modules": modules}
-    text = json.dumps({f"transformer.{k}": v for k, v in stored.items()}, sort_keys=True)
-    if jax.process_index() == 0:
-        safetensors.numpy.save_file(named, folder / LORA_FILE, metadata={"format": "pt", METADATA: text})
     return folder

@@ -1,9 +1,5 @@
 """EditScore's questions to any end point that speaks OpenAI's chat completions (vLLM, `transformers serve`)."""
 
-import base64
-import hashlib
-import json
-import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,13 +7,12 @@ from typing import Any
 from edit_rl_jax.data.images import image_size
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of
-from edit_rl_jax.rewards.editscore.answers import read_reply
 from edit_rl_jax.rewards.editscore.named_prompts import get
 from edit_rl_jax.rewards.editscore.options import Options
-from edit_rl_jax.rewards.editscore.parsing import Reply
-from edit_rl_jax.rewards.editscore.prompts import Image, Prompts, Question
+from edit_rl_jax.rewards.editscore.parsing import Reply, parse
+from edit_rl_jax.rewards.editscore.prompts import Prompts, Question
+from edit_rl_jax.rewards.serving.chat import Chat, to_messages
 from edit_rl_jax.rewards.serving.client import each, encoded, judged
-from edit_rl_jax.rewards.serving.service import Service
 
 
 class VLMJudge:
@@ -53,10 +48,14 @@ class VLMJudge:
         extra: Mapping[str, Any] | None = None,
         **options: Any,
     ):
-        self.service, self.prompts, self.passes, self.seed = Service(url, token, **options), get(prompts), passes, seed
+        fields = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens} | dict(extra or {})
+        self.chat, self.prompts, self.passes, self.seed = (
+            Chat(url, model, token, fields, **options),
+            get(prompts),
+            passes,
+            seed,
+        )
         self.attempts, self.at_once, self.reduction, self.must_answer = attempts, at_once, reduction, must_answer
-        self.fields = {"model": model, "temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens}
-        self.fields |= extra or {}
 
     @classmethod
     def of_options(cls, url: str, model: str, token: str, options: Options) -> "VLMJudge":
@@ -77,7 +76,7 @@ class VLMJudge:
         texts = {"prompts": self.prompts.name, "prompts_sha256": self.prompts.sha256}
         own = {"passes": self.passes, "seed": self.seed, "attempts": self.attempts}
         own |= {"reduction": self.reduction}
-        return {"endpoint": self.service.url, **self.fields, **texts, **own}
+        return {"endpoint": self.chat.service.url, **self.chat.fields, **texts, **own}
 
     def score(
         self, edits: Sequence[Edit], *, only: Collection[str] | None = None, progress: bool = True
@@ -99,34 +98,10 @@ class VLMJudge:
         images = self.prompts.shown(question, encoded(source), encoded(edit.edited))
         for image in images:
             image_size(image)  # an unreadable one is told from here, not by whatever the end point does
-        messages, out = to_messages(self.prompts.build(question, edit.instruction, images)), []
-        name = hashlib.sha256(json.dumps(messages).encode()).digest()
-        for number in range(self.passes):
-            reply = None
-            for attempt in range(self.attempts):
-                mixed = hashlib.sha256(name + f"{self.seed} {number} {attempt}".encode()).digest()
-                body = {"messages": messages, "seed": int.from_bytes(mixed[:4], "big") >> 1} | self.fields
-                body = {k: v for k, v in body.items() if v is not None}
-                reply = read_reply(self.service.call("/chat/completions", body, wanted="choices", stop=stop))
-                if reply.valid or not self.fields["temperature"]:
-                    break
-            out.append(reply)
-        return tuple(out)
+        messages = to_messages(self.prompts.build(question, edit.instruction, images))
+        how = dict(seed=self.seed, attempts=self.attempts, stop=stop)
+        return tuple(self.chat.ask(messages, _read, number=n, **how).reply for n in range(self.passes))
 
 
-def to_messages(parts: Sequence[str | Image]) -> list[dict[str, Any]]:
-    """A prompt's parts as chat messages; images become data URLs and stay where they stood between the texts."""
-    marks = r"<\|vision_(?:start|end)\|>|<\|im_end\|>\n<\|im_start\|>assistant\n$"
-    first = re.fullmatch(r"(?:<\|im_start\|>system\n(.*?)<\|im_end\|>\n)?<\|im_start\|>user\n(.*)", parts[0], re.S)
-    system, start = first.groups()
-    content: list[dict[str, Any]] = []
-    for part in (start, *parts[1:]):
-        if isinstance(part, str):
-            if text := re.sub(marks, "", part):
-                content.append({"type": "text", "text": text})
-        else:
-            kind = "png" if part.startswith(b"\x89PNG") else "webp" if part.startswith(b"RIFF") else "jpeg"
-            data = base64.b64encode(part).decode()
-            content.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}})
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": content}]
+def _read(text: str, problem: str) -> Reply:
+    return Reply(None, "", text, (), problem) if problem else parse(text)

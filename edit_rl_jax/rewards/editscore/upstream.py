@@ -36,6 +36,15 @@ NAMES = {  # name: (chat layout, profile, opening)
 }
 
 
+def constants(code: bytes) -> dict[str, str]:
+    """Returns the texts that a Python file assigns to names; nothing of it is run. Raises SyntaxError."""
+    found = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            found |= {t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
 def texts(folder: str | Path | None = None) -> dict[str, str]:
     """The composed texts `sc` and `pq` on the scale 0..25, `<instruction>` left in.
 
@@ -50,10 +59,7 @@ def texts(folder: str | Path | None = None) -> dict[str, str]:
     if not folder or not path.is_file():
         where = f" in {folder}" if folder else ""
         raise FileNotFoundError(f"the package editscore, which holds the prompts, was not found{where}: {advice}")
-    found = {}
-    for node in ast.parse(path.read_bytes()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            found |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
+    found = constants(path.read_bytes())
     missing = {CONTEXT, TWO_IMAGES, *RULES.values()} - set(found)
     if missing:
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}: {advice}")

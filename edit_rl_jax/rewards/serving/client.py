@@ -11,7 +11,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +20,8 @@ from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.serving import VERSION
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, Service, ServiceError, kind
 
+T = TypeVar("T")
+R = TypeVar("R")
 TOKEN = "EDIT_RL_TOKEN"  # environment variable: secrets are no flags, which all users can list
 
 
@@ -36,9 +38,15 @@ def encoded(image: Any) -> bytes:
 
 
 def each(
-    judge_one: Callable[[Edit, threading.Event], Judgement], items: Sequence[Edit], at_once: int, progress: bool
-) -> list[Judgement]:
-    """Judges every item by `judge_one`, `at_once` in flight, in the items' order.
+    one: Callable[[T, threading.Event], R],
+    items: Sequence[T],
+    at_once: int,
+    progress: bool,
+    on_done: Callable[[R], None] = lambda result: None,
+    doing: str = "scoring",
+    unit: str = "edit",
+) -> list[R]:
+    """Judges every item by `one`, `at_once` in flight, in the items' order; `on_done` gets each result as it comes.
 
     The first error is raised at once, with what was answered before; requests in flight are left to themselves.
     """
@@ -53,21 +61,22 @@ def each(
             except queue.Empty:
                 return
             try:
-                done.put((number, judge_one(item, stop)))
+                done.put((number, one(item, stop)))
             except BaseException as error:  # raised where the results are collected
                 done.put((number, error))
                 stop.set()
 
-    found: dict[int, Judgement] = {}
+    found: dict[int, R] = {}
     for _ in range(min(at_once, len(items))):
         threading.Thread(target=work, daemon=True).start()  # daemons: a request of minutes must not hold up the end
     try:
-        with tqdm(total=len(items), desc="scoring", unit="edit", disable=None if progress else True) as bar:
+        with tqdm(total=len(items), desc=doing, unit=unit, disable=None if progress else True) as bar:
             while len(found) < len(items):
                 number, result = done.get()
                 if isinstance(result, BaseException):
                     raise result
                 found[number] = result
+                on_done(result)
                 bar.update()
     except ServiceError as error:
         error.answered = found

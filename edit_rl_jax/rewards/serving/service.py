@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from collections import Counter
 from typing import Any, NoReturn
 
 import urllib3
@@ -72,12 +73,17 @@ class ItemError(ValueError):
     """The service's word about one request, in one line."""
 
 
+class NoJSON(ItemError):
+    """What came was no JSON, each time; perhaps a gateway's page, which may pass."""
+
+
 class Service:
     """A service at a URL.
 
     Args:
       token: sent as a bearer token when given.
       timeout: seconds for one try; `tries` of them, with waits that double from `wait` up to `longest` seconds.
+      per_minute: at most so many tries start in a minute, evenly spaced; 0 for no limit.
 
     Raises ValueError for a URL or a token that no request can be made of.
     """
@@ -91,6 +97,7 @@ class Service:
         tries: int = 10,
         wait: float = 0.25,
         longest: float = 20.0,
+        per_minute: float = 0.0,
     ):
         self.url, self.token, self.timeout = url.strip().rstrip("/"), token.strip(), timeout
         self.tries, self.wait, self.longest = tries, wait, longest
@@ -100,25 +107,39 @@ class Service:
         self._pool = _pool(urllib.parse.urlsplit(self.url).scheme, host)
         self._reached = self._answered = self._told = False
         self._refusals: dict[str, int] = {}
+        self._gap, self._next, self._turns = 60 / per_minute if per_minute else 0.0, 0.0, threading.Lock()
 
-    def call(self, path: str, body: Any = None, *, wanted: str = "", stop: threading.Event | None = None) -> Any:
+    def call(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        wanted: str = "",
+        stop: threading.Event | None = None,
+        faults: Counter[str] | None = None,
+    ) -> Any:
         """POSTs JSON (GETs without a body) and returns the JSON of the answer.
 
         Args:
           wanted: the key of an answer; an object without it, or with an error in it, is taken for a refusal.
           stop: set from outside, it ends the waits between tries.
+          faults: each try that failed is added to it under its kind: "HTTP 429", "timed out", "no connection", "cut
+            off", "no JSON", or "refused" (without a status).
 
         Raises ServiceError, NoAnswer, ItemError.
         """
         data = None if body is None else json.dumps(body).encode()
         stop, problem, status, unread = stop or threading.Event(), "", 0, 0
+        faults = Counter() if faults is None else faults
         for attempt in range(self.tries):
+            self._wait_for_turn(stop)
             if stop.is_set():
                 raise NoAnswer(f"{self.url}: given up, as another request has failed", status)
             pause = 0.0
             try:
                 answer, raw = self._once(path, data)
                 if answer.status >= 300:
+                    faults[f"HTTP {answer.status}"] += 1
                     status, problem = self._judge_fault(answer.status, *_details(answer, raw))
                     pause = _retry_after(answer.headers.get("Retry-After"))
                 else:
@@ -127,19 +148,31 @@ class Service:
                     if fault is None:
                         self._answered = True
                         return found
+                    faults[f"HTTP {fault[0]}" if fault[0] else "refused"] += 1
                     status, problem = self._judge_fault(*fault)
             except (ServiceError, ItemError):
                 raise
             except json_files.JSONError as error:  # whole, and no JSON: it may be a gateway's passing page
+                faults["no JSON"] += 1
                 unread, status, problem = unread + 1, 0, f"the answer {error.where!r} is no JSON: {error.problem}"
                 if unread == min(3, self.tries):
-                    self._refuse(problem)
+                    self._refuse(problem, error=NoJSON)
             except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+                faults[_lost(error)] += 1
                 status, problem = 0, self._disconnected(error)  # no connection, cut off, late
             if attempt + 1 < self.tries:  # spread, so that many clients do not return at once
                 step = min(self.longest, self.wait * 2**attempt)
                 stop.wait(max(min(pause, 60.0), step * random.uniform(0.75, 1.25)))
         raise NoAnswer(f"no answer from {self.url} after {self.tries} tries: {problem}", status)
+
+    def _wait_for_turn(self, stop: threading.Event) -> None:
+        if not self._gap:
+            return
+        with self._turns:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + self._gap
+        stop.wait(at - now)
 
     def _once(self, path: str, data: bytes | None) -> tuple[urllib3.BaseHTTPResponse, bytes]:
         """The answer and its body, at most MOST_BYTES of a refusal's. Raises ItemError where one is larger."""
@@ -183,13 +216,13 @@ class Service:
             raise ServiceError(f"{self.url}: {problem}", status)
         return self._refuse(problem, status)
 
-    def _refuse(self, problem: str, status: int = 0) -> NoReturn:
-        """Raises ItemError; ServiceError where every request so far was refused in the same words."""
+    def _refuse(self, problem: str, status: int = 0, error: type[ItemError] = ItemError) -> NoReturn:
+        """Raises `error`; ServiceError where every request so far was refused in the same words."""
         self._refusals[problem] = self._refusals.get(problem, 0) + 1
         if not self._answered and self._refusals[problem] >= ALIKE:
             message = f"{self.url} refused {ALIKE} requests in the same words and answered none: {problem}"
             raise ServiceError(message, status)
-        raise ItemError(problem)
+        raise error(problem)
 
     def _disconnected(self, error: Exception) -> str:
         """Why there was no whole answer; raises ServiceError where trying again is no use."""
@@ -207,6 +240,16 @@ class Service:
             self._told = True
             log.warning("no connection to %s yet: %s; %d tries are left", self.url, problem, self.tries - 1)
         return problem
+
+
+def _lost(error: Exception) -> str:
+    """Names the kind of a failure without an answer."""
+    if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError) and not isinstance(
+        error, urllib3.exceptions.ConnectTimeoutError
+    ):
+        return "timed out"
+    cut = http.client.HTTPException | urllib3.exceptions.ProtocolError
+    return "cut off" if isinstance(error, cut) else "no connection"
 
 
 def _pool(scheme: str, host: str) -> urllib3.PoolManager:

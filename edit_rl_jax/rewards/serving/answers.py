@@ -6,21 +6,15 @@ refusal too. A reasoning is never taken for the answer.
 
 from typing import Any
 
-from edit_rl_jax.rewards.editscore.parsing import Reply, parse
 from edit_rl_jax.rewards.serving.service import kind, one_line
 
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # fields of a message
 THOUGHTS = ("reasoning", "thinking", "redacted_thinking", "reasoning_text")  # types of parts
 
 
-def read_reply(answer: dict[str, Any]) -> Reply:
-    """The reply of an answer's first choice, not valid where it holds no text. Never raises."""
-    text, problem = _text(answer.get("choices"))
-    return Reply(None, "", text, (), problem) if problem else parse(text)
-
-
-def _text(choices: Any) -> tuple[str, str]:
-    """(text, why it is not an answer)."""
+def read_text(answer: dict[str, Any]) -> tuple[str, str]:
+    """Returns (text, why it is not an answer or "") of an answer's first choice. Never raises."""
+    choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
         return "", f"choices is {'an empty list' if choices == [] else kind(choices)}"
     choice = choices[0]

@@ -1,0 +1,101 @@
+"""FLUX.1-Kontext as an `Editor`: CLIP and T5 for text, FLUX.1's autoencoder, the transformer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from edit_rl_jax.editors.base import Arrays, Condition
+from edit_rl_jax.editors.flux_kontext.config import FluxConfig
+from edit_rl_jax.editors.flux_kontext.processor import Processor
+from edit_rl_jax.editors.flux_kontext.transformer import FluxTransformer
+from edit_rl_jax.editors.mmdit.packing import PATCH, pack, unpack
+from edit_rl_jax.editors.text.clip import CLIPConfig, CLIPText
+from edit_rl_jax.editors.text.t5 import T5Config, T5Encoder
+from edit_rl_jax.editors.vae.flux_vae import Autoencoder, VAEConfig
+from edit_rl_jax.nn.params import LoRAConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Configs:
+    """The four networks' configurations, under the names of the released folder; text: see `Processor`. Hashable."""
+
+    text_encoder: CLIPConfig = CLIPConfig()
+    text_encoder_2: T5Config = T5Config()
+    transformer: FluxConfig = FluxConfig()
+    vae: VAEConfig = VAEConfig()
+    text: int = 512
+
+    def __post_init__(self):
+        pairs = {
+            "pooled_projection_dim": (self.text_encoder.hidden_size, self.transformer.pooled_projection_dim),
+            "joint_attention_dim": (self.text_encoder_2.d_model, self.transformer.joint_attention_dim),
+            "in_channels": (PATCH**2 * self.vae.channels, self.transformer.in_channels),
+        }
+        if wrong := [f"the transformer's {k} is {b}, not {a}" for k, (a, b) in pairs.items() if a != b]:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def processor(self) -> Processor:
+        """The half of the editor that works on the host; a token is 16 x 16 pixels as released."""
+        down, clip = self.vae.downscale, self.text_encoder.max_position_embeddings
+        return Processor(down * PATCH, down, self.transformer.in_channels, self.text, clip)
+
+
+class FluxKontext(nnx.Module):
+    """The editor; see `editors.base.Editor`.
+
+    Args:
+      lora, targets, trainable, remat, attention: of the transformer; the encoders and the autoencoder are Frozen.
+      dtype: of all activations and frozen weights.
+    """
+
+    def __init__(
+        self,
+        cfg: Configs,
+        *,
+        rngs: nnx.Rngs,
+        lora: LoRAConfig | None = None,
+        targets: str = "attention",
+        trainable: str = "lora",
+        dtype: Any = jnp.float32,
+        remat: str = "nothing_saveable",
+        attention: str | None = None,
+    ):
+        self.text_encoder = CLIPText(cfg.text_encoder, rngs=rngs, dtype=dtype)
+        self.text_encoder_2 = T5Encoder(cfg.text_encoder_2, rngs=rngs, dtype=dtype)
+        options = {"lora": lora, "targets": targets, "trainable": trainable, "remat": remat, "attention": attention}
+        self.transformer = FluxTransformer(cfg.transformer, rngs=rngs, dtype=dtype, **options)
+        self.vae = Autoencoder(cfg.vae, rngs=rngs, dtype=dtype)
+        self.cfg = cfg
+
+    processor = property(lambda self: self.cfg.processor)
+
+    def condition(self, arrays: Arrays, references: Float[Array, "B S C"]) -> Condition:
+        """`FluxTransformer.__call__`'s condition for the one branch that there is."""
+        index = {k: v for k, v in arrays.items() if k not in ("tokens", "clip_tokens")}
+        only = lambda name: arrays[name][:, 0]
+        text = self.text_encoder_2(only("tokens"), only("text_segments"))
+        _, pooled = self.text_encoder(only("clip_tokens"))
+        found = jax.tree.map(lambda a: a[:, None], {"text": text, "pooled": pooled, "references": references})
+        return index | found
+
+    def encode(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
+        """Latents of images in [-1, 1] whose sides are multiples of 16; tokens row by row."""
+        return pack(self.vae.encode(pixels, keys))
+
+    def velocity(
+        self, latents: Float[Array, "B N C"], t: Float[Array, B], condition: Condition
+    ) -> Float[Array, "B N C"]:
+        """Computes dx/dt; condition: of one branch a row."""
+        return self.transformer(latents, t, condition)
+
+    def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:
+        """Pixels of latents whose first tokens are an image of height x width pixels."""
+        down = self.cfg.vae.downscale
+        return self.vae.decode(unpack(latents, height // down, width // down))

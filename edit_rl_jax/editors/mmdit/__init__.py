@@ -1,0 +1,1 @@
+"""What the MMDiT networks (FLUX.1-Kontext and its relatives) share: blocks, rotary positions, packing."""

@@ -1,0 +1,1 @@
+"""Text encoders of editors that read with no language model: T5 and CLIP."""

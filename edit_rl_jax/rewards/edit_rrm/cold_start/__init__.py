@@ -1,0 +1,1 @@
+"""Training data for the verifier: principles, candidate replies, gold verdicts, and the best reply of each edit."""
