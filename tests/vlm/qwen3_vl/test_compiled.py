@@ -24,7 +24,7 @@ BASE = Config.from_hf(sizes.config("4B"))
 
 
 def compiled(layers: int):
-    """(processor's seconds, program, bytes of temporaries, shapes of the stacks' leaves, their bytes) of a gradient by an
+    """(processor's seconds, text, bytes of temporaries, shapes of the stacks' leaves, their bytes) of a gradient by an
     adapter."""
     cfg = dataclasses.replace(BASE, text=dataclasses.replace(BASE.text, num_hidden_layers=layers))
     _, devices = chips.describe("v5p:2x2x1")
