@@ -14,6 +14,7 @@ from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Edit
 from edit_rl_jax.rewards.editscore.options import Options
 from edit_rl_jax.rewards.serving.client import TOKEN
+from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import metrics, on_mesh
 from edit_rl_jax.vlm import family, trainable
@@ -126,4 +127,4 @@ def test_it_has_heads(train, base, pictures):
 def test_parts_that_a_family_does_not_have_are_refused():
     config = config_lib.load(ROOT / "configs/rm_tiny.py", {"model.lora.deepstack": "True"})
     with pytest.raises(ConfigError, match="model.lora.deepstack': qwen2_5_vl has no such part"):
-        trainable.make(config, trainable.model_config(config), None, None)
+        trainable.make(config, trainable.model_config(config), make_mesh({"fsdp": 1}), jax.numpy.float32)

@@ -54,6 +54,13 @@ def copied(text: str, matrices: set[tuple[int, ...]]) -> int:
     return found
 
 
+@pytest.fixture(autouse=True)
+def precision():
+    """The kernel's products are of bf16."""
+    with jax.default_matmul_precision("default"):
+        yield
+
+
 @pytest.mark.slow
 def test_time_is_flat_in_depth_and_no_stack_is_copied():
     compiled(4)  # the compiler itself is loaded
