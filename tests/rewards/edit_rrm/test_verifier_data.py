@@ -322,7 +322,6 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         "model": str(ROOT / "edit_rl_jax/assets/tiny_vl"),
         "prompts": "tiny",
         "max_tokens": 6,
-        "temperature": 2.0,
         "replies": 2,
         "rows": 2,
         "temperature": 5.0,  # it is sure of what it writes
