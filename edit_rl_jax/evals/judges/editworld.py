@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax.editworld import dataset
+from edit_rl_jax.evals.judges import verdicts
 from edit_rl_jax.evals.judges.calibration import curves
 from edit_rl_jax.evals.judges.pairs import evaluate, samples
 from edit_rl_jax.rewards import judges
@@ -53,6 +54,8 @@ def run(
     judge."""
     drawn = dataset.pairs(split, pairs, seed, resolution)
     figures, judged = evaluate(judge, drawn, untrained=untrained, controls=controls, seed=seed)
+    found = verdicts.figures([r for p in drawn for r in (p.better, p.worse)], [j for ab in judged for j in ab], seed)
+    figures |= {"verdicts": found} if found else {}
     figures = {"benchmark": "editworld", "split": split, "seed": seed, **(about or {}), **figures}
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
