@@ -19,6 +19,11 @@ from edit_rl_jax.training.report import write_report
 OPTIONS = {"rows": 128, "max_new_tokens": 224}  # of judges that have them: the world's answers are under 220 tokens
 
 
+def defaults(options: Any) -> dict[str, Any]:
+    """Gives what OPTIONS are for a judge's `Options`, which may have others under `WORLD`."""
+    return OPTIONS | getattr(options, "WORLD", {})
+
+
 def load(
     model: Any, untrained: Any = None, judge: str = "", options: Any = None, *, base: Any = None, **how: Any
 ) -> tuple[Judge, Judge | None]:
@@ -29,7 +34,7 @@ def load(
     """
     folder, found = judges.find(model, judge)
     if options is None or isinstance(options, Mapping):
-        options = judges.options(found, OPTIONS | dict(options or {}))
+        options = judges.options(found, defaults(found.Options) | dict(options or {}))
     made = judges.load(folder, judge, options, base=base, **how)
     if not untrained or not getattr(found, "asks_base", True):
         return made, None

@@ -1,7 +1,7 @@
 """What the verifier can be told: flags of the scripts, `rl.judge` of online RL."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from edit_rl_jax.ranges import INT32_OR_0
 from edit_rl_jax.rewards.base import option
@@ -13,6 +13,8 @@ from edit_rl_jax.rewards.writing import Sampled
 @dataclasses.dataclass(frozen=True)
 class Options(Sampled):
     """Settings of the verifier that scripts have as flags and RL under `rl.judge`."""
+
+    WORLD: ClassVar = {"max_new_tokens": 384}  # of the benchmark editworld, whose replies are under 300 tokens
 
     prompts: str | Prompts | None = option(None, "prompt texts; default: those stored with the model")
     mode: Literal["think", "verify", "think_verify"] = option("think_verify", "what a reply holds (see prompts.py)")

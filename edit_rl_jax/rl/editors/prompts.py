@@ -13,11 +13,12 @@ from jaxtyping import UInt8
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import decode_image
-from edit_rl_jax.data.principles import principles_id
+from edit_rl_jax.data.principles import principles_id, to_json
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.editors.rows import cover
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
+from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.names import ConfigError, nearest, resolve
 
@@ -63,7 +64,8 @@ class World:
     def __getitem__(self, index: int) -> Prompt:
         edit, r = self._records.edit(index), self._records
         picture = render(edit.source, r.resolution)
-        return Prompt(f"{r.split}/{r.seed}/{index}", picture, edit.instruction, edit.task, edit)
+        extras = {"principles": to_json(principles_of(edit))}
+        return Prompt(f"{r.split}/{r.seed}/{index}", picture, edit.instruction, edit.task, edit, extras)
 
 
 class Lines:
