@@ -73,8 +73,8 @@ def parse(argv=None):
         parser.error("editworld judges by itself: no --predictions")
     if judge_flags.given(args) + (args.predictions is not None) != 1:
         parser.error("give one of --model, --server, --endpoint, --predictions")
-    for name, value in {"rows": 32, "max_new_tokens": 512}.items():
-        value = editworld.OPTIONS[name] if args.benchmark == "editworld" else value
+    for name, value in {"rows": 32, "max_new_tokens": getattr(args.options, "max_new_tokens", 512)}.items():
+        value = editworld.defaults(args.options)[name] if args.benchmark == "editworld" else value
         setattr(args, name, getattr(args, name) or value)
     return args
 

@@ -53,8 +53,9 @@ def expected(rewards: Sequence[float | None], values: Sequence[float | None], n:
 
 def read(file: str | Path) -> list[dict[str, Any]]:
     """Reads inputs with their candidates: JSON lines with `source` (or a list of several), `instruction`, `candidates`
-    (paths, from the file's folder), and if known `truth` (a number for each candidate, or null) and `group`. An input
-    that could not be edited has none, and `valid` false. Raises ValueError, naming the line."""
+    (paths, from the file's folder), and if known `truth` (a number for each candidate, or null), `group`, and `extras`,
+    an object of what else the judge should know. An input that could not be edited has none, and `valid` false. Raises
+    ValueError, naming the line."""
     return list(json_files.rows(file, _input))
 
 
@@ -64,11 +65,12 @@ def _input(where: str, line: Any) -> dict[str, Any]:
         texts = [*sources_of(line), line["instruction"], *candidates]
         good = bool(candidates or line.get("valid") is False) and all(isinstance(t, str) for t in texts)
         good &= len(texts) - len(candidates) > 1
+        good &= isinstance(line.get("extras", {}), dict)
         good &= truth is None or len(truth) == len(candidates) and all(isinstance(t, int | float | None) for t in truth)
     except (KeyError, TypeError, AttributeError):
         good = False
     if not good:
-        wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any"
+        wanted = "`source`, `instruction`, `candidates` and as many `truth`, if any, and `extras`, an object, if any"
         raise ValueError(f"{where}: wanted is an object with {wanted}")
     return line
 
@@ -93,7 +95,9 @@ def score(
             part = inputs[start:stop]
             sources = [[_bytes(folder / s) for s in sources_of(x)] for x in part]
             items = [
-                Edit(s, _bytes(folder / c), x["instruction"]) for s, x in zip(sources, part) for c in x["candidates"]
+                Edit(s, _bytes(folder / c), x["instruction"], x.get("extras", {}))
+                for s, x in zip(sources, part)
+                for c in x["candidates"]
             ]
             judged = iter(judge.score(items, progress=False))
             out += [[next(judged) for _ in x["candidates"]] for x in part]

@@ -275,9 +275,7 @@ def save(
     for file, items in zip(names, shards):
         tensors = {}
         for name, v, layer, path in items:
-            value = host_value(v.get_value() if layer is None else v.get_value()[layer])
-            value = value[tuple(slice(n) for n in real_shape(v, layer is not None))]
-            value = value.transpose(_order(path, value.ndim))
+            value = file_value(path, v, layer)
             value = value.reshape(-1, *unflat) if naming.folded(path) else value
             tensors[name] = np.ascontiguousarray(value, dtype=np.dtype(dtype or v.dtype))
             place[name], total = file, total + tensors[name].nbytes
@@ -289,6 +287,13 @@ def save(
         if config is not None:
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
+
+
+def file_value(path: Sequence[str], v, layer: int | None) -> np.ndarray:
+    """A leaf, or one layer of a stacked one, as its tensor in files: transposed, padding cut off. All must call."""
+    value = host_value(v.get_value() if layer is None else v.get_value()[layer])
+    value = value[tuple(slice(n) for n in real_shape(v, layer is not None))]
+    return value.transpose(_order(path, value.ndim))
 
 
 def host_value(x: jax.Array) -> np.ndarray:

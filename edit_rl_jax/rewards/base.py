@@ -32,6 +32,12 @@ class Edit:
         several = isinstance(self.sources, list | tuple)
         object.__setattr__(self, "sources", tuple(self.sources) if several else (self.sources,))
 
+    @classmethod
+    def of_record(cls, record: Any) -> "Edit":
+        """Makes the edit of a record (`data.records.EditRecord`), with the principles that its `meta` holds."""
+        told = {name: record.meta[name] for name in ("principles",) if name in record.meta}
+        return cls(record.source, record.edited, record.instruction, told)
+
     def only_source(self, judge: str) -> Image:
         """Returns the source image, for a judge that looks at one. Raises ValueError, naming it, where there are more
         or none."""

@@ -14,6 +14,7 @@ DEFAULT = "editscore"  # of folders that say nothing: released models and adapte
 JUDGES = {  # by `objective` of training
     "editscore": "edit_rl_jax.rewards.editscore.judge:EditScore",
     "editreward": "edit_rl_jax.rewards.editreward.judge:EditReward",
+    "edit_rrm": "edit_rl_jax.rewards.edit_rrm.judge:EditRRM",
 }
 
 

@@ -26,7 +26,7 @@ def entries(path: Path) -> Iterator[tuple[dict[str, Any], Edit | str]]:
                 yield {"key": where}, str(record)
             else:
                 line = {"key": record.key, "instruction": record.instruction, "task": record.task}
-                yield line, Edit(record.source, record.edited, record.instruction)
+                yield line, Edit.of_record(record)
         return
     for line in json_files.rows(path, _line):
         yield line, read_edit(line, path.parent)

@@ -143,7 +143,7 @@ class JudgeReward:
     def __call__(self, samples: Samples) -> Scores:
         on_device = getattr(self.judge, "device_images", False)
         images = samples.on_device(self.place) if on_device else samples.host
-        edits = [Edit(p.source, i, p.instruction) for p, i in zip(samples.prompts, images, strict=True)]
+        edits = [Edit(p.source, i, p.instruction, p.extras) for p, i in zip(samples.prompts, images, strict=True)]
         return of_judgements(self.judge.score(edits, progress=False), self.bonus, self.dimensions)
 
 
@@ -162,7 +162,8 @@ class ServerReward:
             raise ConfigError(f"config key 'rl.dimensions': the server does not say which it has: {error}") from None
 
     def __call__(self, samples: Samples) -> Scores:
-        edits = [Edit(p.source, i, p.instruction) for p, i in zip(samples.prompts, samples.host, strict=True)]
+        found = zip(samples.prompts, samples.host, strict=True)
+        edits = [Edit(p.source, i, p.instruction, p.extras) for p, i in found]
         return of_judgements(self.client.score(edits, progress=False), self.bonus, self.dimensions)
 
 

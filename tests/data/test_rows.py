@@ -301,7 +301,7 @@ def test_missing_scores_are_said_and_scores_are_not_guessed(script, tmp_path, fo
 
 
 def test_replies_and_tails_of_any_size_are_read_in_linear_time():
-    started = time.perf_counter()
+    started = time.process_time()
     for filler in (" ", "\n", "{", "<", "<image>", "Instruction:", "a\n", '"', "output ", "\n\n", "\u2028", "<think>"):
         many = filler * (200_000 // len(filler))
         for act in (sharegpt.labelled, lambda text: sharegpt.parse_reply("r", text)):
@@ -310,7 +310,7 @@ def test_replies_and_tails_of_any_size_are_read_in_linear_time():
                     act(text)
                 except ValueError as e:
                     assert len(str(e)) < 500
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("tags", [True, False])

@@ -38,7 +38,6 @@ CONFIGS = {
     "three_heads": _config(16, 2, 3, 3, 16, (4, 6, 6), 24, 20),
     "released_heads": _config(8, 1, 1, 24, 8, (2, 2, 4), 16, 12),
     "uneven_axes": _config(4, 3, 1, 2, 24, (8, 4, 12), 40, 8),
-    "one_head": _config(64, 1, 2, 1, 32, (16, 8, 8), 16, 16),
     "no_guidance": _config(12, 1, 1, 4, 12, (4, 4, 4), 20, 28, guidance=False),
 }
 BUCKET = TokenLengths(text=11, references=60, noise=30)

@@ -22,7 +22,7 @@ from edit_rl_jax.editors.base import EditError, Editor, Processor, Request, Toke
 from edit_rl_jax.editors.flux_kontext import weights as kontext
 from edit_rl_jax.editors.flux_kontext.editor import Configs
 from edit_rl_jax.editors.flux_kontext.processor import PREFERRED
-from edit_rl_jax.editors.mmdit import bfl
+from edit_rl_jax.editors.mmdit import bfl, blocks
 from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings
 from edit_rl_jax.flow.guidance import EmbeddedGuidance
 from edit_rl_jax.flow.sampling import Denoising
@@ -139,6 +139,8 @@ def test_text_is_padded_to_its_one_length():
     assert cut["clip_tokens"][0, 0].tolist() == [*ids[:5], end]
     with pytest.raises(EditError, match=r"text too long \(13 tokens of text are more than 12"):
         p.text_length(tokenizer, asked._replace(instruction="x" * 12), p.guidance)
+    with pytest.raises(EditError, match="negative text"):
+        p.text_length(tokenizer, asked._replace(negative="blurred"), p.guidance)
     with pytest.raises(ValueError, match="row 0: 12 tokens"):
         p.prepare(tokenizer, [asked], TokenLengths(11, 6, 8), p.guidance)
 
@@ -235,6 +237,10 @@ def test_the_files_of_black_forest_labs(tmp_path):
         bfl.save_transformer(found["transformer"], kontext.TRANSFORMER, tmp_path / "b")
     )
     assert written.keys() == theirs.keys() and all(torch.equal(written[k], theirs[k]) for k in theirs)
+    half = bfl.save_transformer(found["transformer"], kontext.TRANSFORMER, tmp_path / "d", jnp.bfloat16)
+    assert all(torch.equal(x, theirs[k].bfloat16()) for k, x in safetensors.torch.load_file(half).items())
+    written = safetensors.torch.load_file(bfl.save_autoencoder(found["vae"], kontext.NAMINGS["vae"], tmp_path / "c"))
+    assert written.keys() == autoencoder.keys() and all(torch.equal(written[k], autoencoder[k]) for k in autoencoder)
     assert len(bfl.TABLE) == 2 * (3 + 1 + 6) + 2 * (2 * 5 + 2) + 2 * 3 + 2  # 780 tensors in 19 and 38 layers
     safetensors.torch.save_file({k: v.contiguous() for k, v in theirs.items() if "query" not in k}, file)
     with pytest.raises(WeightsError, match="missing: .*norm_q.weight"):
@@ -263,12 +269,17 @@ def adapter(targets: str):
     return jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape) * 0.2, jnp.float32), state)
 
 
-@pytest.mark.parametrize("targets", ["attention", "feed_forward", "all"])
+SLOW = [pytest.param(t, marks=pytest.mark.slow) for t in ("attention", "feed_forward")]
+
+
+@pytest.mark.parametrize("targets", [*SLOW, "all"])
 def test_diffusers_and_peft_compute_our_velocity_from_our_adapter(tmp_path, targets):
     kontext.save_lora(adapter(targets), LORA.rank, LORA.alpha, tmp_path)
     file = tmp_path / lora_files.FILE
     found = kontext.read_lora(file)
     assert (found.rank, found.alpha, found.scale) == (3, 6.0, 2.0) and kontext.targets(found.layers) == targets
+    for other in blocks.TARGETS:
+        assert kontext.targets(peft.modules(adapter(other), kontext.TRANSFORMER)) == other
     model = copy.deepcopy(flux.torch_model(NAME))
     model.load_lora_adapter(str(tmp_path), weight_name=file.name, prefix="transformer")
     inputs = flux.inputs(NAME)

@@ -64,7 +64,7 @@ def test_a_row_that_does_not_fit_is_named():
         layout.layout([1, 1], [(), ((2, 3),)], [(1, 1)] * 2, TokenLengths(1, 5, 1))
 
 
-NAME = "three_heads"
+NAME = "released_heads"
 FAULTS = {}
 
 
@@ -250,7 +250,7 @@ def references_before_noise(m):
             return getattr(jnp, name)
 
         def concatenate(self, x, axis):  # the latents only: positions and segments stay
-            return right(x[::-1] if len(x) == 2 and x[0].shape[-1] == 16 else x, axis=axis)
+            return right(x[::-1] if len(x) == 2 and x[0].shape[-1] == 8 else x, axis=axis)
 
     m.setattr(transformer, "jnp", Numbers())
 
@@ -274,7 +274,7 @@ def noise_minus_data(m):
     m.setattr(transformer.FluxTransformer, "__call__", lambda self, *a: -right(self, *a))
 
 
-@pytest.mark.parametrize("rung", ["positions", "embeddings", "layers", "network"])
+@pytest.mark.parametrize("rung", ["positions", "embeddings", "layers"])
 def test_without_a_fault_nothing_is_caught_op_by_op(rung):
     run, bar = flux.RUNGS[rung]
     with jax.disable_jit():
@@ -287,6 +287,6 @@ def test_the_ladder_catches(name, monkeypatch):
     flux.ours(NAME)
     patch(monkeypatch)
     run, bar = flux.RUNGS[first]
-    with jax.disable_jit():  # the operators are compiled once for all faults
+    with jax.disable_jit(first != "network"):  # the operators are compiled once for all faults
         found = run(NAME)
     assert any(not e <= bar for e in found.values()), f"{name} passes {first}"

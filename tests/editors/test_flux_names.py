@@ -2,11 +2,15 @@
 
 import accelerate
 import diffusers
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from edit_rl_jax import flops
+from edit_rl_jax.editors.base import TokenLengths
 from edit_rl_jax.editors.flux_kontext.config import FluxConfig
+from edit_rl_jax.editors.flux_kontext.layout import layout
 from edit_rl_jax.editors.flux_kontext.transformer import FluxTransformer
 from edit_rl_jax.editors.flux_kontext.weights import TRANSFORMER
 from edit_rl_jax.nn import weights
@@ -58,3 +62,21 @@ def test_adapters_have_the_sizes_of_published_recipes(rank, targets, size):
 def test_other_configs_are_refused(given, named):
     with pytest.raises(WeightsError, match=named):
         FluxConfig.from_hf(FluxConfig().to_hf() | given)
+
+
+@pytest.mark.parametrize("side, text, want", [(512, 512, 3.77e13), (512, 128, 3.14e13), (1024, 512, 1.655e14)])
+def test_a_forward_costs_what_torch_counts(side, text, want):
+    """One reference, batch 1; torch's FlopCounterMode on the meta device."""
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: FluxTransformer(FluxConfig(), rngs=nnx.Rngs(0), dtype="bfloat16"))
+    )
+    n = (side // 16) ** 2
+    index = {
+        k: np.asarray(v)
+        for k, v in layout([text], [((side // 16,) * 2,)], [(side // 16,) * 2], TokenLengths(text, n, n)).items()
+    }
+    shape = lambda *s: jax.ShapeDtypeStruct(s, np.float32)
+    condition = index | {"text": shape(1, text, 4096), "pooled": shape(1, 768), "guidance": shape(1)}
+    condition["references"] = shape(1, n, 64)
+    run = lambda s, *a: nnx.merge(graphdef, s)(*a)
+    assert flops.count(run, state, shape(1, n, 64), shape(1), condition) == pytest.approx(want, rel=0.005)

@@ -51,7 +51,10 @@ def unsharded():
     return float(value), np.asarray(out), grads
 
 
-@pytest.mark.parametrize("fsdp, tensor", [(8, 1), (4, 2), (2, 4)])
+SLOW = [pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((8, 1), (4, 2))]  # the third has both axes
+
+
+@pytest.mark.parametrize("fsdp, tensor", [*SLOW, (2, 4)])
 def test_sharded_equals_plain(fsdp, tensor):
     """1e-5 of each tensor's maximum, forward and gradients."""
     mesh, args, state = make_mesh({"fsdp": fsdp, "tensor": tensor}), flux.inputs(NAME, ROWS).jax(BUCKET), model()[1]

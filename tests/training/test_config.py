@@ -150,6 +150,8 @@ def test_worker_processes_are_fixed_for_a_run():
 def test_an_adapter_needs_a_base_and_lora():
     with pytest.raises(ConfigError, match="model.train_text.*trainable=full"):
         config_lib.load(CONFIGS / "editor_omnigen2.py", {"model.train_text": "True", "model.trainable": "lora"})
+    with pytest.raises(ConfigError, match="data.buckets.*128 text tokens are fewer than model.text=512"):
+        config_lib.load(CONFIGS / "editor_flux_kontext.py", {"data.buckets": "((128, 1, 512, 512),)"})
     with pytest.raises(ConfigError, match="model.init_adapter.*trainable=lora"):
         config_lib.load(CONFIGS / "rm_7b.py", {"model.init_adapter": "a", "model.trainable": "full"})
 

@@ -76,7 +76,9 @@ class Processor:
         return h // self.multiple * self.multiple, w // self.multiple * self.multiple
 
     def text_length(self, tokenizer: Any, request: Request, guidance: Guidance) -> int:
-        """Gives `text`. Raises EditError for an instruction that is longer."""
+        """Gives `text`. Raises EditError for an instruction that is longer, and for a negative text: there is none."""
+        if request.negative:
+            raise EditError(request.where, "negative text", "FLUX.1-Kontext has none: its guidance is a number")
         length = len(tokenizer.t5.encode(request.instruction or ""))
         if length > self.text:
             raise EditError(request.where, "text too long", f"{length} tokens of text are more than {self.text}")

@@ -97,29 +97,26 @@ def _parts(t: Tensor) -> list[Tensor]:
     return out
 
 
-def save_transformer(state, naming: Naming, file: str | Path, dtype: Any = None) -> Path:
-    """Writes base weights of a transformer as BFL's one file; every process must call, the first one writes.
+Entry = tuple[str, Any, tuple[int, ...], Callable[[], np.ndarray]]
+"""A tensor to be written: see `safetensors_io.write_file`."""
 
-    Raises WeightsError for weights that are not finite or not base weights.
-    """
+
+def _entries(state, naming: Naming, dtype: Any) -> dict[str, Entry]:
+    """The base weights of a state under their names in `naming`. Raises WeightsError for those that are not finite, and
+    for adapters."""
     weights.check_finite(state, dtype)
     paths, variables, _ = weights.flatten(state)
     if adapters := [".".join(p) for p in paths if p[-1] in weights.LORA]:
         raise WeightsError(f"not base weights, merge or save them as an adapter: {listing(adapters)}")
-    found: dict[str, tuple[tuple[int, ...], Any, Callable[[], np.ndarray]]] = {}
+    found = {}
     for path, v in zip(paths, variables):
         for layer, n in enumerate(naming.sources(path, v.shape)):
-            at = layer if naming.layers(path) else None
-            found[n] = (naming.file_shape(path, v), np.dtype(dtype or v.dtype), _reader(path, v, at))
-    entries = []
-    for key, (names, _) in TABLE.items():
-        for layer in range(sum(1 for n in found if re.fullmatch(re.escape(names[0]).replace(r"\{\}", r"\d+"), n))):
-            parts = [found[n.format(layer)] for n in names]
-            shape = (sum(p[0][0] for p in parts), *parts[0][0][1:])
-            give = lambda parts=parts: np.concatenate([p[2]() for p in parts])
-            if key.startswith(LAST):
-                give = lambda parts=parts: np.roll(parts[0][2](), len(parts[0][2]()) // 2, axis=0)
-            entries.append((key.format(layer), parts[0][1], shape, give))
+            give = partial(weights.file_value, path, v, layer if naming.layers(path) else None)
+            found[n] = (n, np.dtype(dtype or v.dtype), naming.file_shape(path, v), give)
+    return found
+
+
+def _write(file: str | Path, entries: list[Entry]) -> Path:
     if jax.process_count() > 1:  # every process takes part in gathering
         entries = [(n, d, s, partial(np.asarray, give())) for n, d, s, give in entries]
     if jax.process_index() == 0:
@@ -127,12 +124,21 @@ def save_transformer(state, naming: Naming, file: str | Path, dtype: Any = None)
     return Path(file)
 
 
-def _reader(path, v, layer: int | None) -> Callable[[], np.ndarray]:
-    def give() -> np.ndarray:
-        value = weights.host_value(v.get_value() if layer is None else v.get_value()[layer])
-        return value.T if path[-1] == "kernel" else value
+def save_transformer(state, naming: Naming, file: str | Path, dtype: Any = None) -> Path:
+    """Writes base weights of a transformer as BFL's one file; every process must call, the first one writes.
 
-    return give
+    Raises WeightsError for weights that are not finite or not base weights.
+    """
+    found, entries = _entries(state, naming, dtype), []
+    for key, (names, _) in TABLE.items():
+        pattern = re.escape(names[0]).replace(r"\{\}", r"\d+")
+        for layer in range(sum(1 for n in found if re.fullmatch(pattern, n))):
+            parts = [found[n.format(layer)] for n in names]
+            shape = (sum(p[2][0] for p in parts), *parts[0][2][1:])
+            turn = shape[0] // 2 if key.startswith(LAST) else 0
+            give = lambda parts=parts, turn=turn: np.roll(np.concatenate([p[3]() for p in parts]), turn, axis=0)
+            entries.append((key.format(layer), parts[0][1], shape, give))
+    return _write(file, entries)
 
 
 _VAE = (
@@ -162,3 +168,30 @@ def autoencoder(tensors: list[Tensor]) -> list[Tensor]:
         attention = ".attn_1." in t.name and t.shape[2:] == (1, 1)
         out.append(dataclasses.replace(t, name=name, shape=t.shape[:2] if attention else t.shape))
     return out
+
+
+def save_autoencoder(state, naming: Naming, file: str | Path, dtype: Any = None) -> Path:
+    """Writes an autoencoder's weights as BFL's one file (`ae.safetensors`); otherwise as `save_transformer`."""
+    found, entries = _entries(state, naming, dtype), []
+    ups = max(int(m[1]) for n in found if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", n)))
+    for name, kind, shape, give in found.values():
+        square = ".attentions.0.to_" in name and len(shape) == 2
+        name = re.sub(r"\.up_blocks\.(\d+)\.", lambda m: f".up_blocks.{ups - int(m[1])}.", name)
+        for pattern, theirs in _BACK:
+            name = re.sub(pattern, theirs, name)
+        whole = (lambda give=give: give()[..., None, None]) if square else give
+        entries.append((name, kind, (*shape, 1, 1) if square else shape, whole))
+    return _write(file, entries)
+
+
+_BACK = (
+    (r"\.(down|up)_blocks\.(\d+)\.resnets\.", r".\1.\2.block."),
+    (r"\.(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.", r".\1.\2.\3sample."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
+    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
+    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"coder\.conv_norm_out\.", "coder.norm_out."),
+)

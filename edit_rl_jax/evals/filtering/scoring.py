@@ -64,7 +64,7 @@ def ask(judge: Judge) -> Callable[[Sequence[EditRecord]], list[Judgement]]:
     """Scores records by a judge; a figure that is not finite makes a judgement that is not valid."""
 
     def work(records: Sequence[EditRecord]) -> list[Judgement]:
-        edits = [Edit(r.source, r.edited, r.instruction) for r in records]
+        edits = list(map(Edit.of_record, records))
         return [_finite(j) for j in judge.score(edits, progress=False)]
 
     return work

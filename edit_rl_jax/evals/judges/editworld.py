@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax.editworld import dataset
+from edit_rl_jax.evals.judges import verdicts
 from edit_rl_jax.evals.judges.calibration import curves
 from edit_rl_jax.evals.judges.pairs import evaluate, samples
 from edit_rl_jax.rewards import judges
@@ -16,6 +17,11 @@ from edit_rl_jax.rewards.base import Judge
 from edit_rl_jax.training.report import write_report
 
 OPTIONS = {"rows": 128, "max_new_tokens": 224}  # of judges that have them: the world's answers are under 220 tokens
+
+
+def defaults(options: Any) -> dict[str, Any]:
+    """Gives what OPTIONS are for a judge's `Options`, which may have others under `WORLD`."""
+    return OPTIONS | getattr(options, "WORLD", {})
 
 
 def load(
@@ -28,7 +34,7 @@ def load(
     """
     folder, found = judges.find(model, judge)
     if options is None or isinstance(options, Mapping):
-        options = judges.options(found, OPTIONS | dict(options or {}))
+        options = judges.options(found, defaults(found.Options) | dict(options or {}))
     made = judges.load(folder, judge, options, base=base, **how)
     if not untrained or not getattr(found, "asks_base", True):
         return made, None
@@ -53,6 +59,8 @@ def run(
     judge."""
     drawn = dataset.pairs(split, pairs, seed, resolution)
     figures, judged = evaluate(judge, drawn, untrained=untrained, controls=controls, seed=seed)
+    found = verdicts.figures([r for p in drawn for r in (p.better, p.worse)], [j for ab in judged for j in ab], seed)
+    figures |= {"verdicts": found} if found else {}
     figures = {"benchmark": "editworld", "split": split, "seed": seed, **(about or {}), **figures}
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ def score_pairs(
 ) -> list[tuple[Judgement, Judgement]]:
     """Judges both edits of every pair; `change(i, record)` alters what the judge is shown of pair i."""
     records = [change(i, r) for i, p in enumerate(pairs) for r in (p.better, p.worse)]
-    flat = judge.score([Edit(r.source, r.edited, r.instruction) for r in records], **options)
+    flat = judge.score(list(map(Edit.of_record, records)), **options)
     return list(zip(flat[::2], flat[1::2]))
 
 
@@ -128,16 +128,20 @@ def blanked(record: EditRecord) -> EditRecord:
     return dataclasses.replace(record, source=grey(record.source), edited=grey(record.edited))
 
 
+def others(pairs: Sequence[Pair], seed: int = 0) -> list[int]:
+    """For every pair the number of another one, whose instruction is a different text wherever there is one."""
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    text = lambda i: pairs[i].better.instruction
+    out: dict[int, int] = {}
+    for at, i in enumerate(order):
+        following = (int(order[(at + k) % len(order)]) for k in range(1, len(order)))
+        out[int(i)] = next((j for j in following if text(j) != text(i)), int(i))
+    return [out[i] for i in range(len(pairs))]
+
+
 def shuffled_instructions(pairs: Sequence[Pair], seed: int = 0) -> list[str]:
     """For every pair the instruction of another pair, a different text wherever there is one."""
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    texts = [pairs[i].better.instruction for i in order]
-    out: dict[int, str] = {}
-    for at, i in enumerate(order):
-        own = pairs[i].better.instruction
-        others = (texts[(at + k) % len(texts)] for k in range(1, len(texts)))
-        out[int(i)] = next((t for t in others if t != own), own)
-    return [out[i] for i in range(len(pairs))]
+    return [pairs[i].better.instruction for i in others(pairs, seed)]
 
 
 def pixel_distance(record: EditRecord) -> float:
@@ -227,10 +231,11 @@ def by_passes(
 def run_controls(judge: Judge, pairs: Sequence[Pair], seed: int = 0) -> dict[str, dict[str, Any]]:
     """Tries what should not work: rows of figures by name."""
     blank = dimension("overall", pairs, score_pairs(judge, pairs, lambda i, r: blanked(r)))
-    other = shuffled_instructions(pairs, seed)
-    swap = lambda i, r: dataclasses.replace(r, instruction=other[i])
-    told = names_of(judge.dimensions())
-    name = next((n for n in ("sc", "instruction_following") if n in told), "overall")  # what reads the instruction
+    other = [pairs[i].better for i in others(pairs, seed)]  # with an instruction go its principles
+    told = lambda i: {k: other[i].meta[k] for k in ("principles",) if k in other[i].meta}
+    swap = lambda i, r: dataclasses.replace(r, instruction=other[i].instruction, meta=r.meta | told(i))
+    names = names_of(judge.dimensions())
+    name = next((n for n in ("sc", "instruction_following") if n in names), "overall")  # what reads the instruction
     only = None if name == "overall" else GROUPS.get(name, (name,))
     shuffled = dimension(name, pairs, score_pairs(judge, pairs, swap, only=only))
     distances = [(pixel_distance(p.better), pixel_distance(p.worse)) for p in pairs]

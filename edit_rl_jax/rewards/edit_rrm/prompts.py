@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edit_rl_jax.data.records import VERIFIER_SCALE, Principle
+from edit_rl_jax.data.records import CATEGORIES, VERIFIER_SCALE, Principle
 from edit_rl_jax.rewards.editscore.prompts import END, Image, Parts, check_instruction, plain
 
 MODES = ("think", "verify", "think_verify")
@@ -27,6 +27,7 @@ class Prompts:
       ask: by mode. In it are replaced `<shown>` by the text of the order, `<instruction>`, `<principles>` by them all.
       line: each principle, with `<category>` and `<question>`; `join` stands between two.
       shown: by order, which image is which.
+      generic: by category, the question that is asked of an edit without principles of its own.
       order: of the images.
     """
 
@@ -37,12 +38,19 @@ class Prompts:
     line: str
     join: str
     shown: Mapping[str, str]
+    generic: Mapping[str, str]
     order: str = "source_first"
 
     @property
     def sha256(self) -> str:
         told = [self.system, list(self.ask.items()), self.line, self.join, list(self.shown.items()), self.order]
+        told.append(list(self.generic.items()))
         return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def generic_principles(self) -> tuple[Principle, ...]:
+        """One of each category, for an edit without principles of its own."""
+        return tuple(Principle(self.generic[c], c) for c in CATEGORIES)
 
     def to_json(self) -> dict[str, Any]:
         """Gives texts and hash, for the model's folder."""
@@ -136,6 +144,11 @@ STANDARD = Prompts(
         "source_first": "Two pictures follow: first the source, then the result of editing it.",
         "edited_first": "Two pictures follow: first the result of an edit, then the source that was edited.",
     },
+    generic={
+        "Follow": "Does the result show all that the instruction asks for?",
+        "Keep": "Is all that the instruction does not ask to change as it was in the source?",
+        "Quality": "Is the result free of visible faults, such as artifacts, blur or colour casts?",
+    },
 )
 _SHORT = "Judge the edit: <instruction>"
 TINY = Prompts(
@@ -150,6 +163,11 @@ TINY = Prompts(
     line=" <question>",
     join=" ,",
     shown={"source_first": "", "edited_first": ""},
+    generic={
+        "Follow": "what is asked is done",
+        "Keep": "extra none",
+        "Quality": "blur none cast none noise none blocks none",
+    },
 )
 PROMPTS = {
     p.name: p
@@ -170,9 +188,9 @@ def get(prompts: str | Prompts) -> Prompts:
 def from_json(stored: Any) -> Prompts:
     """Reads what `Prompts.to_json` made. Raises ValueError where it is malformed or does not match its hash."""
     wanted = {"name": str, "version": int, "system": str, "ask": dict, "line": str, "join": str, "shown": dict}
-    wanted |= {"order": str, "sha256": str}
+    wanted |= {"generic": dict, "order": str, "sha256": str}
     good = isinstance(stored, Mapping) and all(type(stored.get(k)) is kind for k, kind in wanted.items())
-    tables = ((stored["ask"], MODES), (stored["shown"], ORDERS)) if good else ()
+    tables = ((stored["ask"], MODES), (stored["shown"], ORDERS), (stored["generic"], CATEGORIES)) if good else ()
     if not good or any(set(t) != set(k) or not all(isinstance(v, str) for v in t.values()) for t, k in tables):
         raise ValueError(f"prompts are no object with {', '.join(wanted)}")
     prompts = Prompts(*(stored[f.name] for f in dataclasses.fields(Prompts)))

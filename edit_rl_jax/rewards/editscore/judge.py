@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.rewards import writing
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import DIMENSIONS, judge, questions_of, replies
 from edit_rl_jax.rewards.editscore.constrained import reply_automaton
@@ -23,12 +23,12 @@ from edit_rl_jax.rewards.editscore.expected import Expected, ScoreTree, judge_ex
 from edit_rl_jax.rewards.editscore.named_prompts import from_json, get
 from edit_rl_jax.rewards.editscore.options import Options
 from edit_rl_jax.rewards.editscore.parsing import Reply, parse
-from edit_rl_jax.rewards.editscore.prompts import END, Prompts, Question
+from edit_rl_jax.rewards.editscore.prompts import Prompts, Question
 from edit_rl_jax.rewards.editscore.questions import Questions, digest
 from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
-from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
+from edit_rl_jax.vlm.engine.sampler import TokenSampling
 from edit_rl_jax.vlm.family import Architecture
 from edit_rl_jax.vlm.patches import ImageSettings
 
@@ -84,8 +84,7 @@ class EditScore:
         mesh: Any = None,
         **engine: Any,
     ):
-        stops = {tokenizer.convert_tokens_to_ids(t) for t in (END, "<|endoftext|>")} - {None}
-        sampling = dataclasses.replace(sampling or greedy(512), stop_tokens=tuple(sorted(stops)))
+        sampling = writing.ended(sampling, tokenizer)
         if expected not in ("", "reasoned", "empty"):
             raise ValueError(f"expected is '', 'reasoned' or 'empty', not {expected!r}")
         if passes > 1 and (sampling.temperature == 0 or expected == "empty"):
@@ -219,20 +218,14 @@ class EditScore:
 
     def _answers(self, asked: dict[bytes, tuple[Any, Prompt]], progress: bool) -> dict[bytes, tuple[Any, ...] | str]:
         """Replies (`Expected` in that mode) by prompt; a text instead of replies says why there are none."""
-        names, read = list(asked), {}
         accept = lambda _, tokens, stopped: self._reply(tokens, stopped).valid
         options = dict(answers=self.passes, accept=accept, retries=self.retries, shape=self.shape)
         if self.expected:
             options["branch_at"] = self.scores.opens_at if self.expected == "reasoned" else lambda tokens: -1
         if self.expected == "empty":
             options |= {"limits": lambda index, number: 1}
-        answered = self.engine.generate([prompt for _, prompt in asked.values()], **options)
-        with tqdm(total=len(asked), desc="scoring", unit="prompt", disable=None if progress else True) as bar:
-            for one in answered:
-                found = tuple(self._read(a) for a in one.answers)
-                read[names[one.index]] = found if one.problem is None else str(one.problem)
-                bar.update()
-        return read
+        prompts = {name: prompt for name, (_, prompt) in asked.items()}
+        return writing.answers(self.engine, prompts, lambda _, one: self._read(one), progress, **options)
 
     def _read(self, one: Answer) -> Reply | Expected:
         if self.expected == "empty":

@@ -6,11 +6,11 @@ from typing import Literal
 from edit_rl_jax.ranges import INT32_OR_0
 from edit_rl_jax.rewards.base import option
 from edit_rl_jax.rewards.editscore.prompts import Prompts
-from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
+from edit_rl_jax.rewards.writing import Sampled
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Sampled):
     """Settings of EditScore that scripts have as flags and RL under `rl.judge`."""
 
     prompts: str | Prompts | None = option(None, "prompt texts; default: those stored with the model")
@@ -25,11 +25,3 @@ class Options:
     max_new_tokens: int = option(512, allowed="[1, 100000]")
     rows: int = option(32, "answers written side by side", "[1, 1000000]")
     seed: int = option(0, allowed=INT32_OR_0)
-
-    @property
-    def sampling(self) -> TokenSampling:
-        """How answers are drawn: greedily for a single pass, unless a temperature is given."""
-        temperature = (0.7 if self.passes > 1 else 0.0) if self.temperature is None else self.temperature
-        if not temperature:
-            return greedy(self.max_new_tokens)
-        return TokenSampling(temperature, self.top_k, self.top_p, self.max_new_tokens)

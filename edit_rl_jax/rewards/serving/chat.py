@@ -85,6 +85,13 @@ class Chat:
     def __init__(self, url: str, model: str, token: str = "", fields: Mapping[str, Any] | None = None, **options: Any):
         self.service, self.fields = Service(url, token, **options), {"model": model} | dict(fields or {})
 
+    @classmethod
+    def of(cls, service: Service, model: str, fields: Mapping[str, Any]) -> "Chat":
+        """Makes one that shares a service, its limits and what is known of it, with others."""
+        made = cls.__new__(cls)
+        made.service, made.fields = service, {"model": model} | dict(fields)
+        return made
+
     def ask(
         self,
         messages: Sequence[Mapping[str, Any]],

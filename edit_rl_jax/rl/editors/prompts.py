@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,10 +13,12 @@ from jaxtyping import UInt8
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data.images import decode_image
+from edit_rl_jax.data.principles import principles_id, to_json
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.editors.rows import cover
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.edits import Edit
+from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.names import ConfigError, nearest, resolve
 
@@ -25,13 +27,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One thing to edit. `edit`: of the built-in world, for its oracle."""
+    """One thing to edit. `edit`: of the built-in world, for its oracle; `extras`: what else a judge may want to know,
+    as `rewards.base.Edit` has it."""
 
     key: str
     source: UInt8[np.ndarray, "H W 3"]
     instruction: str
     task: str = ""
     edit: Edit | None = None
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -60,12 +64,15 @@ class World:
     def __getitem__(self, index: int) -> Prompt:
         edit, r = self._records.edit(index), self._records
         picture = render(edit.source, r.resolution)
-        return Prompt(f"{r.split}/{r.seed}/{index}", picture, edit.instruction, edit.task, edit)
+        extras = {"principles": to_json(principles_of(edit))}
+        return Prompt(f"{r.split}/{r.seed}/{index}", picture, edit.instruction, edit.task, edit, extras)
 
 
 class Lines:
     """JSON lines with `source` (a path, from the file's folder) or `input_images` (a list of one), `instruction`, and
-    if known `task` or `task_type`. Sources are cropped to the aspect of height x width and resized."""
+    if known `task` or `task_type`, and `extras`, an object for the judge; in it is put, if there is none, the
+    `principles_id` of the source's file (`data.principles`). Sources are cropped to the aspect of height x width and
+    resized."""
 
     def __init__(self, file: Path, height: int, width: int):
         self.file, self.size, self.data_hash = file, (height, width), hashlib.sha256(file.read_bytes()).hexdigest()
@@ -79,14 +86,18 @@ class Lines:
 
     def __getitem__(self, index: int) -> Prompt:
         row, key = self._rows[index], f"{self.file.name}/{index}"
-        source = cover(decode_image(self.file.parent / _image(row), where=key), *self.size)
-        return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "")
+        image = self.file.parent / _image(row)
+        source = cover(decode_image(image, where=key), *self.size)
+        extras = {"principles_id": principles_id(image.read_bytes(), row["instruction"])} | row.get("extras", {})
+        return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "", extras=extras)
 
 
 def _row(where: str, row: Any) -> dict[str, Any]:
     texts = [row.get(k) or "" for k in ("instruction", "task", "task_type")] if isinstance(row, dict) else [""]
     if not all(isinstance(t, str) for t in texts) or not texts[0].strip() or not _image(row):
         raise ConfigError(f"{where}: row {where.rsplit(':', 1)[1]} wants an instruction and one source image")
+    if not isinstance(row.get("extras", {}), dict):
+        raise ConfigError(f"{where}: extras is no object")
     return row
 
 

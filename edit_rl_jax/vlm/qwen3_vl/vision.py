@@ -136,7 +136,7 @@ class VisionTower(nnx.Module):
             new = jnp.where(hit, x, seen[at])
             return (x, jax.lax.dynamic_update_index_in_dim(seen, new, at, 0)), None
 
-        start = (x, jnp.zeros((len(taps), *x.shape), x.dtype))
+        start = (x, shard(jnp.zeros((len(taps), *x.shape), x.dtype), None, "batch", None, None))
         (x, seen), _ = jax.lax.scan(body, start, (self.blocks, jnp.asarray(place, jnp.int32), jnp.asarray(hit)))
         one = checkpointed(lambda merger, x: merger(x), self.remat)
         _, deep = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, (self.deepstack_merger_list, seen))

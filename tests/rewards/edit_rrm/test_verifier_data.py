@@ -18,7 +18,9 @@ from edit_rl_jax.data import principles as sets
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.records import EditRecord, VerifierRecord
 from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
+from edit_rl_jax.editworld.verifier import VerifierRecords
 from edit_rl_jax.rewards.edit_rrm import replies
+from edit_rl_jax.rewards.edit_rrm.objective import Verifier
 from edit_rl_jax.rewards.serving.chat import Chat
 from scripts import make_verifier_data
 from tests.rewards.edit_rrm import model_server
@@ -313,6 +315,7 @@ def test_the_gates_of_selection(tmp_path, edits):
         assert status == 1 and "under other settings" in line and "min_accuracy" in line
 
 
+@pytest.mark.slow  # compiles generation twice: 17 s on a free core
 def test_candidates_of_our_own_model(tmp_path, edits):
     """A folder that was not trained for it: what it writes is kept, not taken, and not written again."""
     own = {
@@ -321,6 +324,7 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         "max_tokens": 6,
         "replies": 2,
         "rows": 2,
+        "temperature": 5.0,  # it is sure of what it writes
     }
     with model() as server:
         found = config(server.url, candidates=[{"name": "own", **own}, {"endpoint": "a", "name": "a"}])
@@ -336,10 +340,40 @@ def test_candidates_of_our_own_model(tmp_path, edits):
         texts = [e["text"] for e in entries if e["by"] == "candidates own"]
         assert len(texts) == 4 and len(set(texts)) > 1
         shutil.rmtree(tmp_path / "out/verifier_dataset")
-        assert job() == (0, "") and figures(tmp_path / "out") == told  # from the journal
+        mine = [n for n, e in enumerate(entries) if e["by"] == "candidates own"]
+        kept = [e for n, e in enumerate(entries) if n not in mine[2:]]  # as after a kill: of one edit only
+        (tmp_path / "out/journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kept))
+        assert job() == (0, "") and figures(tmp_path / "out") == told
         assert (tmp_path / "out/manifest.train.jsonl").read_text() == lines
+        again = [json.loads(x) for x in (tmp_path / "out/journal.jsonl").read_text().splitlines()]
+        assert {e["id"]: e for e in again} == {e["id"]: e for e in entries} and len(again) == len(entries)
     status, line = run(tmp_path, edits, config("http://127.0.0.1:1", candidates=[{"model": "no/folder"}]), "none")
     assert status == 1 and "no folder of a model: no/folder" in line
+
+
+def test_the_world_with_the_oracle_as_verifier(tmp_path):
+    """Principles and gold verdicts stand in the records; the result is what the objective learns from."""
+    with model() as server:
+        found = config(server.url, principles={"record": True}, verifier={"record": True})
+        found["candidates"][0]["replies"] = 3
+        words = ["--world", "5", *command(tmp_path, "", found)[2:]]
+        assert make_verifier_data.main(words) == 0
+        assert Counter(stage(a) for a in server.asked) == {"candidate": 4 * (5 + 1 + 1)}
+    source, world = EditSource(tmp_path / "out"), VerifierRecords("train", 5, 0, 84)
+    for n in range(5):
+        made, truth = source[n], world[n]
+        assert (made.key, made.principles, made.verdicts, made.score) == (
+            truth.key,
+            truth.principles,
+            truth.verdicts,
+            truth.score,
+        )
+        read = replies.parse(made.reply, made.principles)
+        right = sum(v == t for v, t in zip(read.verdicts, truth.verdicts)) / len(truth.verdicts)
+        assert right == made.meta["cold_start"]["accuracy"]
+        (example,) = Verifier().to_examples(made)
+        assert made.reply in example.answer
+    assert set(figures(tmp_path / "out")["requests"]) == {"candidates cool", "candidates strict", "principles"}
 
 
 def test_a_dry_run_asks_nothing(tmp_path, edits, capsys):

@@ -1,6 +1,9 @@
 """Principles by an end point, a file and the record; the cache; the journal; the config's checks."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -219,6 +222,7 @@ endpoint = "a"
 """)
     found = configs.read(file)
     assert found.principles.exemplars == str(tmp_path / "e.jsonl") and found.endpoints["a"].price_in == 1.0
+    assert found.chat(found.verifier).service is found.chat(found.principles).service  # one pace for all parts
     assert [c.name for c in found.candidates] == ["a-0", "a-1"] and found.filter is None
     assert found.chat(found.verifier).fields == {
         "model": "m",
@@ -233,3 +237,13 @@ endpoint = "a"
             configs.read(file)
     with pytest.raises(ConfigError, match="toml or .json wanted"):
         configs.read(tmp_path / "c.yaml")
+
+
+def test_the_configs_of_the_guide_are_good():
+    guide = (Path(__file__).resolve().parents[3] / "docs/verifier.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", guide, re.M | re.S)
+    first, world = (configs.from_mapping(tomllib.loads(block)) for block in blocks)
+    assert [c.name for c in first.candidates] == ["careful", "strict"] and first.filter is not None
+    assert world.verifier.record and world.candidates[0].replies == 4
+    whole = re.sub(r"^# (?=.*[=\]])", "", blocks[0], flags=re.M)  # with what stands in comments
+    assert len(configs.from_mapping(tomllib.loads(whole)).candidates) == 3

@@ -64,7 +64,9 @@ def test_every_name_and_shape_of_the_published_sizes(size):
     assert (adapters(), adapters(deepstack=True)) == (LORA[size], LORA[size] + DEEP[size])
 
 
-@pytest.mark.parametrize("name, dtype", [("3_tied_gqa", None), ("3_untied_mqa", jnp.bfloat16)])
+@pytest.mark.parametrize(
+    "name, dtype", [("3_tied_gqa", None), pytest.param("3_untied_mqa", jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_transformers_reads_what_we_save(name, dtype, tmp_path):
     theirs = ladder.reference(name)
     state, cfg = nnx.state(ladder.ours(name)), ladder.architecture(name)
@@ -141,7 +143,7 @@ RELEASED = {  # target_modules as released (peft shortens long lists to suffixes
 }
 
 
-@pytest.mark.parametrize("which", RELEASED)
+@pytest.mark.parametrize("which", ["deepstack", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_the_released_adapters_layout(which, tmp_path):
     """An adapter of torch's peft on the modules that the released one has: read, merged, the same logits."""
     name = "3_tied_gqa"  # two deepstack mergers

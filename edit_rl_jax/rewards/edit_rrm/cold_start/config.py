@@ -1,6 +1,7 @@
 """Reads the config of a job that makes training data for the verifier: who writes what, in TOML or JSON."""
 
 import dataclasses
+import functools
 import os
 import tomllib
 import types
@@ -14,13 +15,14 @@ from edit_rl_jax.data.records import CATEGORIES
 from edit_rl_jax.names import ConfigError, nearest
 from edit_rl_jax.ranges import INT32, INT32_OR_0, knob, problem
 from edit_rl_jax.rewards.edit_rrm.writers import WANTED
+from edit_rl_jax.rewards.serving import service
 from edit_rl_jax.rewards.serving.chat import Chat
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Service:
+class EndPoint:
     """An end point: address, model, limits, and prices for a million tokens, in any currency."""
 
     url: str
@@ -97,18 +99,24 @@ class Filter(Asking):
 class Config:
     """A job: end points by name, and the parts of it. filter: None for none."""
 
-    endpoints: dict[str, Service]
+    endpoints: dict[str, EndPoint]
     principles: Principles
     candidates: tuple[Candidates, ...]
     verifier: Verifier
     filter: Filter | None
     min_accuracy: float = 0.0
 
+    @functools.cached_property
+    def services(self) -> dict[str, service.Service]:
+        """The end points, one of each for all parts. Raises ValueError for a URL or a key that cannot be used."""
+        key = lambda at: os.environ.get(at.key_env, "")
+        return {name: service.Service(at.url, key(at), **at.limits()) for name, at in self.endpoints.items()}
+
     def chat(self, part: Asking) -> Chat:
-        """Makes the part's end point. Raises ValueError for a URL or a key that cannot be used."""
+        """Makes what asks for a part. Raises as `services`."""
         at = self.endpoints[part.endpoint]
         sampling = {"temperature": part.temperature, "top_p": part.top_p, "max_tokens": part.max_tokens}
-        return Chat(at.url, at.model, os.environ.get(at.key_env, ""), sampling | at.extra, **at.limits())
+        return Chat.of(self.services[part.endpoint], at.model, sampling | at.extra)
 
 
 def read(file: Path) -> Config:
@@ -130,7 +138,7 @@ def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path |
     """Makes a config of what a file holds. Raises ConfigError."""
     _known(found, ["endpoints", "principles", "candidates", "verifier", "filter", "min_accuracy"], where)
     endpoints = _table(found.get("endpoints", {}), f"{where}, 'endpoints'")
-    services = {name: _section(Service, told, f"{where}, 'endpoints.{name}'") for name, told in endpoints.items()}
+    services = {name: _section(EndPoint, told, f"{where}, 'endpoints.{name}'") for name, told in endpoints.items()}
     principles = _section(Principles, found.get("principles"), f"{where}, 'principles'", folder)
     _one_of(principles, ("endpoint", "file", "record"), f"{where}, 'principles'")
     for name, span in principles.wanted.items():

@@ -64,9 +64,10 @@ class Maker:
         asked = [c for c in self.candidates if isinstance(c, ByEndPoint)]
         self._ask((w for item in items for c in asked for w in c.wanted(item)), "candidates")
         for own in (c for c in self.candidates if isinstance(c, ByModel)):
-            left = [item for item in items if any(name not in self.journal for name in own.ids(item))]
-            for entries in own.write(left, self.progress) if left else ():
-                self.journal.add(entries)
+            if any(name not in self.journal for item in items for name in own.ids(item)):
+                # all of them, so that after a kill they are computed in the same shapes, and come out the same
+                for entries in own.write(items, self.progress):
+                    self.journal.add([e for e in entries if e["id"] not in self.journal])
         if self.verifier:
             self._ask((w for item in items if (w := self._wanted_gold(item)) is not None), "gold verdicts")
 
