@@ -23,19 +23,19 @@ def get_config():
     c.data.max_pixels = 84 * 84  # what the base knows
     c.data.shuffle = False  # the world is random by index
     c.data.validation_size = 2048
-    c.data.buckets = ((1536, 6, 72, 1024),)
+    c.data.buckets = ((1664, 6, 72, 1408),)
     c.optim.lr = 2e-4
     c.optim.schedule = "constant"
     c.optim.warmup = 5
     c.optim.b2 = 0.98
     c.checkpoint.every = 10
     c.eval.every = 20
-    c.rl.pairs = 16
+    c.rl.pairs = 8
     c.rl.group = 8
     c.rl.slots = 64
     c.rl.shared = 160
     c.rl.own = 32
-    c.rl.max_new_tokens = 224
-    c.rl.microbatches = 48
-    c.rl.eval_pairs = 128
+    c.rl.max_new_tokens = 320  # replies have 240, and at most 319
+    c.rl.microbatches = 24
+    c.rl.eval_pairs = 64
     return c
