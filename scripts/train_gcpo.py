@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from edit_rl_jax.data import principles
+from edit_rl_jax.data.pipeline import fingerprint
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
@@ -57,7 +58,8 @@ def train(run: session.Session) -> None:
 
     # -- Resume --------------------------------------------------------------------------------------------------------
     revision = model_files.revision(base)
-    facts = dict(data_hash=source.data_hash[:16], base_hash=st.whole_checksum({**trainable, **frozen}))
+    data = fingerprint(source, config.data.buckets, seed=config.seed, pairs=r.pairs)
+    facts = dict(data_hash=data, base_hash=st.whole_checksum({**trainable, **frozen}))
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=config.steps, base_revision=revision, **facts)
     reader = Reader(source, config, sets, (position or {}).get("next", 0))

@@ -75,8 +75,8 @@ def test_images_stand_once_in_a_row(batch):
 
 @pytest.mark.parametrize("on_policy", [False, True])
 def test_equals_one_reply_at_a_time_in_torch(batch, on_policy):
-    """Show b, with clipping, temperature and KL, both sides in fp32: the loss to 1e-6; of the gradients the worst
-    tensor differs by 3.2e-6 of its maximum, which is above the 1e-6 that was asked for."""
+    """Show b, with clipping, temperature and KL, both sides fp32: the loss to 1e-6; of the gradients the worst tensor
+    differs by 3.2e-6 of its maximum, which is above the 1e-6 that was asked for."""
     grads, metrics = run(batch, on_policy)
     value, wanted = reference.loss(reference.replies(), on_policy)
     assert abs(float(metrics["loss"]) - value) <= 1e-6 * abs(value)

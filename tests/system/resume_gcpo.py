@@ -1,0 +1,119 @@
+"""RL of a verifier interrupted and resumed against uninterrupted: the trial of `test_train_gcpo.py`, and a command.
+
+    python tests/system/resume_gcpo.py --trials 6          (CPU; prints one line each)
+
+A trial starts `scripts/train_gcpo.py` on a tiny verifier, ends it by SIGTERM or kill -9 at a random moment (in the
+rollout, the update, an evaluation) or while a save is being written, runs the same command until it is through, and
+compares with the uninterrupted run, bit for bit: weights, optimizer, metrics, evaluations.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
+KINDS = ("kill", "save", "term")
+CONFIG = ROOT / "tests" / "rl" / "vlm" / "micro.py"
+
+
+def start(folder: Path, workdir: Path, log: Path, *more: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "EDIT_RL_TOY": str(folder)}
+    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, str(ROOT / "scripts" / "train_gcpo.py"), "--config", str(CONFIG)]
+    with open(log, "a") as out:
+        return subprocess.Popen([*command, "--workdir", str(workdir), *more], env=env, stdout=out, stderr=out)
+
+
+def finish(folder: Path, workdir: Path, log: Path, *more: str) -> None:
+    if code := start(folder, workdir, log, *more).wait():
+        raise AssertionError(f"exit status {code}: {log.read_text()[-3000:]}")
+
+
+def prepare(folder: Path) -> Path:
+    """The verifier and the uninterrupted run, once; returns the run's folder."""
+    from tests.rl.vlm import micro
+
+    if not (folder / "straight" / "finished").exists():
+        micro.prepare(folder)
+        finish(folder, folder / "straight", folder / "straight.log")
+    return folder / "straight"
+
+
+def steps_done(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def trial(folder: Path, kind: str, seed: int) -> str:
+    """One trial; returns what happened. Raises AssertionError on a difference."""
+    from tests.system.resume_grpo import step_seconds
+
+    rng = random.Random(seed)
+    workdir, log = folder / f"{kind}-{seed}", folder / f"{kind}-{seed}.log"
+    steps = steps_done(folder / "straight")
+    process, goal = start(folder, workdir, log), rng.randint(1, steps - 2)
+    saving = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+    while process.poll() is None and not (saving() if kind == "save" else steps_done(workdir) >= goal):
+        time.sleep(0.001)
+    time.sleep(0.01 * rng.random() if kind == "save" else rng.random() * step_seconds(workdir))
+    assert process.poll() is None, f"{kind}-{seed}: the run was through before it was interrupted"
+    process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
+    code, seen = process.wait(), steps_done(workdir)
+    assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}: {log.read_text()}"
+    finish(folder, workdir, log)
+    same(folder / "straight", workdir)
+    return f"{kind}-{seed}: interrupted after {seen} steps, the rest equal"
+
+
+def same(a: Path, b: Path) -> None:
+    """Raises AssertionError where two finished runs differ in anything but clocks."""
+    import json
+
+    import numpy as np
+
+    from tests.system.resume import state
+    from tests.system.resume_grpo import TIMED
+
+    since = TIMED | {"ties_passed_over", "bad_records"}  # counted since the start of a process
+    rows = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (a, b)]
+    clean = [[{k: v for k, v in row.items() if k not in since} for row in run] for run in rows]
+    assert [r["step"] for r in clean[1]] == list(range(1, len(clean[0]) + 1)), "a step is missing or doubled"
+    for x, y in zip(*clean):
+        assert x == y, f"metrics differ: {x} and {y}"
+    one, two = (state(x / "checkpoints") for x in (a, b))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    for pattern in ("evaluations/*", "model/adapter_model.safetensors"):
+        files = [sorted(x.glob(pattern)) for x in (a, b)]
+        assert files[0] and [f.name for f in files[0]] == [f.name for f in files[1]]
+        assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]], pattern
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--folder", type=Path, default=Path("runs/resume_gcpo"), help="kept: logs and runs")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    prepare(args.folder)
+    failed = 0
+    for n in range(args.trials):
+        try:
+            print(trial(args.folder, KINDS[n % 3], n), flush=True)
+        except AssertionError as e:
+            failed += 1
+            print(f"trial {n} FAILED: {e}", flush=True)
+    print(f"{args.trials - failed} of {args.trials} trials equal, bit for bit")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
