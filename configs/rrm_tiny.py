@@ -18,6 +18,7 @@ def get_config():
     c.rows = 8
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_vl")
     c.model.prompts = "tiny"
+    c.model.trainable = "full"  # the base has never seen the letters of which a verdict's JSON is made
     c.model.remat = "none"
     c.verifier.mode = "all"  # one model that thinks, verifies, and does both
     c.data.train = "editworld_verifier"
@@ -27,7 +28,9 @@ def get_config():
     c.data.validation_size = 128
     c.data.buckets = ((672, 6, 36, 560),)  # two or three edits
     c.data.workers = 1
-    c.optim.lr = 2e-3
+    c.optim.name = "muon"
+    c.optim.lr = 5e-3
+    c.optim.adam_lr = 2e-3
     c.optim.schedule = "linear"
     c.optim.warmup = 20
     c.optim.b2 = 0.98

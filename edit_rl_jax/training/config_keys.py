@@ -197,8 +197,11 @@ def knobs(parts: Sections) -> Iterator[tuple[str, Any, str | tuple[str, ...]]]:
         for field in (f for c in classes for f in dataclasses.fields(c)):
             if "allowed" in field.metadata and field.name not in seen:
                 seen.add(field.name)
-                default = ConfigDict() if field.default is dataclasses.MISSING else field.default
-                yield f"{name}.{field.name}".lstrip("."), default, field.metadata["allowed"]
+                default, allowed = field.default, field.metadata["allowed"]
+                default = ConfigDict() if default is dataclasses.MISSING else default
+                if default is None and isinstance(allowed, str) and allowed:
+                    default = 0.0  # a number that is not said: a config has no None
+                yield f"{name}.{field.name}".lstrip("."), default, allowed
 
 
 def make(parts: Sections) -> ConfigDict:
