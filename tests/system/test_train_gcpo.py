@@ -6,7 +6,6 @@ import jax
 import pytest
 
 from edit_rl_jax.vlm.loading import open_model
-from tests import golden
 from tests.system import resume_gcpo
 
 
@@ -22,7 +21,6 @@ def test_a_run_leaves_its_figures(folder):
     """Show f, counted: a vision pass an image, a prefill a distinct prefix, no compilation after the first step."""
     run = folder / "straight"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    golden.check("micro_gcpo", rows)
     assert all(row["compilations"] == 0 for row in rows[1:]), "a program is compiled again"
     for row in rows:
         assert row["images"] == 3 * 3 and row["answers"] == 3 * 2 * 4  # a source and two edits of three pairs
