@@ -140,7 +140,8 @@ def encode_measured(
     positions: "mrope", the family's, or "1d", the place in the prompt on all axes. names, known: of its images (see
     `Encoded`), and those that an earlier sample has.
     """
-    new = [i for i in range(len(measured.images)) if not names or names[i] not in known]
+    # an image that stands twice in one prompt, as where nothing was edited, is once in the row, too
+    new = [i for i in range(len(measured.images)) if not names or names[i] not in {*known, *names[:i]}]
     parts = [load_patches(measured.images[i], settings, where=f"{measured.key} image {i}") for i in new]
     for (_, grid), planned in zip(parts, (measured.grids[i] for i in new), strict=True):
         if grid != planned:

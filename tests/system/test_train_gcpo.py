@@ -35,5 +35,6 @@ def test_a_run_leaves_its_figures(folder):
     assert found.adapter and found.metadata["objective"] == "edit_rrm" and found.metadata["prompts"]["name"] == "tiny"
 
 
+@pytest.mark.slow
 def test_interrupted_equals_uninterrupted(folder):
     print(resume_gcpo.trial(folder, "kill", 0))

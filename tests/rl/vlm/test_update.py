@@ -1,5 +1,6 @@
 """The packed, scanned update of replies against torch, one reply at a time; and what it leaves alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -71,6 +72,25 @@ def test_images_stand_once_in_a_row(batch):
     assert 0.5 < batch.real_token_share < 0.6  # three of the four rows that are run, of small replies
     few = packer(microbatches=1, rows=1).pack(reference.replies())
     assert few.left_out == 12 - len(few.names[0][0]) > 0
+
+
+def test_an_edit_that_changed_nothing_spoils_no_other(batch):
+    """Its prompt shows one image twice; those that follow in the row keep their own."""
+    first, second = reference.replies()[0], reference.replies()[-1]
+    unchanged = dataclasses.replace(first, prompt=(*first.prompt[:3], first.prompt[1], first.prompt[4]))
+    merge, trainable, _, frozen, *_ = ours()
+    old = jax.jit(make_old(merge))
+
+    def found(*replies):
+        packed = packer(microbatches=1, rows=1).pack(replies)
+        assert packed.left_out == 0
+        return packed, np.asarray(old(trainable, frozen, packed.arrays, np.int32(1)))[0, 0]
+
+    both, together = found(unchanged, second)
+    lengths = [len(r.answer.ids) for r in (unchanged, second)]
+    alone = [found(r)[1][:n] for r, n in zip((unchanged, second), lengths)]
+    assert both.images == 3
+    np.testing.assert_allclose(together[: sum(lengths)], np.concatenate(alone), atol=1e-5)
 
 
 @pytest.mark.parametrize("on_policy", [False, True])
