@@ -1,6 +1,6 @@
-"""GCPO of the tiny verifier on EditWorld's pairs: LoRA on the model that `configs/rrm_tiny.py` leaves.
+"""GCPO of the tiny verifier on EditWorld's pairs: LoRA on runs/rrm_tiny/model, which `configs/rrm_tiny.py` makes.
 
-    python scripts/train_gcpo.py --config configs/gcpo_tiny.py --workdir DIR --config.model.init_from=runs/rrm/model
+    python scripts/train_gcpo.py --config configs/gcpo_tiny.py --workdir DIR
 
 The baselines: --config.rl.algorithm=grpo_pointwise, or verdicts.
 Hardware: two CPU cores, about 30 seconds a step beside other jobs. What it gains has not been measured yet.

@@ -1,4 +1,4 @@
-"""Makes training data (ArrayRecord) for the verifier: of each edit the best of several replies, by gold verdicts.
+"""Make training data (ArrayRecord) for the verifier: of each edit the best of several replies.
 
     python scripts/make_verifier_data.py --data data/edits --config verifier_data.toml --output data/verifier
     python scripts/train_rm.py --config configs/rrm.py:7b --workdir runs/rrm --config.data.train=data/verifier
