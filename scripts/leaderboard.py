@@ -1,4 +1,4 @@
-"""Put results of benchmarks of editors side by side: tables, paired differences, judges, drift, one page.
+"""Put results of benchmarks of editors side by side: tables, paired differences, judges, one page.
 
     python scripts/leaderboard.py runs/gedit_* --output runs/leaderboard
 
