@@ -62,7 +62,7 @@ def train(run: session.Session) -> None:
     facts = dict(data_hash=data, base_hash=st.whole_checksum({**trainable, **frozen}))
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=config.steps, base_revision=revision, **facts)
-    reader = Reader(source, config, sets, (position or {}).get("next", 0))
+    reader = Reader(source, config, sets, position)
     files.fetch(folder, run.remote)
     files.read(folder, run.done or -1)
 
@@ -121,7 +121,7 @@ def train(run: session.Session) -> None:
         if held_out and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             evaluate(step, averaged(state))
         if run.due(step, outs):
-            run.save(step, state, {"next": reader.position})
+            run.save(step, state, reader.state)
     if run.interrupted:
         return
 

@@ -41,6 +41,11 @@ class ModelFolder:
     home: Path
     adapter: tuple[Path, peft.Adapter] | None
 
+    @property
+    def folders(self) -> tuple[Path, Path | None]:
+        """The folder that was asked for, and the base of an adapter, by which weights are known."""
+        return (self.adapter[0], self.home) if self.adapter else (self.home, None)
+
     def load(self, **options: Any) -> Any:
         """The model with its weights (`family.Decoder`); options of `load_model`."""
         return load_model(self.cfg, self.home, self.adapter, **options)

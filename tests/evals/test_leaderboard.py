@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import shutil
 import time
 
 import numpy as np
@@ -15,8 +14,8 @@ from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.evals import statistics
 from edit_rl_jax.evals.editors import compare, figures, gedit, judged, leaderboard
 from scripts import leaderboard as script
+from tests import browser as chromium
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 GROUPS = gedit.NAMES[:2]
 
 
@@ -133,11 +132,11 @@ def page(tmp_path_factory):
     return home / "out/leaderboard.html"
 
 
-@pytest.mark.skipif(not BROWSER, reason="there is no Chromium to try the page in")
+@chromium.needed
 def test_the_page_opens_from_disk_and_filters(page):
     faults, requests = [], []
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        browser = chromium.launch(play)
         for width in (400, 1200):
             tab = browser.new_page(viewport={"width": width, "height": 900})
             tab.set_default_timeout(20_000)

@@ -1,22 +1,20 @@
 """The page to try a judge, in a real browser without a window."""
 
-import shutil
-
 import pytest
 from playwright.sync_api import sync_playwright
 
 from edit_rl_jax.rewards.serving import server as S
+from tests import browser as chromium
 
 from .test_serving import TOKEN, Levels, picture, serving
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no Chromium to try the page in")
+pytestmark = chromium.needed
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        browser = chromium.launch(play)
         yield browser
         browser.close()
 

@@ -53,7 +53,7 @@ def steps_done(workdir: Path) -> int:
 
 def trial(folder: Path, kind: str, seed: int) -> str:
     """One trial; returns what happened. Raises AssertionError on a difference."""
-    from tests.system.resume_grpo import step_seconds
+    from tests.system.resume_grpo import same, step_seconds
 
     rng = random.Random(seed)
     workdir, log = folder / f"{kind}-{seed}", folder / f"{kind}-{seed}.log"
@@ -68,33 +68,8 @@ def trial(folder: Path, kind: str, seed: int) -> str:
     code, seen = process.wait(), steps_done(workdir)
     assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}: {log.read_text()}"
     finish(folder, workdir, log)
-    same(folder / "straight", workdir)
+    same(folder / "straight", workdir, averaged=False)
     return f"{kind}-{seed}: interrupted after {seen} steps, the rest equal"
-
-
-def same(a: Path, b: Path) -> None:
-    """Raises AssertionError where two finished runs differ in anything but clocks."""
-    import json
-
-    import numpy as np
-
-    from tests.system.resume import state
-    from tests.system.resume_grpo import TIMED
-
-    since = TIMED | {"ties_passed_over", "bad_records"}  # counted since the start of a process
-    rows = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (a, b)]
-    clean = [[{k: v for k, v in row.items() if k not in since} for row in run] for run in rows]
-    assert [r["step"] for r in clean[1]] == list(range(1, len(clean[0]) + 1)), "a step is missing or doubled"
-    for x, y in zip(*clean):
-        assert x == y, f"metrics differ: {x} and {y}"
-    one, two = (state(x / "checkpoints") for x in (a, b))
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-    for pattern in ("evaluations/*", "model/adapter_model.safetensors"):
-        files = [sorted(x.glob(pattern)) for x in (a, b)]
-        assert files[0] and [f.name for f in files[0]] == [f.name for f in files[1]]
-        assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]], pattern
 
 
 def main() -> int:

@@ -116,8 +116,9 @@ def trial(folder: Path, kind: str, seed: int) -> str:
     return f"{kind}-{seed}: interrupted after {seen} steps, the rest equal"
 
 
-def same(a: Path, b: Path) -> None:
-    """Raises AssertionError where two finished runs differ in anything but clocks."""
+def same(a: Path, b: Path, averaged: bool = True) -> None:
+    """Raises AssertionError where two finished runs differ in anything but clocks. averaged: they have a moving average
+    of the weights."""
     from tests.system.resume import state
 
     rows = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (a, b)]
@@ -126,7 +127,7 @@ def same(a: Path, b: Path) -> None:
     for x, y in zip(*clean):
         assert x == y, f"metrics differ: {x} and {y}"
     one, two = (state(x / "checkpoints") for x in (a, b))
-    assert one.keys() == two.keys() and any("ema" in name for name in one)
+    assert one.keys() == two.keys() and any("ema" in name for name in one) == averaged
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
     for pattern in ("evaluations/*", "model/adapter_model.safetensors"):

@@ -19,24 +19,11 @@ from edit_rl_jax.data.resumable import append_lines, whole_lines
 from edit_rl_jax.evals.editors.cases import Benchmark, Item, Judged, from_replies
 from edit_rl_jax.evals.editors.prompts import Texts
 from edit_rl_jax.rewards.cache import content_id
-from edit_rl_jax.rewards.serving.chat import Asked, Chat, to_messages
+from edit_rl_jax.rewards.serving.chat import Asked, Chat, Text, to_messages
 from edit_rl_jax.rewards.serving.client import each
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, ServiceError, one_line
 
 Ready = tuple[Item, bytes, bytes]  # with its source and its edit, encoded
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """The text of an answer, or why there is none."""
-
-    text: str
-    problem: str
-
-    @property
-    def valid(self) -> bool:
-        """Says whether there is a text."""
-        return not self.problem
 
 
 class Answers:
@@ -59,7 +46,7 @@ class Answers:
         self.took.update({k: v for k, v in line.get("took", {}).items() if v})
         self.faults.update(line.get("faults", {}))
 
-    def add(self, name: str, about: str, words: Words, asked: Asked) -> None:
+    def add(self, name: str, about: str, words: Text, asked: Asked) -> None:
         """Writes what came of a question, before it is used."""
         line = {"id": name, "about": about, "text": words.text if words.valid else None, "problem": words.problem}
         line |= {"took": dataclasses.asdict(asked.usage), "faults": dict(asked.faults)}
@@ -112,7 +99,7 @@ class EndPointJudge:
         """Judges edits, in order. Raises ServiceError, Refused (PermissionError) where no question can be answered."""
         asked: dict[str, tuple[str, str, list[bytes]]] = {}
         names: list[dict[str, str]] = []
-        problems: dict[str, Words] = {}
+        problems: dict[str, Text] = {}
         for item, source, edited in ready:
             shown = {"source": source, "edited": edited}
             shown = as_jpeg(shown) if self.bench.AS_SHOWN == "jpeg" else shown
@@ -132,28 +119,28 @@ class EndPointJudge:
         each(one, list(asked.items()), self.at_once, progress, doing="judging", unit="question")
         return [self._judged(item, own, problems) for (item, _, _), own in zip(ready, names)]
 
-    def _ask(self, name: str, about: str, messages: list, stop: threading.Event) -> Words:
+    def _ask(self, name: str, about: str, messages: list, stop: threading.Event) -> Text:
         asked, words = Asked(), None
         try:
-            words = self.chat.ask(messages, Words, seed=self.seed, stop=stop, asked=asked).reply
+            words = self.chat.ask(messages, Text, seed=self.seed, stop=stop, asked=asked).reply
             self._silent = 0
         except ItemError as error:
-            words = Words("", f"refused: {one_line(str(error))}")
+            words = Text("", f"refused: {one_line(str(error))}")
         except NoAnswer as error:
             if stop.is_set():
                 raise
-            words, self._silent = Words("", one_line(str(error))), self._silent + 1
+            words, self._silent = Text("", one_line(str(error))), self._silent + 1
             if self._silent >= self.patience:
                 self.answers.add(name, about, words, asked)
                 said = f"{self.patience} questions in a row got no answer, the last: {error}; what came is kept"
                 raise ServiceError(said, error.status) from None
         except ServiceError as error:
-            self.answers.add(name, about, Words("", one_line(str(error))), asked)
+            self.answers.add(name, about, Text("", one_line(str(error))), asked)
             raise
         self.answers.add(name, about, words, asked)
         return words
 
-    def _judged(self, item: Item, names: Mapping[str, str], problems: Mapping[str, Words]) -> Judged:
+    def _judged(self, item: Item, names: Mapping[str, str], problems: Mapping[str, Text]) -> Judged:
         known = self.answers.known
         replies = {q: known[n] for q, n in names.items() if n in known}
         for question, name in names.items():

@@ -30,7 +30,6 @@ from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling
-from edit_rl_jax.vlm.family import Architecture
 from edit_rl_jax.vlm.image_prompts import ImagePrompts, digest
 from edit_rl_jax.vlm.patches import ImageSettings
 
@@ -133,7 +132,7 @@ class EditRRM:
             raise WeightsError(f"{found.where}: {e.args[0]}") from None
         model = found.load(dtype=dtype, merge=merge, mesh=mesh)
         made = cls(model, found.tokenizer, prompts=chosen, images=found.images, mesh=mesh, **settings)
-        made.weights = (found.adapter[0], found.home) if found.adapter else (found.home, None)
+        made.weights = found.folders
         return made
 
     @classmethod
@@ -149,13 +148,7 @@ class EditRRM:
             given |= {"sets": sets.read(file), "sets_sha256": digest}
         return cls.load(folder, base=base, mesh=mesh, verify=verify, category_weights=options.weights, **given)
 
-    @staticmethod
-    def architecture(folder: str, base: str = "") -> Architecture:
-        """Reads the architecture of the network that scores; the published sizes need no download.
-
-        Raises OSError or ValueError where the model or its base is not there.
-        """
-        return loading.architecture(folder, base or None)
+    architecture = staticmethod(loading.architecture)
 
     def dimensions(self) -> tuple[str, ...]:
         """Names the final score and, where there are verdicts, their mean and the means of the categories."""

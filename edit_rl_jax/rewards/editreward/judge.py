@@ -125,7 +125,7 @@ class EditReward:
             made = cls(model, found.tokenizer, prompts=chosen, images=images, mesh=mesh, **how, **settings)
         except (KeyError, ValueError) as e:
             raise e if isinstance(e, WeightsError) else WeightsError(f"{found.where}: {e.args[0]}") from None
-        made.weights = (found.adapter[0], found.home) if found.adapter else (found.home, None)
+        made.weights = found.folders
         return made
 
     @classmethod
@@ -135,13 +135,7 @@ class EditReward:
         """Loads a folder as `rewards.judges` asks for it. Raises as `load`."""
         return cls.load(folder, base=base, mesh=mesh, verify=verify, **vars(options))
 
-    @staticmethod
-    def architecture(folder: str, base: str = "") -> Architecture:
-        """Reads the architecture of the network that scores; the published sizes need no download.
-
-        Raises OSError or ValueError where the model or its base is not there.
-        """
-        return loading.architecture(folder, base or None)
+    architecture = staticmethod(loading.architecture)
 
     @staticmethod
     def network(cfg: Architecture) -> tuple[Any, Any]:

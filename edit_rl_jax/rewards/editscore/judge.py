@@ -29,7 +29,6 @@ from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling
-from edit_rl_jax.vlm.family import Architecture
 from edit_rl_jax.vlm.patches import ImageSettings
 
 
@@ -125,7 +124,7 @@ class EditScore:
         texts = stored_prompts(found.metadata, found.where) if prompts is None else get(prompts)
         model = found.load(dtype=dtype, merge=merge, mesh=mesh)
         made = cls(model, found.tokenizer, prompts=texts, images=found.images, mesh=mesh, **settings)
-        made.weights = (found.adapter[0], found.home) if found.adapter else (found.home, None)
+        made.weights = found.folders
         return made
 
     @classmethod
@@ -137,13 +136,7 @@ class EditScore:
         given = {name: getattr(options, name) for name in drawn} | {"sampling": options.sampling}
         return cls.load(folder, base=base, mesh=mesh, verify=verify, **given)
 
-    @staticmethod
-    def architecture(folder: str, base: str = "") -> Architecture:
-        """Reads the architecture of the network that scores; the published sizes need no download.
-
-        Raises OSError or ValueError where the model or its base is not there.
-        """
-        return loading.architecture(folder, base or None)
+    architecture = staticmethod(loading.architecture)
 
     def dimensions(self) -> tuple[str, ...]:
         """Names the scores of SC and of PQ."""

@@ -66,14 +66,25 @@ class Reader:
     """Reads pairs from a source of records, one pass after another.
 
     Attributes:
-      position: the next record's place in the order; all there is to resume.
-      ties, bad: records passed over since the start of this process.
+      position: the next record's place in the order.
+      ties, bad: records passed over since the start of the run.
     """
 
-    def __init__(self, source: Any, config: Any, sets: Mapping[str, Sequence[Principle]], position: int = 0):
-        self.source, self.config, self.sets, self.position = source, config, sets, position
-        self.ties = self.bad = 0
+    def __init__(
+        self,
+        source: Any,
+        config: Any,
+        sets: Mapping[str, Sequence[Principle]],
+        state: Mapping[str, int] | None = None,
+    ):
+        self.source, self.config, self.sets = source, config, sets
+        self.position, self.ties, self.bad = ((state or {}).get(k, 0) for k in ("position", "ties", "bad"))
         self._order: tuple[int, Any] = (-1, None)
+
+    @property
+    def state(self) -> dict[str, int]:
+        """All that another one needs to go on from here."""
+        return {"position": self.position, "ties": self.ties, "bad": self.bad}
 
     def _index(self, position: int) -> int:
         epoch, at = divmod(position, len(self.source))

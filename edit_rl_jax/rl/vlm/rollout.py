@@ -10,6 +10,7 @@ import numpy as np
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.example import Example, Tokens
 from edit_rl_jax.rewards.edit_rrm import replies as replies_lib
+from edit_rl_jax.rewards.writing import ended
 from edit_rl_jax.rl.advantages import AdvantageConfig, advantages, win_share_advantages, win_shares
 from edit_rl_jax.rl.vlm.pairs import Pair
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
@@ -19,7 +20,6 @@ from edit_rl_jax.vlm.image_prompts import ImagePrompts
 from edit_rl_jax.vlm.patches import ImageSettings
 
 SIDES = ("better", "worse")
-STOPS = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Writer:
 
     def __init__(self, config: Any, model: Any, tokenizer: Any, prompts: Any, images: ImageSettings, mesh: Any):
         r, self.config, self.tokenizer, self.prompts = config.rl, config, tokenizer, prompts
-        stops = {tokenizer.convert_tokens_to_ids(t) for t in STOPS} - {None}
-        sampling = TokenSampling(r.temperature, 0, 1.0, r.max_new_tokens, tuple(sorted(stops)))
+        sampling = ended(TokenSampling(r.temperature, 0, 1.0, r.max_new_tokens), tokenizer)
         over = mesh if mesh.size > 1 else None
         self.make = ImagePrompts(model.cfg, tokenizer, images)
         self.engine = Engine(model, sampling, slots=r.slots, seed=config.seed, mesh=over, unit=r.shared)

@@ -8,7 +8,7 @@ from edit_rl_jax.data.principles import Principles
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.edit_rrm import prompts
 from edit_rl_jax.rewards.edit_rrm.writers import Asking
-from edit_rl_jax.rewards.editscore.prompts import END
+from edit_rl_jax.rewards.writing import ended
 from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt
@@ -43,8 +43,7 @@ class OwnModel:
         except ValueError as error:
             raise WeightsError(f"{found.where}: {error}") from None
         self.tokenizer, self.max_tokens = found.tokenizer, max_tokens
-        ends = {found.tokenizer.convert_tokens_to_ids(t) for t in (END, "<|endoftext|>")} - {None}
-        sampling = TokenSampling(temperature, 0, top_p, max_tokens, tuple(sorted(ends)))
+        sampling = ended(TokenSampling(temperature, 0, top_p, max_tokens), found.tokenizer)
         self._prompts = ImagePrompts(found.cfg, found.tokenizer, found.images)
         self._engine = Engine(found.load(), sampling, slots=rows, seed=seed)
 
