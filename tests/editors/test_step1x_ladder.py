@@ -21,7 +21,6 @@ from tests.editors.test_text_encoders import filled
 from tests.mutations.test_mutations import stuck
 from tests.parity.ladder import jit
 
-
 LONG = [("gradients", "deeper"), ("gradients", "scaled_wide")]
 CASES = [(r, n) for r in step1x.RUNGS if r != "network" for n in step1x.CONFIGS]  # the gradients' rung compares it too
 
