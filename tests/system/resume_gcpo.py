@@ -48,7 +48,7 @@ def prepare(folder: Path) -> Path:
 
 
 def two_processes(folder: Path) -> tuple[list, list]:
-    """Runs it in two processes of one device each, and in one of two; returns (metrics of two, of one), a row a step."""
+    """Runs it in two processes of one device each, and in one of two; returns the metrics of both, a row a step."""
     from edit_rl_jax.training import metrics
 
     with socket.socket() as s:
