@@ -231,7 +231,7 @@ class Pod:
             files = [str(archive), str(HERE / "host.sh")]
             target = ["--node=all", "--worker=all", *self.c.ssh_flags, "--quiet"]
             self.gcloud("compute", "tpus", "queued-resources", "scp", *files, f"{self.c.name}:", *self.where, *target)
-        chips = self.all_hosts("ok", ("quit",), ("setup",), ("probe",))
+        chips = self.all_hosts("ok", ("quit",), ("setup", Path(archive).name), ("probe",))
         counts = {host: int(text) for host, (_, _, text) in chips.items()}
         fewest = min(counts, key=counts.get, default=None)
         if fewest and counts[fewest] < max(counts.values()):

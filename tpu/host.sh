@@ -12,7 +12,7 @@ bad() { say bad "$@"; exit 1; }
 alive() { [ -e "$run.pid" ] && pgrep -g "$(cat "$run.pid")" -r D,R,S,T >/dev/null; } # no zombies
 last_words() { grep -v '^[[:space:]]*$' "$1" 2>/dev/null | tail -n 1 | cut -c 1-300 || true; }
 devices() { find "$dev" "$dev/vfio" -maxdepth 1 \( -name 'accel[0-9]*' -o -path '*/vfio/[0-9]*' \) 2>/dev/null | sort -u; }
-holders() { devices | xargs -r sudo -n lsof -t 2>/dev/null | sort -u | xargs -r ps -o pid=,args= -p | head -n 1 || true; }
+holders() { devices | xargs -r sudo -n lsof -t 2>/dev/null | sort -u | xargs -r ps -o pid=,args= -p | sed 's/^ *//;q' || true; }
 
 stop() { # SIGTERM lets a job save; it gets two minutes for that
   alive || return 0
@@ -25,7 +25,7 @@ case $action in
   setup) # the images carry Python 3.10; uv brings 3.11. All hosts get the same jax and libtpu: a mismatch stalls the start
     {
       cd "$HOME"
-      rm -rf edit_rl_jax && mkdir edit_rl_jax && tar -xzf edit_rl_jax.tar.gz -C edit_rl_jax &&
+      rm -rf edit_rl_jax && mkdir edit_rl_jax && tar -xzf "$1" -C edit_rl_jax &&
         python3 -m pip install --quiet --user uv &&
         { [ -d edit-rl-env ] || python3 -m uv venv --quiet --python 3.11 edit-rl-env; } &&
         python3 -m uv pip install --quiet --python edit-rl-env/bin/python --editable "edit_rl_jax[tpu]"

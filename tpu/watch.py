@@ -154,20 +154,15 @@ def watcher(pod):
     store = f"{c.workdir}/watcher"
     config = [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(c).items()]  # JSON's strings and lists are TOML's
     here = shlex.join(["gcloud", "compute", "instances", "delete", vm, *pod.where, "--quiet"])
-    work = (
-        f"gcloud storage cp '{store}/*' . && python3 pod.py watch cluster.toml --archive edit_rl_jax.tar.gz 2>&1 | "
-        f"tee -a watch.log; gcloud storage cp watch.log {c.workdir}/watch.log"
-    )
-    script = f"#!/bin/bash\nid {user} || useradd --create-home --shell /bin/bash {user}\ncd /home/{user}\n"
-    script += f"sudo -H -u {user} bash -c {shlex.quote(work)}\n{here}\n"
     with pod.packed() as archive, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cluster.toml").write_text("\n".join(config) + "\n")
+        watching = f"python3 pod.py watch cluster.toml --archive {Path(archive).name} 2>&1 | tee -a watch.log"
+        work = f"cd && gcloud storage cp '{store}/*' . && {watching}; gcloud storage cp watch.log {c.workdir}/watch.log"
+        script = f"#!/bin/bash\nid {user} || useradd --create-home --shell /bin/bash {user}\n"
+        script += f"sudo -H -u {user} bash -c {shlex.quote(work)}\n{here}\n"
         (Path(folder) / "startup.sh").write_text(script)
-        files = [
-            archive,
-            f"{folder}/cluster.toml",
-            *(HERE / f for f in ("pod.py", "cluster.py", "watch.py", "host.sh")),
-        ]
+        tools = (HERE / f for f in ("pod.py", "cluster.py", "watch.py", "host.sh"))
+        files = [archive, f"{folder}/cluster.toml", *tools]
         pod.gcloud("storage", "cp", *map(str, files), f"{store}/")
         image = ["--machine-type=e2-small", "--image-family=debian-12", "--image-project=debian-cloud"]
         startup = ["--scopes=cloud-platform", f"--metadata-from-file=startup-script={folder}/startup.sh"]

@@ -17,6 +17,7 @@ import pytest
 from tests.system.fake_cloud import Cloud, Life, Server, story
 
 TPU = Path(__file__).resolve().parents[2] / "tpu"
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 COMMAND = ["scripts/train_rm.py", "--config", "configs/rm_7b.py", "--config.name=it's two words"]
 FILE = f"""name = "run"
 zone = "z"
@@ -86,6 +87,38 @@ def test_100_stories(tmp_path, cluster, tens):
             assert cause and cloud.first in cause[1], (seed, cloud.first, said)
         assert not cursed or status == 1, (seed, said)
     assert ends[0] >= 3, ends
+
+
+def test_the_host_that_failed_first_is_named(tmp_path, cluster):
+    """All four fail, one before the others, whose words ("a peer is gone") say nothing."""
+    status, said = watched(tmp_path, cluster(), Cloud([Life(acts=[(0, "crash")] * 9)], hosts=4))
+    assert status == 1 and re.search(r"gave up after 3 .*; first cause: run-w-\d: exit-1: #1#; last: .*#3#", said), said
+
+
+def test_what_the_watching_vm_is_given(tmp_path, cluster):
+    """A file that reads as the same cluster, and a startup script that is valid shell; nothing else."""
+
+    class Vm(Cloud):
+        def __call__(self, args):
+            if args[:2] == ["storage", "cp"]:
+                assert args[-1] == "gs://b/runs/r7/watcher/"
+                self.files = {Path(a).name: Path(a).read_text() for a in args[2:-1]}
+                return 0, "", ""
+            assert args[:4] == ["compute", "instances", "create", "run-watcher"]
+            self.script = Path(next(a for a in args if "startup-script=" in a).split("startup-script=")[1]).read_text()
+            return 0, "", ""
+
+    cloud, file = Vm([Life()]), cluster(slices=2, capacity="flex-start", ssh_flags=["--internal-ip"])
+    with Server(cloud, tmp_path) as env:
+        assert ran("watcher", file, "--archive", tmp_path / "archive.tar.gz", env=env)[0] == 0
+    assert set(cloud.files) == {"archive.tar.gz", "cluster.toml", "pod.py", "cluster.py", "watch.py", "host.sh"}
+    again = tmp_path / "again.toml"
+    again.write_text(cloud.files["cluster.toml"])
+    dry = [ran("watch", f, "--dry-run", "--archive", "a")[1] for f in (file, again)]
+    assert dry[0] == dry[1] and "flex-start" in dry[0]
+    checked = subprocess.run([SHELLCHECK, "-"], input=cloud.script, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert "pod.py watch cluster.toml" in cloud.script and "instances delete run-watcher" in cloud.script
 
 
 def test_stopped_by_hand_is_left_stopped(tmp_path, cluster):
@@ -274,11 +307,11 @@ def test_setup_unpacks_and_says_what_failed(host):
     (host.home / "thing").write_text("x")
     subprocess.run(["tar", "-czf", "edit_rl_jax.tar.gz", "thing"], cwd=host.home, check=True)
     host.program("bin/python3", f'echo "$*" >> {host.home}/calls')
-    assert host("setup") == "" and (host.home / "edit_rl_jax/thing").read_text() == "x"
+    assert host("setup", "edit_rl_jax.tar.gz") == "" and (host.home / "edit_rl_jax/thing").read_text() == "x"
     assert "edit_rl_jax[tpu]" in (host.home / "calls").read_text().splitlines()[-1]
     host.program("bin/python3", "echo no network; exit 1")
-    assert host("setup") == "bad set-up failed: no network"
+    assert host("setup", "edit_rl_jax.tar.gz") == "bad set-up failed: no network"
 
 
 def test_shell_is_clean():
-    subprocess.run([Path(sys.executable).with_name("shellcheck"), TPU / "host.sh"], check=True)
+    subprocess.run([SHELLCHECK, TPU / "host.sh"], check=True)
