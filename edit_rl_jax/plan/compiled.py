@@ -8,12 +8,14 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from edit_rl_jax import flops
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan.hlo import collectives, largest_gather
+from edit_rl_jax.plan import counts
+from edit_rl_jax.plan.hlo import Module, collectives, largest_gather
 
 ASSUMPTIONS = (
     "roofline: matrix units at their peak, every ICI link busy, HBM traffic not counted; step_s overlaps computation "
@@ -29,13 +31,26 @@ class DoesNotFit(RuntimeError):
         self.over = over
 
 
+class Lowered(NamedTuple):
+    """A program, lowered, and the FLOPs of its kernels, of which a compiled module says nothing."""
+
+    stage: Any
+    kernels: counts.Kernels
+
+
+def lower(program: Any, *args: Any, **static: Any) -> Lowered:
+    """Lowers a jitted program for these arguments."""
+    traced = program.trace(*args, **static)
+    return Lowered(traced.lower(), flops.kernels(traced.jaxpr))
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One program of a plan, lowered.
 
     Attributes:
       name: how tables and files call it.
-      lowered: what `jax.jit(...).lower(...)` gave.
+      lowered: what `lower` gave.
       devices: how many it runs on.
       beside: {what: bytes a device} of arrays that lie there and are no arguments of it.
       resident: bytes a device of weights that lie there whether the program reads them or not (0: those that it reads).
@@ -44,7 +59,7 @@ class Job:
     """
 
     name: str
-    lowered: Any
+    lowered: Lowered
     devices: int
     beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
     resident: int = 0
@@ -64,7 +79,7 @@ def compile_job(job: Job, chip: Chip) -> dict[str, Any]:
     Raises DoesNotFit where the compiler refuses it, or where it and what lies beside it want more than a device has.
     """
     start = time.monotonic()
-    compiled = compile_fitting(job.lowered)
+    compiled = compile_fitting(job.lowered.stage)
     seconds = time.monotonic() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     beside = dict(job.beside)

@@ -13,7 +13,7 @@ from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import scoring
-from edit_rl_jax.plan.compiled import Job, resident
+from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
@@ -35,9 +35,9 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
     state, number = program.state, jax.ShapeDtypeStruct((), jnp.int32)
     args = (state["trainable"], program.frozen, abstract_batch(program), number, number, number)
     with jax.set_mesh(program.mesh):
-        rollout = program.rollout.lower(*args)
+        rollout = lower(program.rollout, *args)
         shapes = jax.eval_shape(program.rollout, *args)
-        places = rollout.out_info
+        places = rollout.stage.out_info
         prompts, drawn = jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding), shapes, places
         )
@@ -48,7 +48,7 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
             scores[0] = jax.ShapeDtypeStruct((count, several), jnp.float32)
             scores.append(jax.ShapeDtypeStruct((several,), jnp.float32))
         drawn = drawn._replace(finished=None)
-        update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
+        update = lower(program.update, state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan.compiled import DoesNotFit, Job
+from edit_rl_jax.plan.compiled import DoesNotFit, Job, lower
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.engine import cache
@@ -102,19 +102,20 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
     with jax.set_mesh(mesh):
         lowered = (
             {
-                "prefill": jitted["inner"].lower(
-                    state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
+                "prefill": lower(
+                    jitted["inner"], state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
                 ),
-                "read": jitted["read"].lower(
-                    state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
+                "read": lower(
+                    jitted["read"], state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
                 ),
             }
             if scoring.readout
             else {
-                "prefill": jitted["leaf"].lower(
-                    scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
+                "prefill": lower(
+                    jitted["leaf"], scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
                 ),
-                "decode": jitted["decode"].lower(
+                "decode": lower(
+                    jitted["decode"],
                     scoring.state,
                     stores.answers,
                     stores.tiles,
