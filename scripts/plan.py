@@ -29,8 +29,8 @@ import jax  # noqa: E402
 
 from edit_rl_jax import chips  # noqa: E402
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
-from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
+from edit_rl_jax.plan import editing, host, predict, rl, scoring, table, training  # noqa: E402
+from edit_rl_jax.plan.compiled import DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
@@ -59,6 +59,9 @@ def parse(argv):
     parser.add_argument(
         "--buckets", default="largest", metavar="NAMES", help="or all, or (parts of) names: 512x512,..."
     )
+    parser.add_argument(
+        "--prices", metavar="FILE", default=predict.PRICES, help="TOML, as edit_rl_jax/plan/prices.toml"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
     parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
@@ -73,6 +76,7 @@ def plan(args, overrides) -> dict:
     """The figures of one config on one topology. Raises DoesNotFit, ConfigError, ShardingError or ValueError."""
     config = config_lib.load(args.config, overrides)
     chip, devices = chips.describe(args.topology, args.slices)
+    price = predict.prices(args.prices).get(chip.name)
     if args.topology in config.mesh_presets:
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
@@ -91,7 +95,7 @@ def plan(args, overrides) -> dict:
         jobs = training.jobs(config, on_mesh.make_mesh(config, devices), args.buckets)
     programs = []
     for one in jobs:
-        programs.append(compile_job(one, chip))
+        programs.append(compile_job(one, chip, price))
         print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
     return {
         "config": config.name or Path(args.config).stem,
@@ -101,34 +105,10 @@ def plan(args, overrides) -> dict:
         "versions": {name: version(name) for name in ("jax", "libtpu")},
         "date": time.strftime("%Y-%m-%d"),
         **facts,
+        "usd_per_chip_hour": price,
         "programs": programs,
-        "assumptions": ASSUMPTIONS,
+        "assumptions": [*predict.ASSUMPTIONS, host.ASSUMPTIONS],
     }
-
-
-def show(plan) -> None:
-    """Prints a plan: a paragraph a program."""
-    gib = 2**30
-    print(f"{plan['config']} on {plan['topology']}, job {plan['job']}: {plan['devices']} devices")
-    for p in plan["programs"]:
-        m = p["bytes_per_device"]
-        print(f"\n{p['program']}  (compiled in {p['compile_s']} s)")
-        print(f"  {'peak':16} {m['peak'] / gib:8.2f} GiB a device")
-        for what, size in m["beside"].items():
-            print(f"  {'beside it':16} {size / gib:8.2f} GiB of {what}")
-        print(f"  {'together':16} {m['together'] / gib:8.2f} GiB of {m['usable_hbm'] / gib:.2f} usable: it fits")
-        for kind in ("arguments", "temporaries", "outputs", "aliased"):
-            print(f"  {kind:16} {m[kind] / gib:8.2f} GiB")
-        for kind, flops in p.get("flops", {}).items():
-            print(f"  {kind + ' FLOPs':16} {flops:.4g} a step, {flops / plan['devices']:.4g} a device")
-        for kind, c in p["collectives"].items():
-            print(f"  {kind:20} {c['count']:7} times, {c['bytes'] / 1e9:9.3f} GB to each device a step")
-        if "step_s_at_least" in p:
-            print(f"  a step takes at least {p['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
-        if t := p.get("predicted"):
-            print(f"  predicted step   {t['step_s']:.3f} s overlapped, {t['step_no_overlap_s']:.3f} s not", end="")
-            print(f" (compute {t['compute_s']:.3f}, ICI {t['ici_s']:.3f}); MFU at most {t['mfu_at_most']:.0%}")
-    print(f"\n{plan['assumptions']}")
 
 
 def plan_all(output: Path) -> int:
@@ -170,7 +150,7 @@ def main(argv=None) -> int:
     except (ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    show(result)
+    print(table.text(result))
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -139,8 +139,8 @@ def test_a_module_worked_by_hand():
     assert unknown == {"own": 1}
     kernels = {("own", frozenset({(8, 4)})): 99}
     assert counts.flops(found, kernels) == (done | {"kernel": 99}, {})
-    # the fusion reads a slice of w and a number and writes x; a turn adds to its counter (12 bytes), takes a row and puts
-    # it back, with two numbers each time; turns are 7 + 1; the convolution reads y, kernel and copy read x
+    # the fusion reads a slice of w and a number and writes x; a turn adds to its counter (12 bytes), takes a row and
+    # puts it back, with two numbers each time; turns are 7 + 1; the convolution reads y, kernel and copy read x
     tensor, row, y = 8 * 4 * 4, 4 * 4, 2 * 5 * 6 * 3 * 4
     turns = (7 + 1) * (12 + 2 * (row + 8 + row))
     assert counts.traffic(found) == (tensor + 4 + tensor) + turns + y + tensor + tensor

@@ -62,4 +62,7 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
         given += (jax.ShapeDtypeStruct((), jnp.uint32),) if name == "sample" else ()
         with jax.set_mesh(mesh):
             lowered, executed = lower(program, state, *given), flops.count(program, state, *given)
-        yield Job(f"{name} {side}x{side}", lowered, mesh.size, resident=held, model=executed, executed=executed)
+        counted = dict(model=executed, executed=executed, items=(rows, "edits"))
+        yield Job(
+            f"{name} {side}x{side}", lowered, mesh.size, resident=held, mesh=mesh, kinds={"state": "frozen"}, **counted
+        )

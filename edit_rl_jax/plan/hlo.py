@@ -94,7 +94,7 @@ class Module:
                     yield from self.runs(callee, times, fused or op.kind == "fusion")
 
     def _trips(self, loop: Op, condition: str, body: str) -> int:
-        """What the compiler noted, or N / step of "while counter < N" whose counter starts at 0; 1 if neither is said."""
+        """What the compiler noted, or N / step of "while counter < N" whose counter starts at 0; 1 if neither is."""
         if m := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(m[1])
         tests, moves = self.computations.get(condition, {}), self.computations.get(body, {})

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import scoring
+from edit_rl_jax.plan import host, scoring
 from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
@@ -84,7 +84,9 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)
     for name, low in programs.items():
-        yield Job(name, low, len(devices), beside=beside)
+        edits = program.microbatches * config.rows if name == "update" else r.prompts * r.group
+        on_host = host.memory(program.frozen, program.state)
+        yield Job(name, low, len(devices), beside, mesh=program.mesh, items=(edits, "edits"), host=on_host)
     if engine:
         images = r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
         beside = {"policy": resident((program.state, program.frozen)), "rollout": resident(left), "images": images}

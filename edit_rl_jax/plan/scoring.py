@@ -30,6 +30,8 @@ from edit_rl_jax.vlm.family import Architecture
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
 SOURCE, EDITED, END = 512, 288, 512  # of a prompt that is read: instruction and an image of 448 x 448; another; a text
+KINDS = {"state": "frozen", "features": "image features"}
+KINDS |= dict.fromkeys(("own", "contexts", "answers", "tiles"), "KV cache")
 
 
 def tensor_parallel(cfg: Architecture, chips: int, hbm: int, bytes_: int) -> int:
@@ -137,7 +139,8 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
     least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
     for name, low in lowered.items():
         more = facts | (least if name == "decode" else {})
-        yield Job(name, low, mesh.size, beside=beside or {}, more=more)
+        items = (slots, "tokens") if name == "decode" else (data, "prompts")
+        yield Job(name, low, mesh.size, beside or {}, mesh=mesh, items=items, kinds=KINDS, more=more)
 
 
 def _stores(scoring: Scoring, slots: int) -> tuple[Shape, cache.Stores, Any]:
