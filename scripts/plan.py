@@ -4,6 +4,7 @@
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
     python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
     python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
+    python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --search --minutes 60    # the best layout
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
 The largest bucket is compiled (or those of --buckets): one to five minutes for a reward model, up to 15 for an editor.
@@ -21,6 +22,7 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -30,6 +32,7 @@ import jax  # noqa: E402
 from edit_rl_jax import chips  # noqa: E402
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import editing, host, predict, rl, scoring, table, training  # noqa: E402
+from edit_rl_jax.plan import search as searching
 from edit_rl_jax.plan.compiled import DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards import judges
@@ -63,6 +66,8 @@ def parse(argv):
         "--prices", metavar="FILE", default=predict.PRICES, help="TOML, as edit_rl_jax/plan/prices.toml"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--search", action="store_true", help="batch split, rematerialisation and mesh of --job train")
+    parser.add_argument("--minutes", type=flag(float, "(0, 10000]"), default=60.0, help="of --search")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
     parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
     rest, overrides = config_lib.split_overrides(argv)
@@ -77,7 +82,7 @@ def plan(args, overrides) -> dict:
     config = config_lib.load(args.config, overrides)
     chip, devices = chips.describe(args.topology, args.slices)
     price = predict.prices(args.prices).get(chip.name)
-    if args.topology in config.mesh_presets:
+    if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = "rl" if "rl" in config else args.job
@@ -111,6 +116,33 @@ def plan(args, overrides) -> dict:
     }
 
 
+def search(args, overrides) -> int:
+    """Tries layouts of one training config, prints what was found of each and the command of the best."""
+    config = config_lib.load(args.config, overrides)
+    if "rl" in config or args.job != "train":
+        raise ConfigError("--search is for --job train")
+    batch, devices = config.rows * config.accum, chips.describe(args.topology, args.slices)[1]
+    words = [f"--config.{key}={value}" for key, value in overrides.items()]
+    command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
+    command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
+    families, results = searching.candidates(batch, len(devices), args.slices), []
+    with tempfile.TemporaryDirectory() as folder:
+        for found in searching.search(command, families, Path(folder), args.minutes * 60):
+            print(f"{found['label']}: {found['status']}", file=sys.stderr, flush=True)
+            results.append(found)
+    script = "train_editor" if config.objective == "flow_matching" else "train_rm"
+    run = " ".join([f"python scripts/{script}.py --config {args.config} --workdir DIR", *words])
+    print(searching.text(results, run))
+    if args.json:
+        write(args.json, results)
+    return 0 if searching.frontier(results) else 2
+
+
+def write(file: str, result) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(json.dumps(result, indent=1) + "\n")
+
+
 def plan_all(output: Path) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
     jobs = [(output / "score", name, "", where, ["--job", "score"]) for name, where in SCORING]
@@ -141,6 +173,8 @@ def main(argv=None) -> int:
     if args.all:
         return plan_all(Path(args.output))
     try:
+        if args.search:
+            return search(args, overrides)
         result = plan(args, overrides)
     except DoesNotFit as e:
         over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
@@ -152,8 +186,7 @@ def main(argv=None) -> int:
         return 1
     print(table.text(result))
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        write(args.json, result)
     return 0
 
 
