@@ -31,7 +31,7 @@ import jax  # noqa: E402
 
 from edit_rl_jax import chips  # noqa: E402
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import editing, host, predict, rl, scoring, table, training  # noqa: E402
+from edit_rl_jax.plan import editing, gcpo, host, predict, rl, scoring, table, training  # noqa: E402
 from edit_rl_jax.plan import search as searching
 from edit_rl_jax.plan.compiled import DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.ranges import flag
@@ -42,6 +42,8 @@ from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
+VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
+VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING.remove(("rm_72b", "v5e:4x4"))  # does not fit: 8 KV heads are not split over 16 chips
 EDITING = {f"__{side}": ["--buckets", f"{side}x{side}"] for side in (512, 1024)} | {"__edit": ["--job", "edit"]}
@@ -85,13 +87,15 @@ def plan(args, overrides) -> dict:
     if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
-    job = "rl" if "rl" in config else args.job
+    job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
     if job == "score":
         judge = judges.kind(config.objective) if config.objective in judges.JUDGES else None
         engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices, judge=judge)
         jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
+    elif job == "gcpo":
+        jobs = gcpo.jobs(config, chip, devices)
     elif job == "rl":
         jobs = rl.jobs(config, chip, devices)
     elif job == "edit":
@@ -156,10 +160,12 @@ def plan_all(output: Path) -> int:
     for size, where in EDITREWARD:
         for job, folder in (("train", output), ("score", output / "score")):
             jobs.append((folder, f"rm.py:{size},editreward", "", where, ["--job", job]))
+    jobs += [(output, name, "", where, []) for name, where in VERIFIER]
     status = 0
     for folder, name, part, where, flags in jobs:
         file, _, which = name.partition(":")
-        stem = "_".join(reversed(which.split(","))) or name
+        size, _, objective = which.partition(",")
+        stem = f"{objective or file.removesuffix('.py')}_{size}" if which else name
         target = folder / f"{stem}{part}__{where.replace(':', '-')}.json"
         path = ROOT / "configs" / (name if which else f"{file}.py")
         command = [sys.executable, __file__, "--config", str(path), "--topology", where]
