@@ -11,11 +11,11 @@ from edit_rl_jax.plan import search
 from edit_rl_jax.plan.search import Candidate
 from tests.training import toy
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT, POLICIES = Path(__file__).resolve().parents[1], ("dots", "nothing_saveable")
 
 
 def test_candidates_keep_the_batch_and_divide_the_mesh():
-    families = search.candidates(32, 16)
+    families = search.candidates(32, 16, policies=POLICIES)
     assert [(f[0].remat, dict(f[0].mesh)) for f in families[:2]] == [
         (policy, {"data": 1, "fsdp": 16, "tensor": 1}) for policy in ("dots", "nothing_saveable")
     ]
@@ -47,7 +47,7 @@ with open(sys.argv[sys.argv.index("--json") + 1], "w") as f:
 
 
 def test_each_family_ends_with_the_first_that_fits(tmp_path):
-    families = search.candidates(16, 4)
+    families = search.candidates(16, 4, policies=POLICIES)
     families.sort(key=lambda f: f[0].mesh["tensor"] == 2)
     results = list(search.search([sys.executable, "-c", PLAN], families, tmp_path, seconds=12.0))
     said = [
@@ -105,7 +105,7 @@ def test_the_script_searches(tmp_path, capsys):
     assert script.main(words) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     statuses = [r["status"] for r in found]
-    assert statuses.count("fits") >= 4 and set(statuses) <= {"fits", "failed"}
+    assert statuses.count("fits") >= 4 and set(statuses) <= {"fits", "failed", "out of time"}
     out = capsys.readouterr().out
     assert "best: rows 8 x 1" in out and "--config.mesh.fsdp=" in out
     for r in found:

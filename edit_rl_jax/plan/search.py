@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-POLICIES = ("dots", "nothing_saveable")  # what is tried first saves more
+POLICIES = ("gate_up", "gate", "attention", "nothing_saveable")  # what is tried first saves more
 
 
 @dataclasses.dataclass(frozen=True)
