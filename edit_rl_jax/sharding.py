@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ class ShardingError(ValueError):
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `AxisType.Auto` axes out of "data" (between slices), "fsdp" and "tensor", outermost first.
 
-    One size may be -1: what the devices leave. Uses the first devices when there are more than the shape needs.
+    One size may be -1: what the devices leave. Uses the first devices when there are more than the shape needs. With
+    "data" in one slice, what lies along the other axes stays on one host where it can.
     """
     unknown = set(shape) - set(MESH_AXES)
     if unknown:
@@ -41,11 +43,19 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if slices > 1 and names[0] == "data" and sizes[0] % slices == 0:
         inner = [sizes[0] // slices, *sizes[1:]]
         array = mesh_utils.create_hybrid_device_mesh(inner, [slices] + [1] * (len(sizes) - 1), devices)
+    elif names[0] == "data" and _within_hosts(devices, math.prod(sizes[1:])):
+        array = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(sizes)
     elif devices[0].platform == "tpu":
         array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
         array = np.array(devices).reshape(sizes)
     return Mesh(array, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def _within_hosts(devices: Sequence[Any], copy: int) -> bool:
+    """Whether each host of several can hold whole copies of `copy` devices: its own devices then stand together."""
+    hosts = collections.Counter(d.process_index for d in devices)
+    return len(hosts) > 1 and all(n % copy == 0 for n in hosts.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
     python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
     python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
+    python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --search --minutes 60    # the best layout
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
 The largest bucket is compiled (or those of --buckets): one to five minutes for a reward model, up to 15 for an editor.
@@ -21,6 +22,7 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -29,8 +31,9 @@ import jax  # noqa: E402
 
 from edit_rl_jax import chips  # noqa: E402
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import editing, rl, scoring, training  # noqa: E402
-from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
+from edit_rl_jax.plan import editing, gcpo, host, predict, rl, scoring, table, training  # noqa: E402
+from edit_rl_jax.plan import search as searching
+from edit_rl_jax.plan.compiled import DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
@@ -39,6 +42,8 @@ from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
+VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
+VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING.remove(("rm_72b", "v5e:4x4"))  # does not fit: 8 KV heads are not split over 16 chips
 EDITING = {f"__{side}": ["--buckets", f"{side}x{side}"] for side in (512, 1024)} | {"__edit": ["--job", "edit"]}
@@ -59,7 +64,12 @@ def parse(argv):
     parser.add_argument(
         "--buckets", default="largest", metavar="NAMES", help="or all, or (parts of) names: 512x512,..."
     )
+    parser.add_argument(
+        "--prices", metavar="FILE", default=predict.PRICES, help="TOML, as edit_rl_jax/plan/prices.toml"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--search", action="store_true", help="batch split, rematerialisation and mesh of --job train")
+    parser.add_argument("--minutes", type=flag(float, "(0, 10000]"), default=60.0, help="of --search")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
     parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
     rest, overrides = config_lib.split_overrides(argv)
@@ -73,16 +83,19 @@ def plan(args, overrides) -> dict:
     """The figures of one config on one topology. Raises DoesNotFit, ConfigError, ShardingError or ValueError."""
     config = config_lib.load(args.config, overrides)
     chip, devices = chips.describe(args.topology, args.slices)
-    if args.topology in config.mesh_presets:
+    price = predict.prices(args.prices).get(chip.name)
+    if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
-    job = "rl" if "rl" in config else args.job
+    job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
     if job == "score":
         judge = judges.kind(config.objective) if config.objective in judges.JUDGES else None
         engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices, judge=judge)
         jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
+    elif job == "gcpo":
+        jobs = gcpo.jobs(config, chip, devices)
     elif job == "rl":
         jobs = rl.jobs(config, chip, devices)
     elif job == "edit":
@@ -91,7 +104,7 @@ def plan(args, overrides) -> dict:
         jobs = training.jobs(config, on_mesh.make_mesh(config, devices), args.buckets)
     programs = []
     for one in jobs:
-        programs.append(compile_job(one, chip))
+        programs.append(compile_job(one, chip, price))
         print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
     return {
         "config": config.name or Path(args.config).stem,
@@ -101,34 +114,37 @@ def plan(args, overrides) -> dict:
         "versions": {name: version(name) for name in ("jax", "libtpu")},
         "date": time.strftime("%Y-%m-%d"),
         **facts,
+        "usd_per_chip_hour": price,
         "programs": programs,
-        "assumptions": ASSUMPTIONS,
+        "assumptions": [*predict.ASSUMPTIONS, host.ASSUMPTIONS],
     }
 
 
-def show(plan) -> None:
-    """Prints a plan: a paragraph a program."""
-    gib = 2**30
-    print(f"{plan['config']} on {plan['topology']}, job {plan['job']}: {plan['devices']} devices")
-    for p in plan["programs"]:
-        m = p["bytes_per_device"]
-        print(f"\n{p['program']}  (compiled in {p['compile_s']} s)")
-        print(f"  {'peak':16} {m['peak'] / gib:8.2f} GiB a device")
-        for what, size in m["beside"].items():
-            print(f"  {'beside it':16} {size / gib:8.2f} GiB of {what}")
-        print(f"  {'together':16} {m['together'] / gib:8.2f} GiB of {m['usable_hbm'] / gib:.2f} usable: it fits")
-        for kind in ("arguments", "temporaries", "outputs", "aliased"):
-            print(f"  {kind:16} {m[kind] / gib:8.2f} GiB")
-        for kind, flops in p.get("flops", {}).items():
-            print(f"  {kind + ' FLOPs':16} {flops:.4g} a step, {flops / plan['devices']:.4g} a device")
-        for kind, c in p["collectives"].items():
-            print(f"  {kind:20} {c['count']:7} times, {c['bytes'] / 1e9:9.3f} GB to each device a step")
-        if "step_s_at_least" in p:
-            print(f"  a step takes at least {p['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
-        if t := p.get("predicted"):
-            print(f"  predicted step   {t['step_s']:.3f} s overlapped, {t['step_no_overlap_s']:.3f} s not", end="")
-            print(f" (compute {t['compute_s']:.3f}, ICI {t['ici_s']:.3f}); MFU at most {t['mfu_at_most']:.0%}")
-    print(f"\n{plan['assumptions']}")
+def search(args, overrides) -> int:
+    """Tries layouts of one training config, prints what was found of each and the command of the best."""
+    config = config_lib.load(args.config, overrides)
+    if "rl" in config or args.job != "train":
+        raise ConfigError("--search is for --job train")
+    batch, devices = config.rows * config.accum, chips.describe(args.topology, args.slices)[1]
+    words = [f"--config.{key}={value}" for key, value in overrides.items()]
+    command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
+    command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
+    families, results = searching.candidates(batch, len(devices), args.slices), []
+    with tempfile.TemporaryDirectory() as folder:
+        for found in searching.search(command, families, Path(folder), args.minutes * 60):
+            print(f"{found['label']}: {found['status']}", file=sys.stderr, flush=True)
+            results.append(found)
+    script = "train_editor" if config.objective == "flow_matching" else "train_rm"
+    run = " ".join([f"python scripts/{script}.py --config {args.config} --workdir DIR", *words])
+    print(searching.text(results, run))
+    if args.json:
+        write(args.json, results)
+    return 0 if searching.frontier(results) else 2
+
+
+def write(file: str, result) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def plan_all(output: Path) -> int:
@@ -144,10 +160,12 @@ def plan_all(output: Path) -> int:
     for size, where in EDITREWARD:
         for job, folder in (("train", output), ("score", output / "score")):
             jobs.append((folder, f"rm.py:{size},editreward", "", where, ["--job", job]))
+    jobs += [(output, name, "", where, []) for name, where in VERIFIER]
     status = 0
     for folder, name, part, where, flags in jobs:
         file, _, which = name.partition(":")
-        stem = "_".join(reversed(which.split(","))) or name
+        size, _, objective = which.partition(",")
+        stem = f"{objective or file.removesuffix('.py')}_{size}" if which else name
         target = folder / f"{stem}{part}__{where.replace(':', '-')}.json"
         path = ROOT / "configs" / (name if which else f"{file}.py")
         command = [sys.executable, __file__, "--config", str(path), "--topology", where]
@@ -161,6 +179,8 @@ def main(argv=None) -> int:
     if args.all:
         return plan_all(Path(args.output))
     try:
+        if args.search:
+            return search(args, overrides)
         result = plan(args, overrides)
     except DoesNotFit as e:
         over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
@@ -170,10 +190,9 @@ def main(argv=None) -> int:
     except (ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    show(result)
+    print(table.text(result))
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        write(args.json, result)
     return 0
 
 

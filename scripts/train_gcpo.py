@@ -4,7 +4,8 @@
 
 A step is one rollout: replies about both images of some pairs are written, read and compared, and the verifier is
 updated. The same command resumes by itself from the newest whole checkpoint in the workdir; SIGTERM and Ctrl-C save and
-exit with status 0, a second one stops at once. One process.
+exit with status 0, a second one stops at once. Each process writes the replies about some of the pairs, with a whole
+copy of the weights on its own devices (config.mesh: data over processes, tensor within one, fsdp 1).
 """
 
 import json
@@ -16,12 +17,11 @@ import numpy as np
 
 from edit_rl_jax.data import principles
 from edit_rl_jax.data.pipeline import fingerprint
-from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.rl.editors import evaluation as files
 from edit_rl_jax.rl.vlm import config as rl_config
-from edit_rl_jax.rl.vlm import evaluation, figures, rollout
+from edit_rl_jax.rl.vlm import evaluation, figures, hosts, rollout
 from edit_rl_jax.rl.vlm.pairs import Reader
 from edit_rl_jax.rl.vlm.program import build_program
 from edit_rl_jax.training import interfaces, metrics, processes, session, sources
@@ -37,8 +37,6 @@ def main(argv=None) -> int:
 def train(run: session.Session) -> None:
     """Trains, exports and reports; or stops after the step in which a signal came."""
     config, mesh, folder, r = run.config, run.mesh, run.folder, run.config.rl
-    if jax.process_count() > 1:
-        raise ConfigError("train_gcpo.py runs in one process: the engine fetches what it writes")
 
     # -- Pairs, model --------------------------------------------------------------------------------------------------
     source = sources.source(config, "train")
@@ -49,8 +47,9 @@ def train(run: session.Session) -> None:
     program = build_program(config, mesh, architecture, tokenizer)
     with jax.set_mesh(mesh):
         trainable, frozen = interfaces.initial_weights(kind, program, base)
-        model = program.merge(trainable, frozen)
     run.say("%s", program.sizes)
+    with jax.set_mesh(hosts.own(mesh)):
+        model = program.merge(*hosts.weights((trainable, frozen), mesh))
     writer = rollout.Writer(config, model, tokenizer, prompts, program.packer.images, mesh)
     held_out = []
     if r.eval_pairs:
@@ -63,14 +62,15 @@ def train(run: session.Session) -> None:
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=config.steps, base_revision=revision, **facts)
     reader = Reader(source, config, sets, position)
-    files.fetch(folder, run.remote)
-    files.read(folder, run.done or -1)
+    if run.lead:
+        files.fetch(folder, run.remote)
+        files.read(folder, run.done or -1)
 
     # -- What a step is made of ----------------------------------------------------------------------------------------
     def hand_over(weights):
         """Has the engine write with these weights; the base's are not copied."""
-        with jax.set_mesh(mesh):
-            writer.engine.update(program.merge(weights, frozen))
+        with jax.set_mesh(writer.mesh):
+            writer.engine.update(program.merge(*hosts.weights((weights, frozen), mesh)))
 
     def change(step, state, replies, advantage):
         """(state, the batches, metrics of each update)."""
@@ -93,12 +93,13 @@ def train(run: session.Session) -> None:
     def evaluate(step, weights):
         hand_over(weights)
         found = evaluation.evaluate(writer, held_out, r.report_pairs, r.pairs)
-        files.store(folder, step, found, (), (), 0)
+        if run.lead:
+            files.store(folder, step, found, (), (), 0)
         run.say("step %d, held out: %s", step, evaluation.curve(step, found))
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     steps, compilations = run.steps(), processes.count_compilations()
-    if held_out and not (folder / "evaluations" / "000000.json").exists():
+    if held_out and not processes.agreed((folder / "evaluations" / "000000.json").exists()):
         evaluate(0, trainable)
     del trainable, model  # the policy's own copy goes on
     for step in steps:
@@ -113,7 +114,7 @@ def train(run: session.Session) -> None:
         ended = time.monotonic()
         for problem in figures.check(run.guard, step, outs, batches):
             log.warning("%s", problem)
-        values = figures.summary(outs, batches) | shown | figures.counts(writer.engine, counted)
+        values = figures.summary(outs, batches) | shown | figures.since(writer.engine, counted)
         values |= {"ties_passed_over": reader.ties, "bad_records": reader.bad}
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
         values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
@@ -130,15 +131,17 @@ def train(run: session.Session) -> None:
     found = {"steps": config.steps, "train_minutes": round(sum(row["step_s"] for row in rows) / 60, 2)}
     if held_out:
         evaluate(config.steps, averaged(state))
+    if held_out and run.lead:
         stored = files.read(folder)
         found |= evaluation.compare(stored[0], stored[config.steps])
     shown = {k: v for k, v in found.items() if not isinstance(v, dict)}
     (folder / "model").mkdir(parents=True, exist_ok=True)
     about = dict(tokenizer=tokenizer, prompts=prompts, facts={"algorithm": r.algorithm} | shown, revision=revision)
     kind.export(figures.exported(program), averaged(state), folder / "model", **about)
-    (folder / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
-    evaluation.report(folder, held_out, rows)
-    print(json.dumps(shown, indent=1))
+    if run.lead:
+        (folder / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
+        evaluation.report(folder, held_out, rows)
+        print(json.dumps(shown, indent=1))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from edit_rl_jax import chips, flops, sharding
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import compiled, editing, hlo
+from edit_rl_jax.plan import gcpo as gcpo_plan
 from edit_rl_jax.plan import rl as rl_plan
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import interfaces, on_mesh
@@ -164,6 +165,16 @@ def test_a_training_step_compiles_for_a_tpu(script, tmp_path):
     memory = bucket["bytes_per_device"]
     assert 0 < memory["arguments"] < memory["peak"] < memory["usable_hbm"]
     assert 0.9 < bucket["flops"]["executed"] / bucket["flops"]["model"] < 1.1, "nothing is rematerialised"
+    assert bucket["flops"]["program"] == pytest.approx(bucket["flops"]["executed"], rel=0.02)
+    assert bucket["not_counted"] == {"kernels": {}, "loops": []} and bucket["hbm_traffic"] > memory["arguments"] / 2
+    tiny = config_lib.load(config, {"rows": "8", "model.attention": "xla", "mesh.fsdp": "4"})
+    program = build_program(tiny, on_mesh.make_mesh(tiny, chips.describe("v5e:2x2")[1]))
+    lies = {"frozen": program.frozen, "trainable": program.trainable, "optimizer": program.state["opt_state"]}
+    assert {kind: memory["by_kind"][kind] for kind in lies} == {k: compiled.resident(v) for k, v in lies.items()}
+    assert bucket["host_bytes"]["checkpoint"] >= compiled.resident(program.state)
+    predicted = bucket["predicted"]
+    assert predicted["step_s"] == max(predicted["seconds"].values()) and predicted["usd_per_thousand"] > 0
+    assert bucket["collectives_by_axes"].keys() == {"fsdp"}
     assert sum(c["bytes"] for c in bucket["collectives"].values()) > 3 / 4 * 2 * 2_940_480, "the weights are gathered"
 
 
@@ -185,10 +196,26 @@ def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
     assert "it fits" in capsys.readouterr().out
 
 
+@pytest.mark.standard_promotion
+def test_rl_of_a_verifier_is_planned_over_a_host_and_over_all():
+    """Replies are written by each host with whole copies of the weights; the update goes over all chips."""
+    more = {"model.init_from": str(ROOT / "edit_rl_jax/assets/tiny_vl"), "mesh.data": "16", "rows": "16"}
+    config = config_lib.load(ROOT / "configs/gcpo_tiny.py", more | {"model.attention": "xla", "rl.microbatches": "2"})
+    chip, devices = chips.describe("v5e:4x4")
+    jobs = {job.name: job for job in gcpo_plan.jobs(config, chip, devices)}
+    assert {name: job.devices for name, job in jobs.items()} == {"prefill": 4, "decode": 4, "update": 16}
+    moments = 2 * 4 * 512_000  # of the trained LoRA
+    assert moments <= jobs["decode"].beside["optimizer"] < 1.01 * moments
+    assert jobs["decode"].more["shape"]["answers"] == 8
+    answers = 2 * 2 * 5 * 2 * 32 * 320 * 64 // 4  # keys and values, bf16, 5 layers, 2 heads of 32, a chip's of 64 slots
+    assert answers < jobs["update"].beside["engine's stores"] < 10 * answers
+
+
 def test_checked_in_plans_fit():
     """The plans of `make plans` that the project promises: each compiled, each under its chip's memory."""
     promised = ("rm_72b__v5p-4x4x4", "rm_7b__v5e-4x4", "rm_7b__v6e-2x4")
     promised += ("editreward_7b__v5e-4x4", "editreward_32b__v5e-4x4")
+    promised += tuple(f"{name}_7b__{c}" for name in ("rrm", "gcpo") for c in ("v5e-4x4", "v6e-2x4"))
     chips = ("v5e-4x4", "v6e-2x4", "v5p-2x2x4")
     promised += tuple(f"editor_omnigen2__{job}__{c}" for job in ("512", "1024", "edit") for c in chips)
     chips = ("v5e-4x4", "v6e-4x4", "v5p-2x2x4")
@@ -206,13 +233,15 @@ def test_checked_in_plans_are_those_of_the_configs():
     for file in (ROOT / "benchmarks/plans").glob("*.json"):
         made = json.loads(file.read_text())
         objective, _, size = made["config"].partition("_")
-        name = f"rm.py:{size},{objective}" if objective == "editreward" else f"{made['config']}.py"
+        families = {"editreward": f"rm.py:{size},editreward"} | {k: f"{k}.py:{size}" for k in ("rrm", "gcpo")}
+        name = families.get(objective, f"{made['config']}.py")
         config = config_lib.load(ROOT / "configs" / name)
         assert made["config"] == config.name and made["topology"] in config.mesh_presets
         now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
         assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
 
 
+@pytest.mark.slow  # over a minute; the checked-in plans say the same, below
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
     """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
     out = tmp_path / "plan.json"

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan.compiled import DoesNotFit, Job
+from edit_rl_jax.plan.compiled import DoesNotFit, Job, lower
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.engine import cache
@@ -30,6 +30,8 @@ from edit_rl_jax.vlm.family import Architecture
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
 SOURCE, EDITED, END = 512, 288, 512  # of a prompt that is read: instruction and an image of 448 x 448; another; a text
+KINDS = {"state": "frozen", "features": "image features"}
+KINDS |= dict.fromkeys(("own", "contexts", "answers", "tiles"), "KV cache")
 
 
 def tensor_parallel(cfg: Architecture, chips: int, hbm: int, bytes_: int) -> int:
@@ -85,36 +87,48 @@ def describe(cfg: Architecture, chip: Chip, devices: list[Any], tensor: int = 0,
     return Scoring(cfg, mesh, tensor, graphdef, state, weight_bytes, readout)
 
 
-def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | None = None) -> Iterator[Job]:
+def jobs(
+    scoring: Scoring,
+    chip: Chip,
+    slots: int,
+    beside: Mapping[str, int] | None = None,
+    sizes: "Sizes | None" = None,
+    log_probs: bool = False,
+) -> Iterator[Job]:
     """Lowers one prefill and one decode step of `slots` answers side by side; of a model that is read, one prefill and
-    one reading, of as many prompts as rows lie over the mesh, with `slots` contexts. beside: as `Job.beside`."""
+    one reading, of as many prompts as rows lie over the mesh, with `slots` contexts.
+
+    beside: as `Job.beside`. sizes: of the stores, by default those of edits that share a source. log_probs: as
+    `Engine.generate`."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
-    shape, stores, features = _stores(scoring, slots)
-    sampling = TokenSampling(max_new_tokens=NEW_TOKENS, stop_tokens=(151645,))
+    sizes = sizes or usual(scoring, slots)
+    shape, (stores, features) = sizes.shape, abstract_stores(scoring, sizes)
+    sampling = TokenSampling(max_new_tokens=sizes.new_tokens, stop_tokens=(151645,))
     jitted = programs(scoring.graphdef, sampling, readout=scoring.readout)
     whole = lambda x: jax.ShapeDtypeStruct(
         np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
     )
     ints = lambda *s: whole(np.zeros(s, np.int32))
     pieces = lambda n: (ints(data, n), ints(data, 3, n), ints(data, n), ints(data))
-    piece, rows = pieces(PIECE), (ints(data), ints(data), ints(data))
+    piece, rows = pieces(min(PIECE, shape.own)), (ints(data), ints(data), ints(data))
     state = scoring.state
     with jax.set_mesh(mesh):
         lowered = (
             {
-                "prefill": jitted["inner"].lower(
-                    state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
+                "prefill": lower(
+                    jitted["inner"], state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
                 ),
-                "read": jitted["read"].lower(
-                    state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
+                "read": lower(
+                    jitted["read"], state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
                 ),
             }
             if scoring.readout
             else {
-                "prefill": jitted["leaf"].lower(
-                    scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
+                "prefill": lower(
+                    jitted["leaf"], scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
                 ),
-                "decode": jitted["decode"].lower(
+                "decode": lower(
+                    jitted["decode"],
                     scoring.state,
                     stores.answers,
                     stores.tiles,
@@ -124,6 +138,7 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
                     whole(np.int32(0)),
                     whole(np.int32(0)),
                     places=(shape.queries, shape.answers),
+                    log_probs=log_probs,
                 ),
             }
         )
@@ -131,38 +146,50 @@ def jobs(scoring: Scoring, chip: Chip, slots: int, beside: Mapping[str, int] | N
         math.prod(x.shape[1:]) for x in jax.tree.leaves(scoring.state) if len(x.shape) == 3 and x.dtype == jnp.bfloat16
     ]
     facts = {"weight_bytes": scoring.weight_bytes, "smallest_weight_matrix": min(matrices), "mesh": dict(mesh.shape)}
-    facts["shape"] = vars(shape) | ({"end": END} if scoring.readout else {"new": NEW_TOKENS})
+    facts["shape"] = vars(shape) | ({"end": END} if scoring.readout else {"new": sizes.new_tokens})
     # memory-bound: a step reads the weights once; attention's reads of the stores are on top
     least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
     for name, low in lowered.items():
         more = facts | (least if name == "decode" else {})
-        yield Job(name, low, mesh.size, beside=beside or {}, more=more)
+        items = (slots, "tokens") if name == "decode" else (data, "prompts")
+        yield Job(name, low, mesh.size, beside or {}, mesh=mesh, items=items, kinds=KINDS, more=more)
 
 
-def _stores(scoring: Scoring, slots: int) -> tuple[Shape, cache.Stores, Any]:
-    """Shape and abstract stores of a group of edits of one source at a time, and the feature store."""
+class Sizes(NamedTuple):
+    """What an engine's stores hold: `Engine`'s shape, shared prefixes kept, tokens of an answer."""
+
+    shape: Shape
+    contexts: int
+    new_tokens: int
+
+
+def usual(scoring: Scoring, slots: int) -> Sizes:
+    """Gives the sizes of scoring edits, a group of one source at a time."""
+    up, each = lambda n: -(-n // scoring.mesh.shape["data"]) * scoring.mesh.shape["data"], EDITS * PASSES
+    if scoring.readout:
+        return Sizes(Shape(SOURCE + EDITED, own=1, slots=0, prompts=0, answers=1, tiles=0, queries=1), slots, 1)
+    shape = Shape(
+        shared=SHARED,
+        own=OWN,
+        slots=up(slots),
+        prompts=up(-(-7 * slots // (4 * PASSES))),
+        answers=PASSES,
+        tiles=up(-(-slots // each) * 2 + 1),
+        queries=each,
+    )
+    return Sizes(shape, shape.tiles + 4, NEW_TOKENS)
+
+
+def abstract_stores(scoring: Scoring, sizes: Sizes) -> tuple[cache.Stores, Any]:
+    """Gives the stores of keys and values, and the feature store, abstract, laid over the mesh."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     up = lambda n: -(-n // data) * data
-    each, contexts, new = EDITS * PASSES, slots, 1
-    if scoring.readout:
-        shape = Shape(SOURCE + EDITED, own=1, slots=0, prompts=0, answers=1, tiles=0, queries=1)
-    else:
-        shape = Shape(
-            shared=SHARED,
-            own=OWN,
-            slots=up(slots),
-            prompts=up(-(-7 * slots // (4 * PASSES))),
-            answers=PASSES,
-            tiles=up(-(-slots // each) * 2 + 1),
-            queries=each,
-        )
-        contexts, new = shape.tiles + 4, NEW_TOKENS
-    sizes = (shape, up(contexts), up(8192), new, data)
-    stores, features = make_stores(scoring.graphdef, scoring.state, *sizes)
+    args = (sizes.shape, up(sizes.contexts), up(8192), sizes.new_tokens, data)
+    stores, features = make_stores(scoring.graphdef, scoring.state, *args)
 
     def placed(x, axes):
         spec = DEFAULT_RULES.spec("store", x.shape, axes, mesh) if axes else PartitionSpec()
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     over = lambda tree, axes: jax.tree.map(lambda x: placed(x, axes), tree)
-    return shape, over(jax.eval_shape(stores), cache.AXES), over(jax.eval_shape(features), ())
+    return over(jax.eval_shape(stores), cache.AXES), over(jax.eval_shape(features), ())

@@ -11,6 +11,7 @@ import argparse
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,16 +24,16 @@ KINDS = ("kill", "save", "term")
 CONFIG = ROOT / "tests" / "rl" / "vlm" / "micro.py"
 
 
-def start(folder: Path, workdir: Path, log: Path, *more: str) -> subprocess.Popen:
+def start(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "EDIT_RL_TOY": str(folder)}
-    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, str(ROOT / "scripts" / "train_gcpo.py"), "--config", str(CONFIG)]
     with open(log, "a") as out:
         return subprocess.Popen([*command, "--workdir", str(workdir), *more], env=env, stdout=out, stderr=out)
 
 
-def finish(folder: Path, workdir: Path, log: Path, *more: str) -> None:
-    if code := start(folder, workdir, log, *more).wait():
+def finish(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> None:
+    if code := start(folder, workdir, log, *more, devices=devices).wait():
         raise AssertionError(f"exit status {code}: {log.read_text()[-3000:]}")
 
 
@@ -44,6 +45,22 @@ def prepare(folder: Path) -> Path:
         micro.prepare(folder)
         finish(folder, folder / "straight", folder / "straight.log")
     return folder / "straight"
+
+
+def two_processes(folder: Path) -> tuple[list, list]:
+    """Runs it in two processes of one device each, and in one of two; returns the metrics of both, a row a step."""
+    from edit_rl_jax.training import metrics
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    mesh, words = ("--config.mesh.data=2", "--config.mesh.fsdp=1"), ("--coordinator", address, "--processes", "2")
+    log = folder / "two.log"
+    both = [start(folder, folder / "two", log, *mesh, *words, "--process", str(i)) for i in (0, 1)]
+    if any(codes := [p.wait() for p in both]):
+        raise AssertionError(f"exit statuses {codes}: {log.read_text()[-3000:]}")
+    finish(folder, folder / "one", folder / "one.log", *mesh, devices=2)
+    return tuple(metrics.read(str(folder / name / "metrics.jsonl")) for name in ("two", "one"))
 
 
 def steps_done(workdir: Path) -> int:

@@ -38,3 +38,17 @@ def test_a_run_leaves_its_figures(folder):
 @pytest.mark.slow
 def test_interrupted_equals_uninterrupted(folder):
     print(resume_gcpo.trial(folder, "kill", 0))
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(folder):
+    """Show g: every figure but clocks is the same, the mean of differences to the engine to its last digits."""
+    two, one = resume_gcpo.two_processes(folder)
+    assert len(two) == len(one) == 6
+    for a, b in zip(two, one):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {k for k in a if k.endswith("_s")} - {"compilations"}:
+            if key.startswith("engine_difference"):
+                assert a[key] < 1e-4 and b[key] < 1e-4
+            else:
+                assert a[key] == b[key], (a["step"], key)

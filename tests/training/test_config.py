@@ -79,7 +79,7 @@ def test_overrides_keep_types():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)
-    several = path.stem in ("rm", "rrm")  # a file of several sizes
+    several = path.stem in ("rm", "rrm", "gcpo")  # a file of several sizes
     assert config.name == path.stem or several
     assert f"--config configs/{path.name}" in path.read_text()
     if config.data.train.startswith("data/"):  # validation needs a split of its own

@@ -10,6 +10,7 @@ import numpy as np
 from edit_rl_jax.names import ConfigError, model_folder
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.rewards.edit_rrm import prompts as texts
+from edit_rl_jax.rl.vlm import hosts
 from edit_rl_jax.rl.vlm.packing import Batch
 from edit_rl_jax.training.session import Guard
 from edit_rl_jax.vlm.folders import local_folder
@@ -39,10 +40,14 @@ def exported(program: Any) -> Any:
     return dataclasses.replace(program, config=config)
 
 
-def counts(engine: Any, before: dict[str, int] | None = None) -> dict[str, int]:
-    """Gives what the engine has computed, since `before`."""
-    now = {k: getattr(engine.counters, k) for k in ("images", "prefill_tokens", "answers", "decode_steps")}
-    return {k: v - (before or {}).get(k, 0) for k, v in now.items()}
+def counts(engine: Any) -> dict[str, int]:
+    """Gives what the engine has computed."""
+    return {k: getattr(engine.counters, k) for k in ("images", "prefill_tokens", "answers", "decode_steps")}
+
+
+def since(engine: Any, before: dict[str, int]) -> dict[str, int]:
+    """Gives what the engines of all processes have computed since `counts` gave `before`."""
+    return hosts.total({k: v - before[k] for k, v in counts(engine).items()})
 
 
 def summary(updates: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from edit_rl_jax.data.example import Example, Tokens
 from edit_rl_jax.rewards.edit_rrm import replies as replies_lib
 from edit_rl_jax.rewards.writing import ended
 from edit_rl_jax.rl.advantages import AdvantageConfig, advantages, win_share_advantages, win_shares
+from edit_rl_jax.rl.vlm import hosts
 from edit_rl_jax.rl.vlm.pairs import Pair
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
@@ -38,20 +39,25 @@ class Rollout:
         return np.array([[[len(a.tokens) for a in side] for side in two] for two in self.answers], np.float32)
 
 
+def shape_of(rl: Any, rows: int) -> Shape:
+    """Gives the engine's shape for a config's rollouts; rows: over which its mesh divides rows."""
+    up, B, each = lambda n: -(-n // rows) * rows, rl.slots, 2 * rl.group
+    Q = min(max(1 << (each - 1).bit_length(), 8), B)
+    P, G = up(-(-7 * B // (4 * rl.group))), up(-(-B // Q) + -(-B // each) + 1)
+    return Shape(rl.shared, rl.own, B, P, rl.group, G, Q)
+
+
 class Writer:
     """Writes replies with the engine: always as many pairs at once, in stores of one shape."""
 
     def __init__(self, config: Any, model: Any, tokenizer: Any, prompts: Any, images: ImageSettings, mesh: Any):
         r, self.config, self.tokenizer, self.prompts = config.rl, config, tokenizer, prompts
         sampling = ended(TokenSampling(r.temperature, 0, 1.0, r.max_new_tokens), tokenizer)
-        over = mesh if mesh.size > 1 else None
+        self.mesh = hosts.own(mesh)
+        over = self.mesh if self.mesh.size > 1 else None
         self.make = ImagePrompts(model.cfg, tokenizer, images)
         self.engine = Engine(model, sampling, slots=r.slots, seed=config.seed, mesh=over, unit=r.shared)
-        rows, each = self.engine.rows, 2 * r.group
-        up, B = lambda n: -(-n // rows) * rows, r.slots
-        Q = min(max(1 << (each - 1).bit_length(), 8), B)
-        P, G = up(-(-7 * B // (4 * r.group))), up(-(-B // Q) + -(-B // each) + 1)
-        self.shape = Shape(r.shared, r.own, B, P, r.group, G, Q)
+        self.shape = shape_of(r, self.engine.rows)
 
     def parts(self, pair: Pair, side: int) -> tuple:
         """Gives the prompt about one image of a pair, text and images in turn. Raises ValueError."""
@@ -72,15 +78,17 @@ class Writer:
         return out
 
     def write(self, pairs: Sequence[Pair], first: int, step: int) -> Rollout:
-        """Writes N replies to each image. Random numbers follow from (run seed, step, a pair's number, N): first is the
-        number of the first pair. Raises what a picture that cannot be loaded raised."""
-        asked = [p for i, pair in enumerate(pairs) for p in self.asked(pair, first + i, step)]
+        """Writes N replies to each image, a process those of its share of the pairs. Random numbers follow from (run
+        seed, step, a pair's number, N): first is the number of the first pair. Raises what a picture that cannot be
+        loaded raised."""
+        asked = [p for i in hosts.share(len(pairs)) for p in self.asked(pairs[i], first + i, step)]
         found: list[Any] = [None] * len(asked)
         N, seed = self.config.rl.group, self.config.seed
         for one in self.engine.generate(asked, answers=N, shape=self.shape, seed=seed, log_probs=True):
             if one.problem is not None:
                 raise one.problem
             found[one.index] = one.answers
+        found = hosts.gather(found, len(pairs), N, self.config.rl.max_new_tokens)
         answers = [found[2 * i : 2 * i + 2] for i in range(len(pairs))]
         read = [[[self.read(p, a) for a in side] for side in two] for p, two in zip(pairs, answers)]
         scores = [[[np.nan if x.score is None else x.score for x in side] for side in two] for two in read]

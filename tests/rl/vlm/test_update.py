@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from edit_rl_jax import sharding
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
@@ -135,3 +136,26 @@ def test_microbatches_without_rows_are_not_run(batch):
     }
     (a, m), (b, n) = run(batch), run(type(batch)(spoilt, batch.count, batch.names, 0, 0))
     jax.tree.map(np.testing.assert_array_equal, (a, m), (b, n))
+
+
+def test_equals_one_device_on_a_mesh(batch):
+    """With whole copies along "data" and two devices to a copy, as the presets of `configs/gcpo.py` are."""
+    merge, trainable, off, frozen, cfg, t = ours()
+    mesh = sharding.make_mesh({"data": 2, "tensor": 2})
+    with jax.set_mesh(mesh):
+        model = family.of(cfg).model
+        make = lambda: model(cfg, rngs=nnx.Rngs(0), lora=LoRAConfig(4, 2.0))
+        _, *states = nnx.split(nnx.eval_shape(make), Trainable, Frozen)
+    over = [st.flatten(sharding.shardings(state, mesh)) for state in states]
+    put = jax.device_put
+    weights = (put(trainable, over[0]), put(off, over[0]), put(frozen, over[1]))
+    arrays = put(batch.arrays, sharding.batch_shardings(batch.arrays, mesh, accum=True))
+    parted = {k for k, v in weights[2].items() if not v.sharding.is_fully_replicated}
+    assert any("q_proj" in k for k in parted) and any("embed" in k for k in parted)
+    with jax.set_mesh(mesh):
+        program = jax.jit(make_gradient(SETTINGS, merge, reference.TEMPERATURE))
+        grads, metrics = program(*weights, arrays, np.int32(batch.count), np.float32(reference.PAIRS), np.bool_(False))
+    wanted, of_one = run(batch)
+    assert float(metrics["loss"]) == pytest.approx(float(of_one["loss"]), rel=1e-6)
+    for key, value in wanted.items():
+        np.testing.assert_allclose(grads[key], value, atol=2e-5 * np.abs(value).max(), err_msg=key)
