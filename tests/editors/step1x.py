@@ -208,7 +208,7 @@ class Inputs:
         parts = {"noise": self.noise, "references": self.references, "text": given}
         padded = {k: flux.pad([x.astype(np.float32) for x in v], getattr(bucket, k), fill) for k, v in parts.items()}
         mask = np.arange(bucket.text)[None] < np.array([r.text for r in rows])[:, None]
-        condition = {**index, "text_mask": mask, "text": padded["text"], "references": padded["references"]}
+        condition = {**index, "state_mask": mask, "text": padded["text"], "references": padded["references"]}
         return jax.tree.map(jnp.asarray, (padded["noise"], self.t, condition))
 
     def torch(self, b: int) -> tuple[torch.Tensor, ...]:

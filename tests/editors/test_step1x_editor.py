@@ -134,11 +134,11 @@ def test_the_states_are_transformers(size, shape):
     arrays = p.prepare(tokenizer, [asked, None], lengths, p.guidance)
     arrays = {k: jnp.asarray(v) for k, v in arrays.items()}
     found = jit(lambda m, a: m.condition(a, jnp.zeros((2, 400, 16))))(model, arrays)
-    assert found["text"].shape == (2, 2, 660, 48) and not found["text_mask"][1].any()
+    assert found["text"].shape == (2, 2, 660, 48) and not found["state_mask"][1].any()
     for branch, text in enumerate(texts):
         ids, want = torch_states(text, size, *shape)
         kept = len(ids) - DROPPED
-        assert int(found["text_mask"][0, branch].sum()) == kept
+        assert int(found["state_mask"][0, branch].sum()) == kept
         seen = ids[DROPPED:] > 0
         assert (~seen).sum() == (branch == 0)
         assert error(found["text"][0, branch, :kept][seen], want[DROPPED:][seen]) < NETWORK

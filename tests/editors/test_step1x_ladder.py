@@ -53,13 +53,13 @@ def test_golden_numbers(scaled):
         model.connector.scale_factor[...] = jnp.full(1, -0.91)
     index = layout.layout([5, 5], [((3, 2),)] * 2, [(2, 3)] * 2, TokenLengths(5, 6, 6), cfg.version)
     condition = {**index, "text": golden.draw("text", (2, 5, 24)), "references": golden.draw("reference", (2, 6, 16))}
-    condition["text_mask"] = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    condition["state_mask"] = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
     given = (golden.draw("noise", (2, 6, 16)), 1 - np.array([0.3, 0.9], np.float32), condition)
     x, t, c = jax.tree.map(jnp.asarray, given)
 
     @jit
     def run(m, x, t, c):
-        return m(x, t, c), m.connector(c["text"], c["text_mask"], t, "none")
+        return m(x, t, c), m.connector(c["text"], c["state_mask"], t, "none")
 
     out, (tokens, pooled) = run(model, x, t, c)
     golden.check(-out, GOLDEN[scaled])
@@ -200,7 +200,7 @@ def padding_of_the_text_not_attended(m):
     right = flux_transformer.FluxTransformer.__call__
 
     def masked(self, latents, t, c):
-        return right(self, latents, t, {**c, "text_segments": c["text_mask"].astype(jnp.int32)})
+        return right(self, latents, t, {**c, "text_segments": c["state_mask"].astype(jnp.int32)})
 
     m.setattr(transformer.Step1XTransformer, "__call__", masked)
 

@@ -81,7 +81,7 @@ class Step1XEdit(nnx.Module):
     def condition(self, arrays: Arrays, references: Float[Array, "B S C"]) -> Condition:
         """`Step1XTransformer.__call__`'s condition for each branch; the image is seen once, and by every branch."""
         index = {k: v for k, v in arrays.items() if k not in (*TOKENS, *SHOWN)}
-        B, branches = index["text_mask"].shape[:2]
+        B, branches = index["state_mask"].shape[:2]
         states = self.text_encoder.hidden({k: arrays[k] for k in (*TOKENS, *SHOWN)})
         text = states.reshape(B, branches, -1, states.shape[-1])[:, :, DROPPED:]
         return index | {"text": text, "references": jnp.repeat(references[:, None], branches, axis=1)}

@@ -37,7 +37,7 @@ class Processor:
     so the result depends on their number. vlm: the language model's configuration.
 
     Arrays: of a row the language model's `TOKENS` i32 [B, (3,) branches * (217 + T)], the branches one after another as
-    samples of one row, and `SHOWN` of their image; `text_mask` bool [B, branches, T]; `layout.Layout`'s.
+    samples of one row, and `SHOWN` of their image; `state_mask` bool [B, branches, T]; `layout.Layout`'s.
     """
 
     multiple: int
@@ -141,7 +141,7 @@ class Processor:
             self.version,
         )
         stacked = {k: np.repeat(np.asarray(x)[:, None], branches, axis=1) for k, x in index.items()}
-        return {**chats, **{k: rows[0][k] for k in SHOWN}, "text_mask": mask, **stacked}
+        return {**chats, **{k: rows[0][k] for k in SHOWN}, "state_mask": mask, **stacked}
 
 
 @functools.cache

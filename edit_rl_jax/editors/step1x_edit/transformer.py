@@ -13,7 +13,7 @@ from edit_rl_jax.editors.step1x_edit.connector import Connector
 
 
 class Step1XTransformer(FluxTransformer):
-    """See `FluxTransformer`; a condition's `text` are the language model's states, with `text_mask` bool [B, T], and
+    """See `FluxTransformer`; a condition's `text` are the language model's states, with `state_mask` bool [B, T], and
     there are neither `pooled` nor `guidance`. The connector is adapted where `targets` are "all"."""
 
     def add_embedders(self, cfg: Step1XConfig, sizes: Sizes, *, rngs: nnx.Rngs, inits: Inits) -> None:
@@ -24,6 +24,6 @@ class Step1XTransformer(FluxTransformer):
     def embedded(
         self, t: Float[Array, " B"], c: Condition, text: Float[Array, "B T F"]
     ) -> tuple[Float[Array, "B D"], Float[Array, "B T D"]]:
-        tokens, pooled = self.connector(text, c["text_mask"], t, self.remat)
+        tokens, pooled = self.connector(text, c["state_mask"], t, self.remat)
         temb = self.time_embed(sinusoids(1 - t).astype(self.dtype)) + self.vec_embed(pooled)
         return temb, self.context_embedder(tokens)
