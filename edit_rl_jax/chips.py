@@ -3,7 +3,8 @@
 Every figure is for one JAX *device*, dense bf16. Usable HBM is what the TPU compiler says it has ("exceeds available
 HBM (15.75G)", read from libtpu 0.0.51), not the data sheet. FLOP/s and bandwidths: cloud.google.com/tpu/docs/v4, v5e,
 v5p, v6e, tpu7x; v5p's HBM bandwidth there (2765 GB/s) disagrees with jax/_src/tpu_info.py (2460 GB/s): the lower one is
-used. GPUs: NVIDIA's data sheets (the 1979 TFLOP/s also printed for H100 counts 2:4 sparsity).
+used. DCN: the same pages, a pod's divided by its chips. GPUs: NVIDIA's data sheets (the 1979 TFLOP/s also printed for
+H100 counts 2:4 sparsity).
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ class Chip:
 
     kinds: `device_kind`s as JAX prints them. flops: bf16 FLOP/s. hbm: usable bytes. bandwidth: HBM bytes/s.
     ici: bytes/s that a device sends over all its links together (one way). dims: of a topology name ("4x4x4" has 3).
+    wraps: a side of the grid that is a multiple of it is a ring. mxu: side of a matrix unit.
+    dcn: bytes/s between slices; None where not published.
     """
 
     name: str
@@ -29,6 +32,9 @@ class Chip:
     bandwidth: float
     ici: float
     dims: int
+    wraps: int
+    mxu: int = 128
+    dcn: float | None = None
     per_chip: int = 1
     config_name: str = ""  # chip_config_name of get_topology_desc
 
@@ -36,11 +42,13 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", ("TPU v4",), 275e12, int(30.75 * GIB), 1200e9, 270e9, 3, config_name="megacore"),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, int(15.75 * GIB), 819e9, 200e9, 2),
-        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, int(95.74 * GIB), 2460e9, 600e9, 3),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, int(31.25 * GIB), 1638e9, 400e9, 2),
-        Chip("tpu7x", ("TPU7x", "TPU v7x"), 1153.5e12, int(94.75 * GIB), 3690e9, 300e9, 3, per_chip=2),
+        Chip("v4", ("TPU v4",), 275e12, int(30.75 * GIB), 1200e9, 270e9, 3, 4, config_name="megacore"),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, int(15.75 * GIB), 819e9, 200e9, 2, 16, dcn=3.125e9),
+        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, int(95.74 * GIB), 2460e9, 600e9, 3, 4, dcn=6.25e9),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, int(31.25 * GIB), 1638e9, 400e9, 2, 16, 256, dcn=12.5e9),
+        Chip(
+            "tpu7x", ("TPU7x", "TPU v7x"), 1153.5e12, int(94.75 * GIB), 3690e9, 300e9, 3, 4, 256, dcn=6.25e9, per_chip=2
+        ),
     )
 }
 GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}

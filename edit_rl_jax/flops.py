@@ -39,6 +39,18 @@ def count_by_kind(fn: Callable[..., Any], *args: Any, remat: bool = False, while
     return {kind: round(value) for kind, value in totals.items()}
 
 
+def kernels(jaxpr: Any, while_trips: int = 1) -> dict[tuple[str, frozenset[tuple[int, ...]]], int]:
+    """FLOPs of one call of each Pallas kernel in a jaxpr on a device, by its name and the shapes of its results."""
+    found = {}
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == "pallas_call":
+            shapes = frozenset(v.aval.shape for v in eqn.outvars)
+            found[_kernel_name(eqn), shapes] = round(_kernel(eqn, True, while_trips))
+        for sub in _subjaxprs(eqn.params):
+            found |= kernels(sub, while_trips)
+    return found
+
+
 def _walk(jaxpr: Any, times: float, remat: bool, while_trips: int, totals: dict[str, float]) -> None:
     for eqn in jaxpr.eqns:
         # jax.checkpoint names the part of the backward pass that it computes again.
@@ -92,7 +104,7 @@ def _kernel(eqn: Any, remat: bool, while_trips: int) -> float:
     _walk(eqn.params["jaxpr"], 1.0, True, while_trips, body)
     mapping = eqn.params["grid_mapping"]
     flops = sum(body.values()) * math.prod(mapping.grid)
-    name = str(eqn.params.get("name_and_src_info", eqn.params.get("name", "")))
+    name = _kernel_name(eqn)
     if not name.startswith("splash_"):
         return flops
     if mapping.num_inputs in (
@@ -104,3 +116,7 @@ def _kernel(eqn: Any, remat: bool, while_trips: int) -> float:
     if not remat:
         flops *= next((share for key, share in _SPLASH_MODEL_SHARE.items() if key in name), 1.0)
     return flops
+
+
+def _kernel_name(eqn: Any) -> str:
+    return str(eqn.params.get("name_and_src_info", eqn.params.get("name", ""))).split(" ")[0]

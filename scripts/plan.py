@@ -4,6 +4,7 @@
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
     python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
     python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
+    python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --search --minutes 60    # the best layout
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
 The largest bucket is compiled (or those of --buckets): one to five minutes for a reward model, up to 15 for an editor.
@@ -21,6 +22,7 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -29,8 +31,9 @@ import jax  # noqa: E402
 
 from edit_rl_jax import chips  # noqa: E402
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import editing, gcpo, rl, scoring, training  # noqa: E402
-from edit_rl_jax.plan.compiled import ASSUMPTIONS, DoesNotFit, compile_job  # noqa: E402
+from edit_rl_jax.plan import editing, gcpo, host, predict, rl, scoring, table, training  # noqa: E402
+from edit_rl_jax.plan import search as searching
+from edit_rl_jax.plan.compiled import DoesNotFit, compile_job  # noqa: E402
 from edit_rl_jax.ranges import flag
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.sharding import ShardingError  # noqa: E402
@@ -61,7 +64,12 @@ def parse(argv):
     parser.add_argument(
         "--buckets", default="largest", metavar="NAMES", help="or all, or (parts of) names: 512x512,..."
     )
+    parser.add_argument(
+        "--prices", metavar="FILE", default=predict.PRICES, help="TOML, as edit_rl_jax/plan/prices.toml"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--search", action="store_true", help="batch split, rematerialisation and mesh of --job train")
+    parser.add_argument("--minutes", type=flag(float, "(0, 10000]"), default=60.0, help="of --search")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
     parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
     rest, overrides = config_lib.split_overrides(argv)
@@ -75,7 +83,8 @@ def plan(args, overrides) -> dict:
     """The figures of one config on one topology. Raises DoesNotFit, ConfigError, ShardingError or ValueError."""
     config = config_lib.load(args.config, overrides)
     chip, devices = chips.describe(args.topology, args.slices)
-    if args.topology in config.mesh_presets:
+    price = predict.prices(args.prices).get(chip.name)
+    if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
         config.topology = args.topology
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
@@ -95,7 +104,7 @@ def plan(args, overrides) -> dict:
         jobs = training.jobs(config, on_mesh.make_mesh(config, devices), args.buckets)
     programs = []
     for one in jobs:
-        programs.append(compile_job(one, chip))
+        programs.append(compile_job(one, chip, price))
         print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
     return {
         "config": config.name or Path(args.config).stem,
@@ -105,34 +114,37 @@ def plan(args, overrides) -> dict:
         "versions": {name: version(name) for name in ("jax", "libtpu")},
         "date": time.strftime("%Y-%m-%d"),
         **facts,
+        "usd_per_chip_hour": price,
         "programs": programs,
-        "assumptions": ASSUMPTIONS,
+        "assumptions": [*predict.ASSUMPTIONS, host.ASSUMPTIONS],
     }
 
 
-def show(plan) -> None:
-    """Prints a plan: a paragraph a program."""
-    gib = 2**30
-    print(f"{plan['config']} on {plan['topology']}, job {plan['job']}: {plan['devices']} devices")
-    for p in plan["programs"]:
-        m = p["bytes_per_device"]
-        print(f"\n{p['program']}  (compiled in {p['compile_s']} s)")
-        print(f"  {'peak':16} {m['peak'] / gib:8.2f} GiB a device")
-        for what, size in m["beside"].items():
-            print(f"  {'beside it':16} {size / gib:8.2f} GiB of {what}")
-        print(f"  {'together':16} {m['together'] / gib:8.2f} GiB of {m['usable_hbm'] / gib:.2f} usable: it fits")
-        for kind in ("arguments", "temporaries", "outputs", "aliased"):
-            print(f"  {kind:16} {m[kind] / gib:8.2f} GiB")
-        for kind, flops in p.get("flops", {}).items():
-            print(f"  {kind + ' FLOPs':16} {flops:.4g} a step, {flops / plan['devices']:.4g} a device")
-        for kind, c in p["collectives"].items():
-            print(f"  {kind:20} {c['count']:7} times, {c['bytes'] / 1e9:9.3f} GB to each device a step")
-        if "step_s_at_least" in p:
-            print(f"  a step takes at least {p['step_s_at_least'] * 1e3:.2f} ms: reading the weights")
-        if t := p.get("predicted"):
-            print(f"  predicted step   {t['step_s']:.3f} s overlapped, {t['step_no_overlap_s']:.3f} s not", end="")
-            print(f" (compute {t['compute_s']:.3f}, ICI {t['ici_s']:.3f}); MFU at most {t['mfu_at_most']:.0%}")
-    print(f"\n{plan['assumptions']}")
+def search(args, overrides) -> int:
+    """Tries layouts of one training config, prints what was found of each and the command of the best."""
+    config = config_lib.load(args.config, overrides)
+    if "rl" in config or args.job != "train":
+        raise ConfigError("--search is for --job train")
+    batch, devices = config.rows * config.accum, chips.describe(args.topology, args.slices)[1]
+    words = [f"--config.{key}={value}" for key, value in overrides.items()]
+    command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
+    command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
+    families, results = searching.candidates(batch, len(devices), args.slices), []
+    with tempfile.TemporaryDirectory() as folder:
+        for found in searching.search(command, families, Path(folder), args.minutes * 60):
+            print(f"{found['label']}: {found['status']}", file=sys.stderr, flush=True)
+            results.append(found)
+    script = "train_editor" if config.objective == "flow_matching" else "train_rm"
+    run = " ".join([f"python scripts/{script}.py --config {args.config} --workdir DIR", *words])
+    print(searching.text(results, run))
+    if args.json:
+        write(args.json, results)
+    return 0 if searching.frontier(results) else 2
+
+
+def write(file: str, result) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def plan_all(output: Path) -> int:
@@ -167,6 +179,8 @@ def main(argv=None) -> int:
     if args.all:
         return plan_all(Path(args.output))
     try:
+        if args.search:
+            return search(args, overrides)
         result = plan(args, overrides)
     except DoesNotFit as e:
         over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
@@ -176,10 +190,9 @@ def main(argv=None) -> int:
     except (ConfigError, ShardingError, ValueError, RuntimeError) as e:
         print(f"plan.py: {e}", file=sys.stderr)
         return 1
-    show(result)
+    print(table.text(result))
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        write(args.json, result)
     return 0
 
 

@@ -165,6 +165,16 @@ def test_a_training_step_compiles_for_a_tpu(script, tmp_path):
     memory = bucket["bytes_per_device"]
     assert 0 < memory["arguments"] < memory["peak"] < memory["usable_hbm"]
     assert 0.9 < bucket["flops"]["executed"] / bucket["flops"]["model"] < 1.1, "nothing is rematerialised"
+    assert bucket["flops"]["program"] == pytest.approx(bucket["flops"]["executed"], rel=0.02)
+    assert bucket["not_counted"] == {"kernels": {}, "loops": []} and bucket["hbm_traffic"] > memory["arguments"] / 2
+    tiny = config_lib.load(config, {"rows": "8", "model.attention": "xla", "mesh.fsdp": "4"})
+    program = build_program(tiny, on_mesh.make_mesh(tiny, chips.describe("v5e:2x2")[1]))
+    lies = {"frozen": program.frozen, "trainable": program.trainable, "optimizer": program.state["opt_state"]}
+    assert {kind: memory["by_kind"][kind] for kind in lies} == {k: compiled.resident(v) for k, v in lies.items()}
+    assert bucket["host_bytes"]["checkpoint"] >= compiled.resident(program.state)
+    predicted = bucket["predicted"]
+    assert predicted["step_s"] == max(predicted["seconds"].values()) and predicted["usd_per_thousand"] > 0
+    assert bucket["collectives_by_axes"].keys() == {"fsdp"}
     assert sum(c["bytes"] for c in bucket["collectives"].values()) > 3 / 4 * 2 * 2_940_480, "the weights are gathered"
 
 
@@ -231,6 +241,7 @@ def test_checked_in_plans_are_those_of_the_configs():
         assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
 
 
+@pytest.mark.slow  # over a minute; the checked-in plans say the same, below
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
     """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
     out = tmp_path / "plan.json"

@@ -104,4 +104,6 @@ def _kernel(heads: int, q_len: int, kv_len: int, block_q: int, block_kv: int, ca
         block_kv_dq=block_kv,
     )
     heads_mask = masks.MultiHeadMask([mask] * heads)
-    return splash.make_splash_mha(heads_mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    # what its backward pass wants is named for rematerialisation (nn/stack.py), so that it need not run twice
+    how = dict(head_shards=1, q_seq_shards=1, residual_checkpoint_name="attention", interpret=interpret)
+    return splash.make_splash_mha(heads_mask, block_sizes=sizes, **how)

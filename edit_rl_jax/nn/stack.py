@@ -11,9 +11,17 @@ from flax import nnx
 
 M = TypeVar("M", bound=nnx.Module)
 
+# What a decoder layer names of what it computes (`vlm.text`), by the rematerialisation that each saves a token: the
+# rotated q, k and v; the attention's output; its projection; the halves of the gated feed-forward.
+ATTENTION = ("qkv", "attention", "attended")
+_save = jax.checkpoint_policies.save_only_these_names
+
 REMAT_POLICIES = {
     "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _save(*ATTENTION),
+    "gate": _save(*ATTENTION, "gate"),
+    "gate_up": _save(*ATTENTION, "gate", "up"),
     "everything_saveable": jax.checkpoint_policies.everything_saveable,
 }
 

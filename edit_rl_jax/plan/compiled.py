@@ -7,18 +7,24 @@ import dataclasses
 import math
 import re
 import time
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from edit_rl_jax import flops
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan.hlo import collectives, largest_gather
+from edit_rl_jax.plan import counts, links, predict
+from edit_rl_jax.plan.hlo import Module, collectives, largest_gather
 
-ASSUMPTIONS = (
-    "roofline: matrix units at their peak, every ICI link busy, HBM traffic not counted; step_s overlaps computation "
-    "and communication perfectly, step_no_overlap_s not at all"
-)
+KINDS = {  # of arguments by their names in the programs
+    "state['trainable']": "trainable",
+    "state['opt_state']": "optimizer",
+    "state['ema']": "moving average",
+    "state['old']": "old weights",
+    "trainable": "trainable",
+}
 
 
 class DoesNotFit(RuntimeError):
@@ -29,27 +35,46 @@ class DoesNotFit(RuntimeError):
         self.over = over
 
 
+class Lowered(NamedTuple):
+    """A program, lowered, and the FLOPs of its kernels, of which a compiled module says nothing."""
+
+    stage: Any
+    kernels: counts.Kernels
+
+
+def lower(program: Any, *args: Any, **static: Any) -> Lowered:
+    """Lowers a jitted program for these arguments."""
+    traced = program.trace(*args, **static)
+    return Lowered(traced.lower(), flops.kernels(traced.jaxpr))
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One program of a plan, lowered.
 
     Attributes:
       name: how tables and files call it.
-      lowered: what `jax.jit(...).lower(...)` gave.
+      lowered: what `lower` gave.
       devices: how many it runs on.
       beside: {what: bytes a device} of arrays that lie there and are no arguments of it.
       resident: bytes a device of weights that lie there whether the program reads them or not (0: those that it reads).
       model, executed: FLOPs that its mathematics needs and that are done, over all devices; None where not counted.
+      mesh: what it lies on, for the rates of its links. items: (how many of what one run handles).
+      kinds: beginnings of its arguments' names -> what they are, beside `KINDS`. host: bytes on a host, by occasion.
       more: further figures, as they are.
     """
 
     name: str
-    lowered: Any
+    lowered: Lowered
     devices: int
     beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
     resident: int = 0
     model: int | None = None
     executed: int | None = None
+    mesh: Any = None
+    items: tuple[int, str] | None = None
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    host: Mapping[str, int] = dataclasses.field(default_factory=dict)
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -58,23 +83,35 @@ def resident(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def compile_job(job: Job, chip: Chip) -> dict[str, Any]:
+def _by_kind(arguments: Mapping[str, int], kinds: Mapping[str, str]) -> dict[str, int]:
+    out: dict[str, int] = defaultdict(int)
+    for name, size in arguments.items():
+        known = next((kind for start, kind in kinds.items() if name.startswith(start)), None)
+        out[known or re.split(r"[\[.]", name)[0]] += size
+    return dict(out)
+
+
+def compile_job(job: Job, chip: Chip, price: float | None = None) -> dict[str, Any]:
     """Compiles a program and returns its figures: bytes are a device's, FLOPs all devices' together, times seconds.
+
+    price: US dollars a chip and hour.
 
     Raises DoesNotFit where the compiler refuses it, or where it and what lies beside it want more than a device has.
     """
     start = time.monotonic()
-    compiled = compile_fitting(job.lowered)
+    compiled = compile_fitting(job.lowered.stage)
     seconds = time.monotonic() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     beside = dict(job.beside)
     if (unread := job.resident - memory.argument_size_in_bytes) > 0:
         beside["weights that it does not read"] = unread
-    moved = collectives(text)
+    module = Module(text)
+    moved, (done, uncounted) = collectives(module), counts.flops(module, job.lowered.kernels)
     out = {
         "program": job.name,
         "bytes_per_device": {
             "arguments": memory.argument_size_in_bytes,
+            "by_kind": _by_kind(counts.arguments(module), {**job.kinds, **KINDS}),
             "temporaries": memory.temp_size_in_bytes,
             "outputs": memory.output_size_in_bytes,
             "aliased": memory.alias_size_in_bytes,
@@ -84,20 +121,29 @@ def compile_job(job: Job, chip: Chip) -> dict[str, Any]:
             "usable_hbm": chip.hbm,
         },
         "collectives": moved,
-        "largest_gather": largest_gather(text),
+        "largest_gather": largest_gather(module),
         "compile_s": round(seconds, 1),
         **job.more,
     }
-    if job.model is not None and job.executed is not None:
-        compute_s, ici_s = job.executed / job.devices / chip.flops, sum(c["bytes"] for c in moved.values()) / chip.ici
-        out["flops"] = {"model": job.model, "executed": job.executed}
-        out["predicted"] = {
-            "compute_s": compute_s,
-            "ici_s": ici_s,
-            "step_s": max(compute_s, ici_s),
-            "step_no_overlap_s": compute_s + ici_s,
-            "mfu_at_most": job.model / job.devices / chip.flops / max(compute_s, ici_s, 1e-30),
-        }
+    traffic, each, rates = counts.traffic(module), {"all": moved}, {"all": chip.ici}
+    if job.mesh is not None:
+        each = collectives(module, job.mesh.shape)
+        rates = {axes: links.bandwidth(job.mesh, axes, chip) for axes in each}
+        out["collectives_by_axes"] = each
+    received = {axes: (sum(c["bytes"] for c in kinds.values()), rates[axes]) for axes, kinds in each.items()}
+    out["flops"] = {"model": job.model, "executed": job.executed, "program": sum(done.values()) * job.devices}
+    out["flops_by_kind"], out["hbm_traffic"], out["host_bytes"] = done, traffic, dict(job.host)
+    out["not_counted"] = {"kernels": uncounted, "loops": sorted(module.unknown)}
+    out["predicted"] = predict.predict(
+        chip,
+        job.devices,
+        flops=done,
+        traffic=traffic,
+        links=received,
+        model=job.model,
+        items=job.items,
+        price=price,
+    )
     refuse(out)
     return out
 

@@ -15,7 +15,7 @@ from edit_rl_jax.editors.base import TokenLengths, tokens
 from edit_rl_jax.editors.sampling import Batch, EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
-from edit_rl_jax.plan.compiled import Job, resident
+from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.training import interfaces
 
 TEXT, GUIDED_TO = 256, 0.6
@@ -61,5 +61,8 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
         )
         given += (jax.ShapeDtypeStruct((), jnp.uint32),) if name == "sample" else ()
         with jax.set_mesh(mesh):
-            lowered, executed = program.lower(state, *given), flops.count(program, state, *given)
-        yield Job(f"{name} {side}x{side}", lowered, mesh.size, resident=held, model=executed, executed=executed)
+            lowered, executed = lower(program, state, *given), flops.count(program, state, *given)
+        counted = dict(model=executed, executed=executed, items=(rows, "edits"))
+        yield Job(
+            f"{name} {side}x{side}", lowered, mesh.size, resident=held, mesh=mesh, kinds={"state": "frozen"}, **counted
+        )

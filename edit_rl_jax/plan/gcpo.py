@@ -10,8 +10,8 @@ from flax import nnx
 
 from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan import scoring
-from edit_rl_jax.plan.compiled import Job, resident
+from edit_rl_jax.plan import host, scoring
+from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.rl.vlm.program import Program, build_program
 from edit_rl_jax.rl.vlm.rollout import shape_of
 from edit_rl_jax.sharding import make_mesh
@@ -45,6 +45,7 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype)
     args = (scalar(jnp.int32), scalar(jnp.float32), scalar(jnp.bool), scalar(jnp.int32))
     with jax.set_mesh(program.mesh):
-        lowered = program.update.lower(program.state, program.frozen, program.batch, *args)
+        lowered = lower(program.update, program.state, program.frozen, program.batch, *args)
     stores = resident(scoring.abstract_stores(policy, sizes))
-    yield Job("update", lowered, len(devices), beside={"engine's stores": stores})
+    on_host = host.memory(program.frozen, program.state)
+    yield Job("update", lowered, len(devices), {"engine's stores": stores}, mesh=program.mesh, host=on_host)

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from edit_rl_jax import chips
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import scoring
-from edit_rl_jax.plan.compiled import Job, resident
+from edit_rl_jax.plan import host, scoring
+from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors.program import Program, build_program, host_batch
 from edit_rl_jax.rl.editors.prompts import Prompt
@@ -35,9 +35,9 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
     state, number = program.state, jax.ShapeDtypeStruct((), jnp.int32)
     args = (state["trainable"], program.frozen, abstract_batch(program), number, number, number)
     with jax.set_mesh(program.mesh):
-        rollout = program.rollout.lower(*args)
+        rollout = lower(program.rollout, *args)
         shapes = jax.eval_shape(program.rollout, *args)
-        places = rollout.out_info
+        places = rollout.stage.out_info
         prompts, drawn = jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding), shapes, places
         )
@@ -48,7 +48,7 @@ def lowered(program: Program) -> tuple[dict[str, Any], Any]:
             scores[0] = jax.ShapeDtypeStruct((count, several), jnp.float32)
             scores.append(jax.ShapeDtypeStruct((several,), jnp.float32))
         drawn = drawn._replace(finished=None)
-        update = program.update.lower(state, program.frozen, prompts, drawn, scores, number, number, number)
+        update = lower(program.update, state, program.frozen, prompts, drawn, scores, number, number, number)
     return {"rollout": rollout, "update": update}, (prompts, drawn)
 
 
@@ -84,7 +84,9 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
     programs, left = lowered(program)
     for name, low in programs.items():
-        yield Job(name, low, len(devices), beside=beside)
+        edits = program.microbatches * config.rows if name == "update" else r.prompts * r.group
+        on_host = host.memory(program.frozen, program.state)
+        yield Job(name, low, len(devices), beside, mesh=program.mesh, items=(edits, "edits"), host=on_host)
     if engine:
         images = r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
         beside = {"policy": resident((program.state, program.frozen)), "rollout": resident(left), "images": images}

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan.compiled import DoesNotFit, Job
+from edit_rl_jax.plan.compiled import DoesNotFit, Job, lower
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.engine import cache
@@ -30,6 +30,8 @@ from edit_rl_jax.vlm.family import Architecture
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
 SOURCE, EDITED, END = 512, 288, 512  # of a prompt that is read: instruction and an image of 448 x 448; another; a text
+KINDS = {"state": "frozen", "features": "image features"}
+KINDS |= dict.fromkeys(("own", "contexts", "answers", "tiles"), "KV cache")
 
 
 def tensor_parallel(cfg: Architecture, chips: int, hbm: int, bytes_: int) -> int:
@@ -113,19 +115,20 @@ def jobs(
     with jax.set_mesh(mesh):
         lowered = (
             {
-                "prefill": jitted["inner"].lower(
-                    state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
+                "prefill": lower(
+                    jitted["inner"], state, stores.contexts, features, pieces(EDITED), *rows, before=SOURCE
                 ),
-                "read": jitted["read"].lower(
-                    state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
+                "read": lower(
+                    jitted["read"], state, stores.contexts, features, pieces(END), *rows, before=SOURCE + EDITED
                 ),
             }
             if scoring.readout
             else {
-                "prefill": jitted["leaf"].lower(
-                    scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
+                "prefill": lower(
+                    jitted["leaf"], scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
                 ),
-                "decode": jitted["decode"].lower(
+                "decode": lower(
+                    jitted["decode"],
                     scoring.state,
                     stores.answers,
                     stores.tiles,
@@ -148,7 +151,8 @@ def jobs(
     least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
     for name, low in lowered.items():
         more = facts | (least if name == "decode" else {})
-        yield Job(name, low, mesh.size, beside=beside or {}, more=more)
+        items = (slots, "tokens") if name == "decode" else (data, "prompts")
+        yield Job(name, low, mesh.size, beside or {}, mesh=mesh, items=items, kinds=KINDS, more=more)
 
 
 class Sizes(NamedTuple):

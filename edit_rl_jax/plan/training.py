@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edit_rl_jax.plan.compiled import Job
+from edit_rl_jax.plan import host
+from edit_rl_jax.plan.compiled import Job, lower
 from edit_rl_jax.training.program import Program, build_program
 
 
@@ -30,6 +31,16 @@ def job(program: Program, bucket: Any) -> Job:
     number = jax.ShapeDtypeStruct((), jnp.int32)
     args = (program.state, program.frozen, program.batches[bucket], number)
     with jax.set_mesh(program.mesh):
-        lowered = program.step.lower(*args)
+        lowered = lower(program.step, *args)
     model, executed = program.model_flops(bucket), program.model_flops(bucket, remat=True)
-    return Job(f"step {bucket}", lowered, program.mesh.size, model=model, executed=executed)
+    rows = program.config.rows * program.config.accum
+    return Job(
+        f"step {bucket}",
+        lowered,
+        program.mesh.size,
+        model=model,
+        executed=executed,
+        mesh=program.mesh,
+        items=(rows, "packed rows"),
+        host=host.memory(program.frozen, program.state),
+    )

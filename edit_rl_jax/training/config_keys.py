@@ -47,7 +47,11 @@ class Model:
     dtype: str = knob("auto", ("auto", "float32", "bfloat16"))  # frozen weights and activations; auto = bfloat16 on
     # accelerators, float32 on CPU
     save_dtype: str = knob("float32", ("float32", "bfloat16"))  # of an exported model; adapters are float32
-    remat: str = knob("nothing_saveable", ("nothing_saveable", "dots", "everything_saveable", "none"))
+    # what a layer keeps for the backward pass: nothing, its attention, half or all of a gated feed-forward's inner part
+    # besides, every product, everything; "none": as everything
+    remat: str = knob(
+        "nothing_saveable", ("nothing_saveable", "attention", "gate", "gate_up", "dots", "everything_saveable", "none")
+    )
     attention: str = knob("", ("", "xla", "cudnn", "splash", "splash_interpret"))  # "" = chosen by platform
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from edit_rl_jax.nn.linear import Embedding, Linear
@@ -42,8 +43,10 @@ class SelfAttention(nnx.Module):
         normed = lambda norm, y: y if norm is None else norm(y)
         q = rotate(normed(self.q_norm, split(self.q_proj(x), "heads")), cos, sin)
         k = rotate(normed(self.k_norm, split(self.k_proj(x), "kv_heads")), cos, sin)
-        out, state = attend(q, k, split(self.v_proj(x), "kv_heads"), state)
-        return self.o_proj(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1)), state
+        q, k, v = checkpoint_name((q, k, split(self.v_proj(x), "kv_heads")), "qkv")
+        out, state = attend(q, k, v, state)
+        out = checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1), "attention")
+        return checkpoint_name(self.o_proj(out), "attended"), state
 
 
 class MLP(nnx.Module):
@@ -56,7 +59,7 @@ class MLP(nnx.Module):
         self.down_proj = Linear(F, D, ("mlp", "embed"), rngs=rngs, init=init)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        h = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        h = jax.nn.silu(checkpoint_name(self.gate_proj(x), "gate")) * checkpoint_name(self.up_proj(x), "up")
         return self.down_proj(shard(h, "batch", None, "mlp"))
 
 

@@ -1,0 +1,125 @@
+"""Searches batch split, rematerialisation and mesh of a training config for the best predicted throughput that fits.
+
+Every candidate is compiled in a process of its own, so that the time is bounded and no compiler's memory stays.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+POLICIES = ("gate_up", "gate", "attention", "nothing_saveable")  # what is tried first saves more
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """How a step of one batch is laid out: rows x accum of it, what the backward pass keeps, {mesh axis: size}."""
+
+    rows: int
+    accum: int
+    remat: str
+    mesh: Mapping[str, int]
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """As config overrides."""
+        mesh = {f"mesh.{axis}": str(self.mesh.get(axis, 1)) for axis in ("data", "fsdp", "tensor")}
+        return {"rows": str(self.rows), "accum": str(self.accum), "model.remat": self.remat} | mesh
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        mesh = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1)
+        return f"rows {self.rows} x {self.accum}, {self.remat}, {mesh}"
+
+
+def candidates(batch: int, devices: int, slices: int = 1, policies: Sequence[str] = POLICIES) -> list[list[Candidate]]:
+    """Lists what there is to try, a family for each mesh and policy, the fewest microbatches first in each.
+
+    batch: rows of one update (rows x accum of the config), which stays. slices go to "data"; "tensor" is 1 to 8.
+    """
+    meshes = [
+        {"data": slices, "fsdp": devices // slices // t, "tensor": t}
+        for t in (1, 2, 4, 8)
+        if devices % (slices * t) == 0
+    ]
+    families = []
+    for mesh in meshes:
+        across = mesh["data"] * mesh["fsdp"]
+        splits = [(batch // n, n) for n in range(1, batch + 1) if batch % n == 0 and batch // n % across == 0]
+        families += [[Candidate(rows, n, policy, mesh) for rows, n in splits] for policy in policies if splits]
+    return families
+
+
+def search(
+    command: Sequence[str], families: Sequence[Sequence[Candidate]], folder: Path, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Compiles candidates until the time is over and yields what was found of each, in the order tried.
+
+    command: plan.py with config and topology. Of each family the first that fits is kept: more microbatches only gather
+    weights more often. Each result has "candidate", "status" ("fits", "does not fit", "failed" or "out of time") and,
+    as it may be, "plan" or "reason".
+    """
+    deadline = time.monotonic() + seconds
+    for family in families:
+        for one in family:
+            file = folder / (re.sub(r"\W+", "_", one.label) + ".json")
+            words = [f"--config.{key}={value}" for key, value in one.overrides.items()]
+            left = deadline - time.monotonic()
+            found = {"candidate": dataclasses.asdict(one), "label": one.label}
+            try:
+                if left <= 0:
+                    raise subprocess.TimeoutExpired(command, seconds)
+                done = subprocess.run(
+                    [*command, *words, "--json", str(file)], capture_output=True, text=True, timeout=left, check=False
+                )
+            except subprocess.TimeoutExpired:
+                yield found | {"status": "out of time"}
+                break
+            if done.returncode == 0:
+                yield found | {"status": "fits", "plan": json.loads(file.read_text())}
+                break
+            lines = [line for line in done.stderr.splitlines() if line.startswith(("DOES NOT FIT", "plan.py:"))]
+            reason = lines[-1] if lines else done.stderr.strip()[-300:]
+            yield found | {"status": "does not fit" if done.returncode == 2 else "failed", "reason": reason}
+            if done.returncode != 2:  # a layout that is refused is so for every split
+                break
+
+
+def figures(result: Mapping[str, Any]) -> tuple[float, int]:
+    """Returns (packed rows a second, bytes a device) of a candidate that fits."""
+    (program,) = result["plan"]["programs"]
+    return program["predicted"]["throughput"]["per_s"], program["bytes_per_device"]["together"]
+
+
+def frontier(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Picks the candidates that fit and that no other beats in both throughput and memory, the fastest first."""
+    out: list[Mapping[str, Any]] = []
+    for one in sorted((r for r in results if r["status"] == "fits"), key=lambda r: (-figures(r)[0], figures(r)[1])):
+        if not out or figures(one)[1] < figures(out[-1])[1]:
+            out.append(one)
+    return out
+
+
+def text(results: Sequence[Mapping[str, Any]], run: str) -> str:
+    """Writes a table of all that was tried, stars on the frontier, and the command of the best; run: its beginning."""
+    best, lines = frontier(results), []
+    for r in results:
+        if r["status"] != "fits":
+            lines.append(f"  {r['label']:52} {r['status']} {r.get('reason', '')}".rstrip())
+            continue
+        (p,) = r["plan"]["programs"]
+        t, (rate, size) = p["predicted"], figures(r)
+        star = "*" if any(r is b for b in best) else " "
+        lines.append(
+            f"{star} {r['label']:52} {size / 2**30:6.2f} GiB  {rate:8.4g} rows/s  step {t['step_s']:.4g} s  "
+            f"MFU {t['mfu']:.1%}  bound by {t['bound']}"
+        )
+    if not best:
+        return "\n".join([*lines, "none of these fits"])
+    words = " ".join(f"--config.{k}={v}" for k, v in Candidate(**best[0]["candidate"]).overrides.items())
+    return "\n".join([*lines, f"best: {best[0]['label']}", f"  {run} {words}"])
