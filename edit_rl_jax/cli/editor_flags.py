@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from edit_rl_jax.cli.flags import mesh_shape
 from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
+from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Denoising
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.model_files import fingerprint
 from edit_rl_jax.ranges import INT32_OR_0, flag
 from edit_rl_jax.sharding import make_mesh
@@ -92,6 +94,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     schedule = kind.schedule(folder, steps)
     if args.base_res:
         schedule = dataclasses.replace(schedule, base_res=args.base_res)
+    check_used(args, own.guidance)
     asked = {"text": args.text_guidance, "image": args.image_guidance} | dict(zip(("start", "stop"), args.guided_range))
     guidance = dataclasses.replace(own.guidance, **{k: v for k, v in asked.items() if v is not None})
     names = ("negative", "negative_system", "max_pixels", "max_side", "text_length", "tile")
@@ -106,6 +109,18 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
     settings["lora_alpha"] = args.lora_alpha
     return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
+
+
+def check_used(args: argparse.Namespace, guidance: Guidance) -> None:
+    """Refuses flags that the editor's guidance would not look at. Raises ConfigError."""
+    start, stop = args.guided_range
+    given = {
+        "--image-guidance": ("image", args.image_guidance is not None),
+        "--guided-range": ("start", (start, stop) != (0.0, 1.0)),
+        "--negative-system": ("negative_system", args.negative_system is not None),
+    }
+    if refused := [flag for flag, (name, is_given) in given.items() if is_given and name in guidance.unused]:
+        raise ConfigError(f"{', '.join(refused)}: {args.editor_kind} has no use for it")
 
 
 def _digest(path: Path) -> str:

@@ -7,7 +7,7 @@ with its numbers; callers change the numbers by `dataclasses.replace`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ class Guidance:
     image: float = knob(1.0, "[0, 1000]")
     start: float = knob(0.0, "[0, 1]")
     stop: float = knob(1.0, "[0, 1]")
+
+    unused: ClassVar[tuple[str, ...]] = ()
+    """What a user may set elsewhere and this rule would not look at: numbers of it, or `negative_system`."""
 
     @property
     def branches(self) -> int:
@@ -72,6 +75,8 @@ class TrueGuidance(Guidance):
 
     keep_norm: bool = True
 
+    unused: ClassVar[tuple[str, ...]] = ("image",)
+
     @property
     def branches(self) -> int:
         """Counts the forwards of a guided step: 2, or 1 where text <= 1."""
@@ -88,6 +93,8 @@ class TrueGuidance(Guidance):
 @dataclasses.dataclass(frozen=True)
 class EmbeddedGuidance(Guidance):
     """`text` is an input of the network, which the editor's `prepare` writes into its arrays: one branch."""
+
+    unused: ClassVar[tuple[str, ...]] = ("image", "start", "stop", "negative_system")
 
     @property
     def branches(self) -> int:

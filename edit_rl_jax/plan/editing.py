@@ -41,7 +41,8 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     held = resident(state)
 
     n, blank = tokens(p, (side, side)), lambda *shape, dtype=np.float32: np.zeros((rows, *shape), dtype)
-    arrays = dict(p.prepare(None, [None] * rows, TokenLengths(TEXT, n, n), guidance))
+    text = getattr(p, "text", TEXT)  # an editor whose texts all have one length says it
+    arrays = dict(p.prepare(None, [None] * rows, TokenLengths(text, n, n), guidance))
     references = blank(n, p.channels)
     with jax.set_mesh(mesh):
         condition = jax.eval_shape(sampler._condition, state, arrays, references)

@@ -115,8 +115,8 @@ def batch_format(config: Any, cfg: Configs, tokenizer: Tokenizers | None) -> Edi
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 
 
-def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
-    """Everything from the base, with a fresh or a given LoRA; without one, random.
+def initial_weights(program: Any, base: Path | None, weights: Any = weights) -> tuple[st.Flat, st.Flat]:
+    """Everything from the base, with a fresh or a given LoRA; without one, random. weights: the editor's module.
 
     Raises WeightsError for files that do not fit, and for what a LoRA run trains but could not export.
     """
@@ -143,9 +143,9 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     return st.flatten(nnx.State({"transformer": adapter})), frozen
 
 
-def export(program, trainable, folder: Path, *, prompts, facts, revision="", **_) -> Path:
+def export(program, trainable, folder: Path, *, prompts, facts, revision="", weights=weights, card=card, **_) -> Path:
     """Writes the released folder layout, or the LoRA files; with card and metadata. Every process must call. Raises
-    WeightsError naming weights that are not finite."""
+    WeightsError naming weights that are not finite. weights, card: the editor's."""
     config, m = program.config, program.config.model
     state = st.unflatten(program.trainable_state, trainable)
     with exports.writing(folder, exports.metadata(config, prompts, **{weights.TEXT: m.text})) as part:
@@ -154,7 +154,7 @@ def export(program, trainable, folder: Path, *, prompts, facts, revision="", **_
             base = m.init_from or None
             weights.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, part, base)
         else:
-            base = local_folder(m.init_from, m.revision or None)
+            base = weights.local_folder(m.init_from, m.revision or None)
             weights.save(state, program.model_config, part, files_from=base, dtype=jnp.dtype(m.save_dtype))
         if jax.process_index() == 0:
             (part / "README.md").write_text(card(config, prompts, facts, revision))

@@ -76,7 +76,7 @@ class FluxTransformer(nnx.Module):
         sizes = Sizes(D, cfg.num_attention_heads, 4 * D, attention)
         inits = Inits.of(dtype, trainable == "full", lora, targets)
         into = lambda d_in: Linear(d_in, D, (None, "embed"), rngs=rngs, init=inits.other, bias=True)
-        self.time_text_embed = TimeTextEmbed(cfg, sizes, rngs=rngs, inits=inits)
+        self.add_embedders(cfg, sizes, rngs=rngs, inits=inits)
         self.context_embedder, self.x_embedder = into(cfg.joint_attention_dim), into(cfg.in_channels)
         self.transformer_blocks = stack(lambda r: DoubleBlock(sizes, rngs=r, inits=inits), cfg.num_layers, rngs)
         single = lambda r: SingleBlock(sizes, rngs=r, inits=inits)
@@ -84,6 +84,16 @@ class FluxTransformer(nnx.Module):
         self.norm_out = Output(sizes, rngs=rngs, init=inits.other)
         self.proj_out = Linear(D, cfg.in_channels, ("embed", None), rngs=rngs, init=inits.other, bias=True)
         self.cfg, self.dtype, self.remat = cfg, dtype, remat
+
+    def add_embedders(self, cfg: FluxConfig, sizes: Sizes, *, rngs: nnx.Rngs, inits: Inits) -> None:
+        """Makes what `embedded` needs but `context_embedder`; a relative of FLUX has others."""
+        self.time_text_embed = TimeTextEmbed(cfg, sizes, rngs=rngs, inits=inits)
+
+    def embedded(
+        self, t: Float[Array, " B"], c: Condition, text: Float[Array, "B T F"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B T D"]]:
+        """The vector that modulates, and the text's tokens, of times, the condition and its cleaned text."""
+        return self.time_text_embed(t, c["guidance"], c["pooled"], self.dtype), self.context_embedder(text)
 
     def __call__(
         self, latents: Float[Array, "B N C"], t: Float[Array, " B"], condition: Condition
@@ -97,8 +107,7 @@ class FluxTransformer(nnx.Module):
         clean = lambda x, ids: jnp.where((ids > 0)[..., None], x, jnp.zeros_like(x)).astype(dtype)
         rotary = tables(jnp.concatenate([c[f"{k}_positions"] for k in KINDS], axis=1), self.cfg.axes_dims_rope)
         joint = jnp.minimum(jnp.concatenate(list(segments.values()), axis=1), 1)
-        temb = self.time_text_embed(t, c["guidance"], c["pooled"], dtype)
-        text = self.context_embedder(clean(c["text"], segments["text"]))
+        temb, text = self.embedded(t, c, clean(c["text"], segments["text"]))
         images = [clean(latents, segments["noise"]), *([clean(c["references"], segments["reference"])] if S else [])]
         image = self.x_embedder(jnp.concatenate(images, axis=1))
 

@@ -125,20 +125,23 @@ def _write(file: str | Path, entries: list[Entry]) -> Path:
 
 
 def save_transformer(state, naming: Naming, file: str | Path, dtype: Any = None) -> Path:
-    """Writes base weights of a transformer as BFL's one file; every process must call, the first one writes.
+    """Writes base weights of a transformer as BFL's one file; every process must call, the first one writes. What a
+    relative of FLUX has beside (Step1X-Edit's connector) keeps its names.
 
     Raises WeightsError for weights that are not finite or not base weights.
     """
     found, entries = _entries(state, naming, dtype), []
+    own = dict(found)
     for key, (names, _) in TABLE.items():
         pattern = re.escape(names[0]).replace(r"\{\}", r"\d+")
         for layer in range(sum(1 for n in found if re.fullmatch(pattern, n))):
             parts = [found[n.format(layer)] for n in names]
+            own = {n: entry for n, entry in own.items() if n not in {p[0] for p in parts}}
             shape = (sum(p[2][0] for p in parts), *parts[0][2][1:])
             turn = shape[0] // 2 if key.startswith(LAST) else 0
             give = lambda parts=parts, turn=turn: np.roll(np.concatenate([p[3]() for p in parts]), turn, axis=0)
             entries.append((key.format(layer), parts[0][1], shape, give))
-    return _write(file, entries)
+    return _write(file, [*entries, *own.values()])
 
 
 _VAE = (
