@@ -12,6 +12,10 @@ should not work: images blanked, instructions shuffled, the plain pixel distance
 compares Avg@1, 2, 4, ..., K on the same answers; --expected measures expected scores. A judge with other dimensions
 than the world's is measured by its overall figure.
 
+Evaluations of the same pairs side by side, with paired gains over the first (modes of a verifier, before and after):
+
+    python scripts/eval_rm.py --compare runs/think runs/verify runs/think_verify runs/gcpo --output runs/modes
+
 `editreward_bench`, EditScore's EditReward-Bench, from a folder of its arrow or parquet files or a hub id: strict
 accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
 and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
@@ -29,10 +33,12 @@ missing, malformed, doubled or in conflict is named and counted, and wrong; docs
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 from edit_rl_jax.cli import judge_flags
-from edit_rl_jax.evals.judges import editscore_bench, editworld, public
+from edit_rl_jax.evals.judges import editscore_bench, editworld, public, side_by_side
 from edit_rl_jax.evals.judges.pairs import summary
 from edit_rl_jax.evals.judges.ties import Ties
 from edit_rl_jax.ranges import flag
@@ -41,7 +47,11 @@ from edit_rl_jax.rewards.cache import Cached
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", required=True, choices=["editworld", "editreward_bench", *public.BENCHMARKS])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--benchmark", choices=["editworld", "editreward_bench", *public.BENCHMARKS])
+    what.add_argument(
+        "--compare", nargs="+", metavar="DIR", help="outputs of --benchmark editworld, the first one's gains 0"
+    )
     judge_flags.add_arguments(parser, argv)
     parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
@@ -61,6 +71,8 @@ def parse(argv=None):
     bench.add_argument("--tie-threshold", type=_threshold, metavar=kinds, default="held-out", help=held)
     bench.add_argument("--upstream", action="store_true", help="add figures by the released code's own rules")
     args = parser.parse_args(argv)
+    if args.compare:
+        return args
     if args.benchmark == "editreward_bench" and not args.data:
         parser.error("editreward_bench needs --data")
     if args.benchmark in public.BENCHMARKS and not (args.data or args.labels and args.predictions):
@@ -92,7 +104,12 @@ def main(argv=None) -> int:
 
 
 def evaluate(args) -> int:
-    if args.benchmark == "editworld":
+    if args.compare:
+        rows = side_by_side.table(args.compare)
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+        (Path(args.output) / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
+        print(side_by_side.text(rows))
+    elif args.benchmark == "editworld":
         if args.untrained:
             how = dict(base=args.base, mesh=judge_flags.mesh_of(args), verify=not args.no_verify)
             judge, before = editworld.load(args.model, args.untrained, args.judge, judge_flags.options_of(args), **how)
@@ -115,7 +132,8 @@ def evaluate(args) -> int:
             print(f"{args.output}/eval.json, {args.output}/report.html")
             return 0
         print(editscore_bench.summary(editscore_bench.run(args.output, args.data, **options)))
-    print(f"{args.output}/eval.json, {args.output}/report.html")
+    found = ("compare.json",) if args.compare else ("eval.json", "report.html")
+    print(", ".join(f"{args.output}/{name}" for name in found))
     return 0
 
 

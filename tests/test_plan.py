@@ -241,6 +241,7 @@ def test_checked_in_plans_are_those_of_the_configs():
         assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
 
 
+@pytest.mark.slow  # over a minute; the checked-in plans say the same, below
 def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path):
     """Prefill and decode at full width and depth. The other chips and sizes: `make plans`."""
     out = tmp_path / "plan.json"

@@ -61,7 +61,7 @@ def unsharded():
     return float(value), np.asarray(logits), jax.tree.map(np.asarray, grads)
 
 
-@pytest.mark.parametrize("mesh_shape", [(8, 1), (4, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("mesh_shape", [pytest.param((4, 2), marks=pytest.mark.slow), (8, 1), (2, 4)], ids=str)
 def test_sharded_equals_unsharded(mesh_shape, capsys):
     """1e-5 of each tensor's maximum, in fp32; with 4 devices on the tensor axis the two KV heads are replicated."""
     mesh = make_mesh({"fsdp": mesh_shape[0], "tensor": mesh_shape[1]})

@@ -76,7 +76,7 @@ def unsharded():
     return float(value), np.asarray(out), grads
 
 
-@pytest.mark.parametrize("fsdp, tensor", [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize("fsdp, tensor", [pytest.param(4, 2, marks=pytest.mark.slow), (8, 1), (2, 4)])
 def test_sharded_and_padded_equals_plain(fsdp, tensor):
     """1e-5 of each tensor's maximum, forward and gradients; gradients into padding are exactly 0."""
     mesh = make_mesh({"fsdp": fsdp, "tensor": tensor})

@@ -49,6 +49,7 @@ def test_a_run_says_what_it_did(folder):
     assert "validation_loss" in rows[-1] and (folder / "straight" / "report.html").exists()
 
 
+@pytest.mark.slow  # two minutes; the loop is that of the test above, outside kinds those of test_toy_editor.py
 def test_from_scratch_and_scored_by_its_pixels(folder, tmp_path):
     """With an autoencoder from elsewhere: it is the one that is exported, and the edits are scored. The kind is one
     from outside of the package."""

@@ -1,4 +1,4 @@
-"""The benchmark `editworld`: a judge on held-out pairs of the built-in world; eval.json and report.html."""
+"""The benchmark `editworld`: a judge on held-out pairs of the built-in world."""
 
 import dataclasses
 import json
@@ -9,9 +9,9 @@ from typing import Any
 from etils import epath
 
 from edit_rl_jax.editworld import dataset
-from edit_rl_jax.evals.judges import verdicts
+from edit_rl_jax.evals.judges import side_by_side, verdicts
 from edit_rl_jax.evals.judges.calibration import curves
-from edit_rl_jax.evals.judges.pairs import evaluate, samples
+from edit_rl_jax.evals.judges.pairs import dimension, evaluate, samples
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Judge
 from edit_rl_jax.training.report import write_report
@@ -64,6 +64,8 @@ def run(
     figures = {"benchmark": "editworld", "split": split, "seed": seed, **(about or {}), **figures}
     folder = epath.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    each = side_by_side.lines(drawn, dimension("overall", drawn, judged))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in each))
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_report(folder, samples(drawn, judged), curves=curves(figures.get("calibration")))
     return figures
