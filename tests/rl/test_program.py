@@ -56,7 +56,6 @@ def test_host_batch_and_its_branches(folder):
         p.batch([long] * 2, [0, 1], 4)
 
 
-@pytest.mark.slow  # most of a minute
 def test_evaluation_has_its_own_number_of_steps(folder):
     """A rollout in few steps, judged in more: the edits are those of a program that samples so."""
     mesh, images, given = make_mesh({"fsdp": 1}), [], None
