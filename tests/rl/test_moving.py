@@ -1,22 +1,26 @@
 """What moves beside the policy: the weights that sample and the KL's reference; and evaluations of another size."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edit_rl_jax.flow.guidance import EmbeddedGuidance
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, figures, program, prompts
 from edit_rl_jax.rl.editors.update import make_update
 from edit_rl_jax.sharding import make_mesh
+from edit_rl_jax.training import config as config_lib
 from tests.rl import test_update as one_update
 from tests.rl import tiny_editor, toy
 from tests.rl.test_program import built, folder, weights_of
 
 __all__ = ["folder"]
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("quick_compilation")]  # optax
 NFT = dict(rl__algorithm="nft", rl__window=0, rl__loss__train_steps=1)
 MOVING = NFT | dict(rl__old=0.4, rl__old_rise=0.3, rl__reference_every=2, rl__reference_stays=0.25)
@@ -143,6 +147,20 @@ def test_a_rollout_may_be_smaller_than_its_evaluation(folder):
 def test_keys_that_would_do_nothing_are_refused(changes, line):
     with pytest.raises(ConfigError, match=line):
         rl_config.check(tiny_editor.config("somewhere", **changes))
+
+
+def test_the_recipes_of_kontext():
+    """Edit-R1's figures, and Flow-GRPO's as they were."""
+    load = lambda recipe: config_lib.load(ROOT / f"configs/grpo_flux_kontext.py{recipe}", {})
+    grpo, nft = load(""), load(":nft")
+    for config in (grpo, nft):
+        rl_config.check(config)
+    assert grpo.name == "grpo_flux_kontext" and (grpo.rl.old, grpo.rl.old_rise, grpo.rl.window) == (0, 0, 5)
+    r = nft.rl
+    np.testing.assert_allclose([share(n, old=r.old, old_rise=r.old_rise) for n in (100, 900)], [0.1, 0.5], rtol=1e-6)
+    method = program.algorithm(nft, EmbeddedGuidance(2.5))
+    assert (method.sampler.steps, method.sampler.solver, method.beta, method.advantage_max) == (6, "dpm2", 1.0, 5.0)
+    assert len(method.trained(jax.random.key(0))) == 5 and method.needs_reference and r.prompts * r.group == 288
 
 
 def test_keys_that_fit_are_taken():
