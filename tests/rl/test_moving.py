@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edit_rl_jax.data.images import resize
+from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.flow.guidance import EmbeddedGuidance
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import config as rl_config
@@ -110,6 +112,9 @@ def test_held_out_prompts_are_read_at_their_own_size(folder):
         p.batch(asked, [0, 1], 4, size=(32, 32))
     with pytest.raises(ConfigError, match=r"'rl.eval_size': sides are multiples of 8, got 36 x 32"):
         built(folder, make_mesh({"fsdp": 1}), rl__eval_size=(36, 32))
+    p, asked, batch = built(folder, make_mesh({"fsdp": 1}), rl__size=(32, 32), rl__reference_pixels=300)
+    assert batch["sources"].shape[1:] == (16, 16, 3) and tokens(batch) == 4
+    np.testing.assert_array_equal(batch["sources"][0], resize(asked[0].source, 16, 16, LANCZOS))
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ class RL:
     prompts: int = knob(48, "[1, 65536]")  # (source, instruction) pairs of a rollout
     group: int = knob(12, "[2, 4096]")  # samples of each: they are compared with those of their group
     updates: int = knob(2, "[1, 65536]")  # optimizer updates of a rollout, each on its share of the microbatches
-    algorithm: str = knob("policy_gradient", ("policy_gradient", "nft"))  # nft takes of rl.loss train_steps, noisiest,
-    # kl_weight and beta
+    # nft takes of rl.loss train_steps, noisiest, kl_weight and beta
+    algorithm: str = knob("policy_gradient", ("policy_gradient", "nft"))
     same_noise: bool = knob(False)  # a group starts from one noise
     old: float = knob(0.0, "[0, 1]")  # nft: share of the sampling weights that stays at each rollout: they are a moving
     # average of the trained ones
@@ -34,12 +34,12 @@ class RL:
     old_from: int = knob(0, "[0, 2147483647]")  # rollouts after which that begins; until then nothing stays
     reference_every: int = knob(0, "[0, 2147483647]")  # the KL's reference moves to the policy after so many rollouts;
     # 0 = the policy without its LoRA, for good
-    reference_stays: float = knob(
-        0.0, "[0, 1)"
-    )  # share of the reference that stays then: with 1 above, a moving average
+    # share of the reference that stays then: with 1 above, a moving average
+    reference_stays: float = knob(0.0, "[0, 1)")
     overlap: bool = knob(False)  # a server or the host scores while the next rollout runs, with weights one behind
 
     size: tuple = knob((512, 512))  # pixels of sources and edits: sources are cropped and resized to it
+    reference_pixels: int = knob(0, "[0, 1e9]")  # of what the editor reads of a source, at most; 0: all of `size`
     text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are refused
     steps: int = knob(20, "[1, 1000]")
     solver: str = knob("euler", ("euler", "dpm2"))
@@ -58,10 +58,8 @@ class RL:
 
     eval_prompts: int = knob(512, "[0, 1000000]")  # held-out prompts, one sample each without noise in its steps,
     # before and after
-    eval_size: tuple = knob(
-        (0, 0)
-    )  # pixels of sources and edits of evaluations; (0, 0) = `size`: a rollout may do with
-    # smaller ones
+    # pixels of sources and edits of evaluations; (0, 0) = `size`: a rollout may do with smaller ones
+    eval_size: tuple = knob((0, 0))
     eval_sample_steps: int = knob(0, "[0, 1000]")  # of denoising; 0 = `steps`: a rollout may do with fewer, as in
     # Flow-GRPO
     eval_during: int = knob(0, "[0, 1000000]")  # of these, so many at every `eval.every` steps

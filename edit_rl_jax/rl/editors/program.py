@@ -15,8 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from edit_rl_jax import sharding
-from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.data.images import resize
+from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, smaller, tokens
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
+from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
@@ -72,7 +74,8 @@ class Program(OnMesh):
 
     def check(self, prompt: Prompt) -> None:
         """Refuses a prompt whose text is longer than `rl.text`. Raises EditError."""
-        processor, asked = self.editor.processor, request(self.config, prompt)
+        processor = self.editor.processor
+        asked = request(self.config, prompt, processor.multiple)
         length = processor.text_length(self.tokenizer, asked, self.algorithm.sampler.guidance)
         check_text(length, self.config.rl.text, f"{prompt.key} (config key 'rl.text')")
 
@@ -104,13 +107,15 @@ def host_batch(
     size = size or tuple(r.size)
     if wrong := [p for p in prompts if p.source.shape[:2] != size]:
         raise ConfigError(f"prompt {wrong[0].key}: its source is {wrong[0].source.shape[:2]}, not {size}")
-    rows = [None if tokenizer is None else request(config, p) for p in prompts]
-    n = tokens(processor, size)
+    rows = [None if tokenizer is None else request(config, p, processor.multiple) for p in prompts]
+    n, reference = tokens(processor, size), smaller(size, r.reference_pixels, processor.multiple)
     times = schedule(config, steps or r.steps).times(size[0] * size[1] // processor.downscale**2)
     numbers = np.repeat(np.arange(count, dtype=np.int32), members)
     return {
-        "arrays": dict(processor.prepare(tokenizer, rows, TokenLengths(r.text, n, n), guided)),
-        "sources": np.stack([p.source for p in prompts]),
+        "arrays": dict(
+            processor.prepare(tokenizer, rows, TokenLengths(r.text, tokens(processor, reference), n), guided)
+        ),
+        "sources": np.stack([resize(p.source, *reference, LANCZOS) for p in prompts]),
         "times": np.broadcast_to(times, (count, len(times))).copy(),
         "item": np.asarray(items, np.int32),
         "prompt": numbers.reshape(-1, config.rows),
@@ -118,10 +123,11 @@ def host_batch(
     }
 
 
-def request(config: Any, prompt: Prompt) -> Request:
-    """What an editor is asked for a prompt: one reference, of the result's size, which is the source's."""
+def request(config: Any, prompt: Prompt, multiple: int) -> Request:
+    """What an editor is asked for a prompt: one reference, of the result's size, which is the source's, or smaller."""
     r, size = config.rl, prompt.source.shape[:2]
-    return Request(prompt.instruction, (prompt.source,), (size,), size, r.negative, r.negative_system, prompt.key)
+    references = (smaller(size, r.reference_pixels, multiple),)
+    return Request(prompt.instruction, (prompt.source,), references, size, r.negative, r.negative_system, prompt.key)
 
 
 def guidance(config, processor: Processor) -> Guidance:
