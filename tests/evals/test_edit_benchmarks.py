@@ -332,6 +332,25 @@ def test_kontexts_rows(tmp_path):
     )
 
 
+def test_the_worlds_principles_reach_a_judge():
+    """The verifier of the tiny base writes verdicts on a scene's own principles: without them none could be read."""
+    from edit_rl_jax.data.principles import from_json
+    from edit_rl_jax.editworld.principles import principles_of
+
+    seen = []
+
+    class Asked(Judge):
+        def score(self, edits, *, only=None, progress=True):
+            seen.extend(edits)
+            return [Judgement({}, None, problem="unreadable answer")] * len(edits)
+
+    ready = [(item, load(), load()) for item, load in world.entries(Path("test-0-3"), "test", Problems())]
+    judged.by_judge(world, Asked())(ready)
+    for n, edit in enumerate(seen):
+        assert from_json(edit.extras["principles"]) == principles_of(world.asked("test", 0, n))
+    assert len(seen) == 3
+
+
 def test_the_world_by_its_oracle_from_the_command_line(tmp_path):
     """Right edits of even scenes, none of odd ones; the same in its own figures."""
     from edit_rl_jax.editworld.render import render
