@@ -4,9 +4,9 @@ The plan is a pure function of what all samples take of a row, so every process 
 an `Exchange` each process reads and measures a share of the records and tells the others in a few numbers a sample what
 it found; then all plan the same batches, and a process reads of the others' records those that its own rows hold. Of N
 processes each reads, of what one would, 1/N to measure it and (1 - 1/N)(1 - (1 - 1/N)^k) for its rows, where the k
-samples of a record lie in rows of their own: for k = 1 and 2 that is 3/4 and 7/8 of two processes, 1/4 and 1/3 of eight,
-(k + 1)/N of many. Where a sample is a row and rows come in order (editors of one bucket) the process whose row it will
-be is known before and measures it: 1/N is read. Nothing here touches a JAX device.
+samples of a record lie in rows of their own: for k = 1 and 2 that is 3/4 and 7/8 with two processes, 1/4 and 1/3 with
+eight, (k + 1)/N with many. Where a sample is a row and rows come in order (editors of one bucket) the process whose row
+it will be is known before and measures it: 1/N is read. Nothing here touches a JAX device.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ class One:
 
 def shares(count: int, form, records, examples, state=None, **options):
     """[(batches or the error, what was read)] of each share, all running at once."""
-    threads, out = Threads(count), [None] * count
+    threads = Threads(count)
+    out: list[Any] = [None] * count
 
     def run(index):
         reads = Reads()

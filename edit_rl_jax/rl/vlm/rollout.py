@@ -47,12 +47,17 @@ def shape_of(rl: Any, rows: int) -> Shape:
     return Shape(rl.shared, rl.own, B, P, rl.group, G, Q)
 
 
+def sampling_of(rl: Any) -> TokenSampling:
+    """Says how a config's replies are sampled, without what ends them."""
+    return TokenSampling(rl.temperature, 0, 1.0, rl.max_new_tokens)
+
+
 class Writer:
     """Writes replies with the engine: always as many pairs at once, in stores of one shape."""
 
     def __init__(self, config: Any, model: Any, tokenizer: Any, prompts: Any, images: ImageSettings, mesh: Any):
         r, self.config, self.tokenizer, self.prompts = config.rl, config, tokenizer, prompts
-        sampling = ended(TokenSampling(r.temperature, 0, 1.0, r.max_new_tokens), tokenizer)
+        sampling = ended(sampling_of(r), tokenizer)
         self.mesh = hosts.own(mesh)
         over = self.mesh if self.mesh.size > 1 else None
         self.make = ImagePrompts(model.cfg, tokenizer, images)
