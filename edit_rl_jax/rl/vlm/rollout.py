@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edit_rl_jax.data.errors import RecordError
@@ -112,7 +113,7 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
     A reply is as right as the share of comparisons that it won; lengths of right and wrong ones are weighted so.
     """
     r, (P, _, N) = config.rl, rollout.scores.shape
-    given = (rollout.scores[:, 0], rollout.scores[:, 1], rollout.valid[:, 0], rollout.valid[:, 1])
+    given = [jnp.asarray(x[:, side]) for x in (rollout.scores, rollout.valid) for side in (0, 1)]
     shares, lengths = jax.device_get(win_shares(*given, r.invalid)), rollout.lengths
     share = np.stack([shares.winner, shares.loser], 1)
     counted = np.stack([shares.winner_counted, shares.loser_counted], 1)
