@@ -61,9 +61,11 @@ def measure(name: str, kind: str, overrides: dict, which: int | None) -> dict:
     m = compiled.memory_analysis()  # whose peak lacks, on CPU, the temporaries
     once = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     planned = once * job.devices
-    shapes, places = jax.tree.leaves(job.lowered.stage.args_info), jax.tree.leaves(compiled.input_shardings)
+    shapes = jax.tree.leaves(job.lowered.stage.args_info)
+    places = jax.tree.leaves(compiled.input_shardings, is_leaf=lambda x: x is None)  # None: the program reads it not
     before = resident()
-    leaves = [jax.device_put(filled(x.shape, x.dtype), place) for x, place in zip(shapes, places, strict=True)]
+    made = lambda x, place: jax.device_put(filled(x.shape, x.dtype), place) if place else np.zeros(x.shape, x.dtype)
+    leaves = [made(x, place) for x, place in zip(shapes, places, strict=True)]
     args, static = jax.tree.unflatten(jax.tree.structure(job.lowered.stage.args_info), jax.block_until_ready(leaves))
     out = jax.block_until_ready(compiled(*args, **static))
     del out
