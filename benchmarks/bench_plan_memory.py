@@ -1,4 +1,4 @@
-"""Planned against measured memory, of the programs of the tiny configs on a mesh of four CPU devices.
+"""Planned against measured memory, of the training steps of the tiny configs on a mesh of four CPU devices.
 
     python benchmarks/bench_plan_memory.py --json benchmarks/plan_memory.json      (two cores: some ten minutes)
 
@@ -23,40 +23,30 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 4
-CASES = [  # (config, kind of plan, overrides)
-    ("rm_tiny", "training", {"rows": 32, "mesh.fsdp": 4}),
-    ("rm_tiny", "training", {"rows": 32, "mesh.fsdp": 2, "mesh.tensor": 2}),
-    ("rm_tiny", "training", {"rows": 32, "mesh.fsdp": 4, "model.remat": "everything_saveable"}),
-    ("rm_tiny", "training", {"rows": 64, "mesh.fsdp": 4, "model.remat": "attention"}),
-    ("base_tiny", "training", {"rows": 32, "mesh.fsdp": 4}),
-    ("editreward_tiny", "training", {"rows": 32, "mesh.fsdp": 4}),
-    ("rrm_tiny", "training", {"rows": 32, "mesh.fsdp": 4}),
-    ("editor_tiny", "training", {"rows": 64, "mesh.fsdp": 4}),
-    ("editor_tiny", "training", {"rows": 64, "mesh.data": 2, "mesh.fsdp": 2}),
-    ("vae_tiny", "training", {"rows": 64, "mesh.fsdp": 4}),
-    ("grpo_tiny", "rl", {"mesh.fsdp": 4}),
-    ("gcpo_tiny", "gcpo", {"mesh.data": 4, "mesh.fsdp": 1}),
+CASES = [  # (config, overrides)
+    ("rm_tiny", {"rows": 32, "mesh.fsdp": 4}),
+    ("rm_tiny", {"rows": 32, "mesh.fsdp": 2, "mesh.tensor": 2}),
+    ("rm_tiny", {"rows": 32, "mesh.fsdp": 4, "model.remat": "everything_saveable"}),
+    ("rm_tiny", {"rows": 64, "mesh.fsdp": 4, "model.remat": "attention"}),
+    ("base_tiny", {"rows": 32, "mesh.fsdp": 4}),
+    ("editreward_tiny", {"rows": 32, "mesh.fsdp": 4}),
+    ("rrm_tiny", {"rows": 32, "mesh.fsdp": 4}),
+    ("editor_tiny", {"rows": 64, "mesh.fsdp": 4}),
+    ("editor_tiny", {"rows": 64, "mesh.data": 2, "mesh.fsdp": 2}),
+    ("vae_tiny", {"rows": 64, "mesh.fsdp": 4}),
 ]
 
 
-def measure(name: str, kind: str, overrides: dict, which: int | None) -> dict:
-    """The figures of one program of a plan, run in this process; without `which` the names of its programs."""
+def measure(name: str, overrides: dict) -> dict:
+    """The figures of the step of a config, run in this process."""
     import jax
 
-    from edit_rl_jax.chips import CHIPS
-    from edit_rl_jax.plan import gcpo, rl, training
+    from edit_rl_jax.plan import training
     from edit_rl_jax.training import config as config_lib
     from edit_rl_jax.training import on_mesh
 
     config = config_lib.load(ROOT / "configs" / f"{name}.py", {k: str(v) for k, v in overrides.items()})
-    devices = jax.devices()[:DEVICES]
-    if kind == "training":
-        jobs = list(training.jobs(config, on_mesh.make_mesh(config, devices)))
-    else:
-        jobs = list((rl if kind == "rl" else gcpo).jobs(config, CHIPS["v5e"], devices))
-    if which is None:
-        return {"programs": [job.name for job in jobs]}
-    job = jobs[which]
+    (job,) = training.jobs(config, on_mesh.make_mesh(config, jax.devices()[:DEVICES]))
     compiled = job.lowered.stage.compile()
     m = compiled.memory_analysis()  # whose peak lacks, on CPU, the temporaries
     once = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
@@ -69,7 +59,7 @@ def measure(name: str, kind: str, overrides: dict, which: int | None) -> dict:
     args, static = jax.tree.unflatten(jax.tree.structure(job.lowered.stage.args_info), jax.block_until_ready(leaves))
     out = jax.block_until_ready(compiled(*args, **static))
     del out
-    return {"planned": planned, "measured": peak() - before}
+    return {"program": job.name, "planned": planned, "measured": peak() - before}
 
 
 def filled(shape, dtype) -> np.ndarray:
@@ -95,10 +85,10 @@ def status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def child(case: tuple, which: int | None) -> dict:
+def child(case: tuple) -> dict:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES), "HF_HUB_OFFLINE": "1"}
     env |= {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}  # freed is given back
-    command = [sys.executable, __file__, "--one", json.dumps([*case, which])]
+    command = [sys.executable, __file__, "--one", json.dumps(case)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{case}: {done.stderr[-2000:]}")
@@ -115,14 +105,13 @@ def main() -> None:
         return
     rows = []
     for case in CASES:
-        for which, program in enumerate(child(case, None)["programs"]):
-            found = child(case, which)
-            ratio = found["planned"] / found["measured"]
-            rows.append(
-                {"config": case[0], "overrides": case[2], "program": program, **found, "ratio": round(ratio, 3)}
-            )
-            mib = [found[k] / 2**20 for k in ("planned", "measured")]
-            print(f"{case[0]:16s} {program:28s} {mib[0]:9.1f} {mib[1]:9.1f} MiB {ratio:6.3f}  {case[2]}", flush=True)
+        found = child(case)
+        ratio = found["planned"] / found["measured"]
+        rows.append({"config": case[0], "overrides": case[1], **found, "ratio": round(ratio, 3)})
+        mib = [found[k] / 2**20 for k in ("planned", "measured")]
+        print(
+            f"{case[0]:16s} {found['program']:28s} {mib[0]:9.1f} {mib[1]:9.1f} MiB {ratio:6.3f}  {case[1]}", flush=True
+        )
     ratios = [row["ratio"] for row in rows]
     under = [f"{row['config']} {row['program']} {row['ratio']}" for row in rows if row["ratio"] < 1]
     summary = {"min": min(ratios), "median": float(np.median(ratios)), "max": max(ratios), "under_estimates": under}
