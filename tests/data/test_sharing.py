@@ -58,7 +58,7 @@ def shares(count: int, form, records, examples, state=None, **options):
         except RecordError as e:
             out[index] = (e, reads)
 
-    running = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    running = [threading.Thread(target=run, args=(i,), name=str(i)) for i in range(count)]
     for thread in running:
         thread.start()
     for thread in running:
@@ -128,7 +128,7 @@ def test_a_bad_record_is_the_same_error_on_every_process():
 def test_processes_with_other_data_are_noticed():
     class Other(Records):
         def __getitem__(self, index):
-            return record(index, instruction=f"another one {index}" + " so" * (threading.get_ident() % 7))
+            return record(index, instruction=f"another one {index}" + " so" * int(threading.current_thread().name))
 
     form = Packed(Bytes(), CFG, BUCKETS, IMAGES)
     found = [e for e, _ in shares(2, form, Other(24), to_examples, **PACKED)]
