@@ -21,7 +21,7 @@ class Threads:
     """An Exchange between threads of this process."""
 
     def __init__(self, count: int):
-        self.count, self.told, self.news = count, {}, threading.Condition()
+        self.count, self.told, self.news, self.failed = count, {}, threading.Condition(), False
 
     def of(self, index: int) -> "One":
         return One(self, index)
@@ -38,7 +38,10 @@ class One:
             a.told[name, self.index] = mine
             a.news.notify_all()
             wanted = [(name, i) for i in range(a.count)]
-            assert a.news.wait_for(lambda: all(w in a.told for w in wanted), timeout=20), "a share is missing"
+            there = lambda: all(w in a.told for w in wanted)
+            assert a.news.wait_for(lambda: there() or a.failed, timeout=20), "a share is missing"
+            if not there():
+                raise RecordError("another share", "failed")
             return [a.told[w] for w in wanted]
 
 
@@ -57,6 +60,9 @@ def shares(count: int, form, records, examples, state=None, **options):
             out[index] = (list(stream), reads)
         except RecordError as e:
             out[index] = (e, reads)
+            with threads.news:
+                threads.failed = True
+                threads.news.notify_all()
 
     running = [threading.Thread(target=run, args=(i,), name=str(i)) for i in range(count)]
     for thread in running:
