@@ -119,6 +119,12 @@ class EditRows:
         lengths = TokenLengths(shape.text, shape.references * one, noise)
         return dict(self.processor.prepare(self.tokenizer, requests, lengths, self.guidance))
 
+    def outline(self, sample: Row) -> int:
+        return sample.bucket
+
+    def outlined(self, outline: int) -> Row:
+        return Row("", None, (), b"", 0, outline, 0)
+
     def load(self, sample: Row) -> tuple[int]:
         return (1,)
 
