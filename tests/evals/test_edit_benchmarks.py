@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ import pytest
 
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.images import decode_image, encode_png
+from edit_rl_jax.data.principles import from_json
 from edit_rl_jax.data.resumable import ResumeError
+from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.evals.editors import cases, figures, gedit, imgedit, judged, kontext, recorded, world
 from edit_rl_jax.evals.editors.cases import Item, Judged
 from edit_rl_jax.evals.judges.cases import Problems
@@ -334,9 +337,6 @@ def test_kontexts_rows(tmp_path):
 
 def test_the_worlds_principles_reach_a_judge():
     """The verifier of the tiny base writes verdicts on a scene's own principles: without them none could be read."""
-    from edit_rl_jax.data.principles import from_json
-    from edit_rl_jax.editworld.principles import principles_of
-
     seen = []
 
     class Asked(Judge):
@@ -347,7 +347,7 @@ def test_the_worlds_principles_reach_a_judge():
     ready = [(item, load(), load()) for item, load in world.entries(Path("test-0-3"), "test", Problems())]
     judged.by_judge(world, Asked())(ready)
     for n, edit in enumerate(seen):
-        assert from_json(edit.extras["principles"]) == principles_of(world.asked("test", 0, n))
+        assert from_json("edit", edit.extras["principles"]) == principles_of(world.asked("test", 0, n))
     assert len(seen) == 3
 
 
