@@ -74,7 +74,8 @@ MESHES = {
         "v6e:8x8": {"fsdp": 16, "tensor": 4},
     },
 }
-MESHES |= {f"qwen3_{size}": MESHES[like] for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
+WHOLE = {"v5p:2x2x4": {"fsdp": 16}}
+MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
 # EditReward's rows are shorter and have no logits
 SHORT = dict.fromkeys(("32b", "qwen3_32b"), {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}})
 
