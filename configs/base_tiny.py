@@ -4,6 +4,9 @@
 
 Hardware: one CPU core, about 3 hours. The result is runs/base_tiny/model. The card of the packaged base says how that
 one was trained: in stages, while these settings were found.
+
+configs/base_tiny.py:qwen3_vl is a Qwen3-VL of as many parameters (2,937,984 beside 2,940,480; the feed-forward of its
+decoder pays for the deepstack merger), by the same recipe; benchmarks/qwen3_tiny.json compares the two.
 """
 
 import json
@@ -49,14 +52,43 @@ ARCHITECTURE = {
         "tokens_per_second": 2,
     },
 }
+QWEN3 = {
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": True,
+    **{k: v for k, v in ARCHITECTURE.items() if k.startswith(("vision_start", "vision_end", "image_tok", "video_tok"))},
+    "text_config": {
+        "hidden_size": 192,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 320,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]},
+        **{k: ARCHITECTURE[k] for k in ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id")},
+    },
+    "vision_config": {
+        "depth": 3,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_heads": 4,
+        "out_hidden_size": 192,
+        "patch_size": 14,
+        "num_position_embeddings": 36,  # an 84 x 84 picture is 6 x 6 patches
+        "deepstack_visual_indexes": [0],
+    },
+}
+ARCHITECTURES = {"qwen2_5_vl": ARCHITECTURE, "qwen3_vl": QWEN3}
 
 
-def get_config():
-    c = default(objective="sft")
-    c.name = "base_tiny"
+def get_config(family="qwen2_5_vl"):
+    if family not in ARCHITECTURES:
+        raise ValueError(f"no family '{family}'; there are {', '.join(ARCHITECTURES)}")
+    c = default(kind=family, objective="sft")
+    c.name = "base_tiny" if family == "qwen2_5_vl" else f"base_tiny_{family}"
     c.steps = 9000
     c.rows = 11
-    c.model.config = json.dumps(ARCHITECTURE)
+    c.model.config = json.dumps(ARCHITECTURES[family])
     c.model.tokenizer = "editworld"
     c.model.trainable = "full"
     c.model.remat = "none"

@@ -30,7 +30,7 @@ arXiv 2604.27505, gives no recipe):
 | 72b | a v5p-128 (4x4x4) or v6e-64 | Qwen License | the paper's EditScore-72B |
 | qwen3_4b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-4B |
 | qwen3_8b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-8B |
-| qwen3_32b | a v6e-16, v5p-32 or larger | Apache-2.0 | no figure is published |
+| qwen3_32b | a v5e-16, v6e-8 or larger | Apache-2.0 | no figure is published |
 
 The released Qwen3-VL adapters also adapt the deepstack mergers: --config.model.lora.deepstack=True starts from one, or
 trains as they were.
@@ -74,9 +74,11 @@ MESHES = {
         "v6e:8x8": {"fsdp": 16, "tensor": 4},
     },
 }
-MESHES |= {f"qwen3_{size}": MESHES[like] for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
-# EditReward's rows are shorter and have no logits
-SHORT = dict.fromkeys(("32b", "qwen3_32b"), {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}})
+WHOLE = {"v5p:2x2x4": {"fsdp": 16}}
+MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
+SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
+MESHES["qwen3_32b"] |= SMALL
+SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
 
 
 def get_config(which="7b"):

@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
+QWEN3 = [(f"rm.py:qwen3_{b}", where) for b in ("4b", "8b", "32b") for where in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING.remove(("rm_72b", "v5e:4x4"))  # does not fit: 8 KV heads are not split over 16 chips
 EDITING = {f"__{side}": ["--buckets", f"{side}x{side}"] for side in (512, 1024)} | {"__edit": ["--job", "edit"]}
@@ -162,7 +163,8 @@ def plan_all(output: Path) -> int:
     for size, where in EDITREWARD:
         for job, folder in (("train", output), ("score", output / "score")):
             jobs.append((folder, f"rm.py:{size},editreward", "", where, ["--job", job]))
-    jobs += [(output, name, "", where, []) for name, where in VERIFIER]
+    jobs += [(output, name, "", where, []) for name, where in VERIFIER + QWEN3]
+    jobs += [(output / "score", name, "", where, ["--job", "score"]) for name, where in QWEN3]
     status = 0
     for folder, name, part, where, flags in jobs:
         file, _, which = name.partition(":")

@@ -220,6 +220,7 @@ def test_checked_in_plans_fit():
     promised += tuple(f"editor_omnigen2__{job}__{c}" for job in ("512", "1024", "edit") for c in chips)
     chips = ("v5e-4x4", "v6e-4x4", "v5p-2x2x4")
     promised += tuple(f"grpo_omnigen2{kind}__{c}" for kind in ("", "_fast") for c in chips)
+    promised += tuple(f"rm_qwen3_{b}__{c}" for b in ("4b", "8b", "32b") for c in ("v5e-4x4", "v6e-2x4", "v5p-2x2x4"))
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans").glob("*.json")}
     assert set(promised) <= plans.keys()
     for name, figures in plans.items():
@@ -234,6 +235,7 @@ def test_checked_in_plans_are_those_of_the_configs():
         made = json.loads(file.read_text())
         objective, _, size = made["config"].partition("_")
         families = {"editreward": f"rm.py:{size},editreward"} | {k: f"{k}.py:{size}" for k in ("rrm", "gcpo")}
+        families |= {"rm": f"rm.py:{size}"}
         name = families.get(objective, f"{made['config']}.py")
         config = config_lib.load(ROOT / "configs" / name)
         assert made["config"] == config.name and made["topology"] in config.mesh_presets
@@ -260,6 +262,8 @@ def test_scoring_of_rm_7b_compiles_and_moves_no_weights(script, capsys, tmp_path
 def test_checked_in_scoring_plans_gather_no_weights():
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans/score").glob("*.json")}
     assert {"rm_7b__v5e-4x4", "rm_7b__v6e-2x4", "rm_7b__v5p-2x2x4", "rm_72b__v5p-2x2x4"} <= plans.keys()
+    qwen3 = {f"rm_qwen3_{b}__{c}" for b in ("4b", "8b", "32b") for c in ("v5e-4x4", "v6e-2x4", "v5p-2x2x4")}
+    assert qwen3 <= plans.keys()
     for name, plan in plans.items():
         _, decode = plan["programs"]
         for program in plan["programs"]:
