@@ -1,0 +1,1 @@
+"""Qwen-Image-Edit (the original, 2509 and 2511): so far its transformer."""
