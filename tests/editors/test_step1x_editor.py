@@ -151,7 +151,8 @@ def test_what_cannot_be_asked_is_named():
     assert length(request("x", image, (64, 64))) == 640
     with pytest.raises(EditError, match="1[0-9][0-9][0-9] tokens of text are more than 640"):
         length(request("x" * 1000, image, (64, 64)))
-    with pytest.raises(EditError, match="Step1X-Edit has one text before all"):
+    assert length(request("x", image, (64, 64), negative_system=prompt.HELPFUL)) == 640
+    with pytest.raises(EditError, match="Step1X-Edit's is always 'You are a helpful assistant.'"):
         length(request("x", image, (64, 64), negative_system="y"))
     with pytest.raises(EditError, match="an instruction shows no images"):
         length(request("<|image_pad|>", image, (64, 64)))

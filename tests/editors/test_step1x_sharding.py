@@ -73,7 +73,7 @@ def test_sharded_equals_plain(fsdp, tensor):
 
 
 def test_the_released_editor_lies_on_meshes():
-    """All but small tensors are cut, by every device; the language model's 4 key-value heads allow 4 at most."""
+    """All but small tensors are cut, by every device; the language model's 28 heads allow tensor=4 at most."""
     make = lambda: Step1XEdit(Configs(), rngs=nnx.Rngs(0), lora=LoRAConfig(), targets="all")
     leaves = list(zip(*weights.flatten(nnx.state(nnx.eval_shape(make)))[:2]))
     for fsdp, tensor in ((16, 1), (64, 1), (8, 2), (16, 4)):

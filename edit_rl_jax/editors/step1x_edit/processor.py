@@ -13,7 +13,7 @@ from PIL import Image
 from edit_rl_jax.data.images import ImageError, resize
 from edit_rl_jax.editors.base import Arrays, EditError, Request, Size, TokenLengths
 from edit_rl_jax.editors.step1x_edit.layout import layout
-from edit_rl_jax.editors.step1x_edit.prompt import Tokenizer, encode
+from edit_rl_jax.editors.step1x_edit.prompt import HELPFUL, Tokenizer, encode
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.patches import load_patches, smart_resize
@@ -94,8 +94,8 @@ class Processor:
 
     def _texts(self, tokenizer: Tokenizer, request: Request, branches: int) -> list[list[int]]:
         """Tokens of the instruction and, with guidance, of the negative."""
-        if request.negative_system is not None:
-            raise EditError(request.where, "negative system text", "Step1X-Edit has one text before all")
+        if request.negative_system not in (None, HELPFUL):
+            raise EditError(request.where, "negative system text", f"Step1X-Edit's is always {HELPFUL!r}")
         _, (h, w) = self._shown(request)
         texts = [request.instruction or "", request.negative][:branches]
         found = [encode(tokenizer, text, h * w // self.vlm.merge_unit, request.where) for text in texts]

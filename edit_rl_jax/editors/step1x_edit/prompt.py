@@ -14,7 +14,8 @@ from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 VARIABLE, SOURCES = "EDIT_RL_STEP1X_PREFIX", ("modules/conditioner.py", "conditioner.py")
 CONSTANT, SHA256 = "Qwen25VL_7b_PREFIX", "40882ddca94ca6971c8d5713d42464afa31dad09236dfacafe3ee26b4b44aa82"
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+HELPFUL = "You are a helpful assistant."
+SYSTEM = f"<|im_start|>system\n{HELPFUL}<|im_end|>\n<|im_start|>user\n"
 PICTURE, END, CLOSE = "Picture 1: <|vision_start|>", "<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n"
 FIRST_QUOTE = 156
 """Characters of the chat among which quotes are no quotes."""
