@@ -1,5 +1,6 @@
 """Step1X-Edit v1.1 fine-tuned on the edits that a reward model kept: EditReward's experiment on data filtering.
 
+    python scripts/prepare_data.py --input edits.jsonl --output data/edits --validation 0.02
     python scripts/filter_data.py --data data/edits --model MODEL --output data/kept --keep 20000
     export EDIT_RL_STEP1X_PREFIX=Step1X-Edit/modules/conditioner.py
     python scripts/train_editor.py --config configs/editor_step1x_edit.py --config.topology=v5e:4x4 --workdir gs://B/edit

@@ -115,7 +115,7 @@ def check_used(args: argparse.Namespace, guidance: Guidance) -> None:
     """Refuses flags that the editor's guidance would not look at. Raises ConfigError."""
     start, stop = args.guided_range
     given = {
-        "--image-guidance": ("image", args.image_guidance is not None),
+        "--image-guidance": ("image", args.image_guidance not in (None, 1)),  # 1: by text alone, as it is then anyway
         "--guided-range": ("start", (start, stop) != (0.0, 1.0)),
         "--negative-system": ("negative_system", args.negative_system is not None),
     }

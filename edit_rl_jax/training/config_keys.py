@@ -47,10 +47,10 @@ class Model:
     dtype: str = knob("auto", ("auto", "float32", "bfloat16"))  # frozen weights and activations; auto = bfloat16 on
     # accelerators, float32 on CPU
     save_dtype: str = knob("float32", ("float32", "bfloat16"))  # of an exported model; adapters are float32
-    # what a layer keeps for the backward pass: nothing, its attention, half or all of a gated feed-forward's inner part
-    # besides, every product, everything; "none": as everything
+    # what a layer keeps for the backward pass: nothing, every product, its attention, half or all of a gated
+    # feed-forward besides, everything; "none": as everything
     remat: str = knob(
-        "nothing_saveable", ("nothing_saveable", "attention", "gate", "gate_up", "dots", "everything_saveable", "none")
+        "nothing_saveable", ("nothing_saveable", "dots", "attention", "gate", "gate_up", "everything_saveable", "none")
     )
     attention: str = knob("", ("", "xla", "cudnn", "splash", "splash_interpret"))  # "" = chosen by platform
 

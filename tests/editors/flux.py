@@ -22,6 +22,8 @@ from edit_rl_jax.editors.flux_kontext.layout import layout
 from edit_rl_jax.editors.flux_kontext.weights import TRANSFORMER
 from edit_rl_jax.editors.mmdit import blocks, rotary
 from edit_rl_jax.nn import weights
+from tests.editors import rungs
+from tests.editors.rungs import compared, pad
 from tests.parity.ladder import LAYER, NETWORK, error, jit, layer
 from tests.parity.tiny import randomise
 
@@ -124,14 +126,6 @@ class Inputs:
             "img_ids": tensor(images),
             "txt_ids": torch.zeros(r.text, 3),
         }
-
-
-def pad(rows: list[np.ndarray], length: int, fill: float = 0.0) -> np.ndarray:
-    """[B, length, C] of ragged rows [n, C]."""
-    out = np.full((len(rows), length, rows[0].shape[-1]), fill, np.float32)
-    for b, r in enumerate(rows):
-        out[b, : len(r)] = r
-    return out
 
 
 def inputs(name: str, rows: tuple[Row, ...] = ROWS, seed: int = 0) -> Inputs:
@@ -252,57 +246,19 @@ def torch_velocity(name: str) -> list[np.ndarray]:
 
 def rung_network(name: str) -> dict[str, float]:
     """Velocities of the ragged batch, NaN in its padding; padding must come out zero."""
-    return compared(name, jit(lambda m, *a: m(*a))(ours(name), *inputs(name).jax(EQUAL, np.nan)))
-
-
-def compared(name: str, got: jax.Array) -> dict[str, float]:
-    out = {}
-    for b, want in enumerate(torch_velocity(name)):
-        out[f"row {b}"] = error(got[b, : len(want)], want)
-        out[f"padding of row {b}"] = float(np.abs(got[b, len(want) :]).max(initial=0))
-    return out
-
-
-def targets(i: Inputs) -> list[np.ndarray]:
-    return [np.random.default_rng(b).normal(size=x.shape).astype(np.float32) for b, x in enumerate(i.noise)]
+    return compared(torch_velocity(name), jit(lambda m, *a: m(*a))(ours(name), *inputs(name).jax(EQUAL, np.nan)))
 
 
 @functools.cache
 def torch_gradients(name: str) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean squared distance to a random target over all real tokens, and its gradient by every weight."""
-    model, i, guided = torch_model(name), inputs(name), CONFIGS[name]["guidance_embeds"]
-    model.zero_grad()
-    total, count = 0.0, 0
-    for b, target in enumerate(targets(i)):
-        out = -model(**i.torch(b, guided)).sample[0, : len(target)]
-        total = total + ((out - torch.tensor(target)) ** 2).sum()
-        count += out.numel()
-    (total / count).backward()
-    return (total / count).item(), {n: p.grad.numpy() for n, p in model.named_parameters()}
+    i, model, guided = inputs(name), torch_model(name), CONFIGS[name]["guidance_embeds"]
+    return rungs.torch_gradients(model, i, lambda b: -model(**i.torch(b, guided)).sample[0])
 
 
 def rung_gradients(name: str) -> dict[str, float]:
     """Velocities, and gradients by every weight, relative to each tensor's maximum."""
-    value, theirs = torch_gradients(name)
-    graphdef, state = nnx.split(ours(name))
-    i = inputs(name)
-    goal, args = pad(targets(i), BUCKET.noise), i.jax(BUCKET, np.nan)
-    live = (args[2]["noise_segments"] > 0)[..., None]
-
-    def mean(state):
-        out = nnx.merge(graphdef, state)(*args)
-        square = jnp.sum(jnp.where(live, out - goal, 0) ** 2)
-        return square / (jnp.sum(live.astype(jnp.float32)) * out.shape[-1]), out
-
-    (got, velocity), grads = jit(jax.value_and_grad(mean, has_aux=True))(state)
-    out, seen = {"loss": error(got, value)} | compared(name, velocity), set()
-    for path, g in zip(*weights.flatten(grads)[:2]):
-        names, g = TRANSFORMER.sources(path, g.shape), np.asarray(g.get_value())
-        for n, x in zip(names, g if TRANSFORMER.layers(path) else [g]):
-            seen.add(n)
-            out[n] = error(x.T if path[-1] == "kernel" else x, theirs[n], least=1e-30)
-    assert seen == theirs.keys(), seen ^ theirs.keys()
-    return out
+    i, theirs = inputs(name), (torch_gradients(name), torch_velocity(name))
+    return rungs.gradients(*theirs, ours(name), TRANSFORMER, i, i.jax(BUCKET, np.nan))
 
 
 RUNGS = {

@@ -30,7 +30,8 @@ from edit_rl_jax.editors.step1x_edit.config import Step1XConfig
 from edit_rl_jax.editors.step1x_edit.layout import layout
 from edit_rl_jax.editors.step1x_edit.weights import TRANSFORMER
 from edit_rl_jax.nn import weights
-from tests.editors import flux
+from tests.editors import rungs
+from tests.editors.rungs import compared, pad
 from tests.parity.ladder import LAYER, NETWORK, error, jit, layer
 from tests.parity.tiny import randomise
 
@@ -206,7 +207,7 @@ class Inputs:
         )
         given = [np.where(np.arange(r.states)[:, None] < r.text, x, fill) for r, x in zip(rows, self.text)]
         parts = {"noise": self.noise, "references": self.references, "text": given}
-        padded = {k: flux.pad([x.astype(np.float32) for x in v], getattr(bucket, k), fill) for k, v in parts.items()}
+        padded = {k: pad([x.astype(np.float32) for x in v], getattr(bucket, k), fill) for k, v in parts.items()}
         mask = np.arange(bucket.text)[None] < np.array([r.text for r in rows])[:, None]
         condition = {**index, "state_mask": mask, "text": padded["text"], "references": padded["references"]}
         return jax.tree.map(jnp.asarray, (padded["noise"], self.t, condition))
@@ -287,55 +288,21 @@ def torch_velocity(name: str) -> list[np.ndarray]:
         return [-torch_model(name)(*i.torch(b))[0, : len(x)].numpy() for b, x in enumerate(i.noise)]
 
 
-def compared(name: str, got: jax.Array) -> dict[str, float]:
-    out = {}
-    for b, want in enumerate(torch_velocity(name)):
-        out[f"row {b}"] = error(got[b, : len(want)], want)
-        out[f"padding of row {b}"] = float(np.abs(got[b, len(want) :]).max(initial=0))
-    return out
-
-
 def rung_network(name: str) -> dict[str, float]:
     """Velocities of the ragged batch, NaN in its padding; padding must come out zero."""
-    return compared(name, jit(lambda m, *a: m(*a))(ours(name), *inputs(name).jax(EQUAL, np.nan)))
+    return compared(torch_velocity(name), jit(lambda m, *a: m(*a))(ours(name), *inputs(name).jax(EQUAL, np.nan)))
 
 
 @functools.cache
 def torch_gradients(name: str) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean squared distance to a random target over all real tokens, and its gradient by every weight."""
-    model, i = torch_model(name), inputs(name)
-    model.zero_grad()
-    total, count = 0.0, 0
-    for b, target in enumerate(flux.targets(i)):
-        out = -model(*i.torch(b))[0, : len(target)]
-        total = total + ((out - torch.tensor(target)) ** 2).sum()
-        count += out.numel()
-    (total / count).backward()
-    return (total / count).item(), {n: p.grad.numpy() for n, p in model.named_parameters()}
+    i, model = inputs(name), torch_model(name)
+    return rungs.torch_gradients(model, i, lambda b: -model(*i.torch(b))[0])
 
 
 def rung_gradients(name: str) -> dict[str, float]:
     """Velocities, and gradients by every weight, relative to each tensor's maximum."""
-    value, theirs = torch_gradients(name)
-    graphdef, state = nnx.split(ours(name))
-    i = inputs(name)
-    goal, args = flux.pad(flux.targets(i), BUCKET.noise), i.jax(BUCKET, np.nan)
-    live = (args[2]["noise_segments"] > 0)[..., None]
-
-    def mean(state):
-        out = nnx.merge(graphdef, state)(*args)
-        square = jnp.sum(jnp.where(live, out - goal, 0) ** 2)
-        return square / (jnp.sum(live.astype(jnp.float32)) * out.shape[-1]), out
-
-    (got, velocity), grads = jit(jax.value_and_grad(mean, has_aux=True))(state)
-    out, seen = {"loss": error(got, value)} | compared(name, velocity), set()
-    for path, g in zip(*weights.flatten(grads)[:2]):
-        names, g = TRANSFORMER.sources(path, g.shape), np.asarray(g.get_value())
-        for n, x in zip(names, g if TRANSFORMER.layers(path) else [g]):
-            seen.add(n)
-            out[n] = error(x.T if path[-1] == "kernel" else x, theirs[n], least=1e-30)
-    assert seen == theirs.keys(), seen ^ theirs.keys()
-    return out
+    i, theirs = inputs(name), (torch_gradients(name), torch_velocity(name))
+    return rungs.gradients(*theirs, ours(name), TRANSFORMER, i, i.jax(BUCKET, np.nan))
 
 
 RUNGS = {

@@ -233,13 +233,19 @@ def test_the_files_of_black_forest_labs(tmp_path):
     found = nnx.state(kontext.from_folder(tmp_path / "a"))
     for v, w in zip(*(weights.flatten(s)[1] for s in (found, nnx.state(editor())))):
         np.testing.assert_array_equal(v.get_value(), w.get_value())
+    kontext.save(found, editor().cfg, tmp_path / "e", files_from=tmp_path / "a")  # the autoencoder goes along
+    again = nnx.state(kontext.from_folder(tmp_path / "e"))
+    for v, w in zip(*(weights.flatten(s)[1] for s in (again, found))):
+        np.testing.assert_array_equal(v.get_value(), w.get_value())
     written = safetensors.torch.load_file(
         bfl.save_transformer(found["transformer"], kontext.TRANSFORMER, tmp_path / "b")
     )
     assert written.keys() == theirs.keys() and all(torch.equal(written[k], theirs[k]) for k in theirs)
     half = bfl.save_transformer(found["transformer"], kontext.TRANSFORMER, tmp_path / "d", jnp.bfloat16)
     assert all(torch.equal(x, theirs[k].bfloat16()) for k, x in safetensors.torch.load_file(half).items())
-    written = safetensors.torch.load_file(bfl.save_autoencoder(found["vae"], kontext.NAMINGS["vae"], tmp_path / "c"))
+    written = safetensors.torch.load_file(
+        bfl.save_autoencoder(found["vae"], kontext.FOLDER.networks["vae"][1], tmp_path / "c")
+    )
     assert written.keys() == autoencoder.keys() and all(torch.equal(written[k], autoencoder[k]) for k in autoencoder)
     assert len(bfl.TABLE) == 2 * (3 + 1 + 6) + 2 * (2 * 5 + 2) + 2 * 3 + 2  # 780 tensors in 19 and 38 layers
     safetensors.torch.save_file({k: v.contiguous() for k, v in theirs.items() if "query" not in k}, file)

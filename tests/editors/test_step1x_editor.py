@@ -309,7 +309,7 @@ def test_upstreams_own_files(tmp_path, monkeypatch, version):
     )
     assert written.keys() == theirs.keys() and all(torch.equal(written[k], theirs[k]) for k in theirs)
     (tmp_path / "a" / "transformer" / "config.json").unlink()
-    assert files._single(tmp_path / "a", "transformer") == file
+    assert files.FOLDER._single(tmp_path / "a", "transformer") == file
     with pytest.raises(WeightsError, match="do not fit together"):  # taken for the released one, of its version
         files.configs(tmp_path / "a")
     safetensors.torch.save_file({k: v.contiguous() for k, v in theirs.items() if "fc1" not in k}, file)

@@ -67,7 +67,8 @@ def go(model: Path, folder: Path, sha256: str) -> None:
     assert train_grpo.main([*config("rl"), "--workdir", str(folder / "rl")]) == 0
     plan.editing.jobs = functools.partial(plan.editing.jobs, side=24)
     for job, more in (("train", ["--job", "train"]), ("edit", ["--job", "edit"]), ("rl", [])):
-        where = ["--topology", "v5e:2x2", "--config.mesh.fsdp=4", "--json", str(folder / f"{job}.json")]
+        where = ["--topology", "v5e:2x2", "--config.mesh.fsdp=4", "--config.rows=4"]
+        where += ["--json", str(folder / f"{job}.json")]
         assert plan.main([*config("rl" if job == "rl" else "train"), *more, *where]) == 0
 
 

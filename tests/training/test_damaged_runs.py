@@ -351,8 +351,10 @@ def job(stack):
     interruption = terminal.Interruption()
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # other threads take them: it sleeps on
     print("ready", flush=True)
-    while not interruption.now(1):
+    while True:  # it sleeps before it asks: the first signal may come before it sleeps
         ctypes.CDLL(None).usleep(60_000_000)  # as a device is waited for: Python runs no handler meanwhile
+        if interruption.now(1):
+            break
     interruption.restore()
     print("saved", flush=True)
     return 0

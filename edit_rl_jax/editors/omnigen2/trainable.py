@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from edit_rl_jax.editors import finetuning
+from edit_rl_jax.editors.finetuning import batch_format
 from edit_rl_jax.editors.omnigen2 import tiny, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
-from edit_rl_jax.editors.omnigen2.weights import local_folder
-from edit_rl_jax.editors.rows import Editing, EditRows
+from edit_rl_jax.editors.omnigen2.weights import FOLDER, local_folder
+from edit_rl_jax.editors.rows import Editing
 from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.editors.vae import flux_vae
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
@@ -23,8 +25,7 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import exports
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
-from edit_rl_jax.nn.params import LoRA, LoRAConfig
-from edit_rl_jax.nn.peft import check_only_lora
+from edit_rl_jax.nn.params import LoRA
 from edit_rl_jax.nn.weights import check_finite, load
 from edit_rl_jax.ranges import knob
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
@@ -80,19 +81,8 @@ def to_json(cfg: Configs) -> str:
 
 
 def make(config: Any, cfg: Configs, mesh: Mesh, dtype: Any) -> partial:
-    m = config.model
-    return partial(
-        OmniGen2,
-        cfg,
-        lora=LoRAConfig(m.lora.rank, m.lora.alpha) if m.trainable == "lora" else None,
-        trainable=m.trainable,
-        dtype=dtype,
-        remat=m.remat,
-        attention=m.attention or None,
-        train_mllm=m.train_text,
-        tensor_parallel=mesh.shape.get("tensor", 1),
-        hidden_multiple=mesh.shape.get("fsdp", 1),
-    )
+    more = {"train_mllm": config.model.train_text, **FOLDER.on_mesh(mesh)}
+    return partial(OmniGen2, cfg, **finetuning.options(config, dtype), **more)
 
 
 def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Any:
@@ -106,43 +96,13 @@ def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Any:
     return found
 
 
-def batch_format(config: Any, cfg: Configs, tokenizer: Any) -> EditRows:
-    buckets = [Bucket(*b) for b in config.data.buckets]
-    try:
-        return EditRows(cfg.processor, tokenizer, buckets)
-    except ValueError as e:
-        raise ConfigError(f"config key 'data.buckets': {e}") from e
-
-
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
-    """Everything from the base, with a fresh or a given LoRA; without one, random but for `model.vae`.
-
-    Raises WeightsError for files that do not fit, and for what a LoRA run trains but could not export.
-    """
-    m, key = program.config.model, jax.random.key(program.config.seed)
-    if m.trainable == "lora":
-        check_only_lora(program.trainable_state)
-    if base is None:
-        trainable, frozen = program.init(key)
-        if m.vae:
-            verify(m.vae)
-            vae = load(Path(m.vae), program.with_shardings("frozen")["vae"], flux_vae.NAMING)
-            frozen |= st.flatten(nnx.State({"vae": vae}))
-        return trainable, frozen
-    abstract = program.with_shardings("trainable")
-    frozen = st.flatten(weights.load(base, program.with_shardings("frozen")))
-    if m.trainable == "full":
-        trainable = st.flatten(weights.load(base, abstract))
-    elif m.init_adapter:
-        verify(m.init_adapter)
-        found = weights.read_lora(m.init_adapter, m.lora.alpha)  # the reference's files do not say their alpha
-        if found.rank != m.lora.rank:
-            raise ConfigError(f"config key 'model.init_adapter': rank {found.rank}; model.lora.rank is {m.lora.rank}")
-        trainable = st.flatten(
-            nnx.State({"transformer": weights.load_lora(m.init_adapter, abstract["transformer"], found)})
-        )
-    else:
-        trainable = program.init_trainable(key)
+    """As `finetuning.initial_weights`; without a base, random but for `model.vae`."""
+    trainable, frozen = finetuning.initial_weights(program, base, files=FOLDER)
+    if base is None and (folder := program.config.model.vae):
+        verify(folder)
+        vae = load(Path(folder), program.with_shardings("frozen")["vae"], flux_vae.NAMING)
+        frozen |= st.flatten(nnx.State({"vae": vae}))
     return trainable, frozen
 
 
