@@ -1,5 +1,5 @@
-"""Qwen-Image's transformer against diffusers' on random tiny configurations: velocities of ragged rows, and gradients by
-every weight. Torch runs each row alone, ours all of them padded, with NaN where the padding is."""
+"""Qwen-Image's transformer against diffusers' on random tiny configurations: velocities of ragged rows, and gradients
+by every weight. Torch runs each row alone, ours all of them padded, with NaN where the padding is."""
 
 import diffusers
 import jax
