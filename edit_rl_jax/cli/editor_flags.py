@@ -67,7 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
         metavar="PIXELS",
         help="decode larger images in tiles of that side",
     )
-    how.add_argument("--text-length", type=flag(int, "[1, 1000000]"), default=1024, help="tokens of text at most")
+    how.add_argument(
+        "--text-length",
+        type=flag(int, "[1, 1000000]"),
+        help="tokens of text at most; default: the editor's own (1024)",
+    )
     how.add_argument(
         edit + "rows",
         dest="edit_rows",
@@ -106,6 +110,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     guidance = dataclasses.replace(own.guidance, **{k: v for k, v in asked.items() if v is not None})
     names = ("negative", "negative_system", "max_pixels", "max_side", "reference_pixels", "text_length", "tile")
     given = {k: getattr(args, k) for k in names} | {"max_side": args.max_side or own.max_side}
+    given["text_length"] = args.text_length or getattr(own, "most_text", 1024)  # images may be text
     shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
     rows = -(-args.edit_rows // shards) * shards
     sampling = EditSettings(Denoising(steps, args.solver, guidance), schedule, rows=rows, **given)

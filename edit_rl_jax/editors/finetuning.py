@@ -119,7 +119,7 @@ def export(
     WeightsError naming weights that are not finite."""
     config, m = program.config, program.config.model
     state = st.unflatten(program.trainable_state, trainable)
-    with exports.writing(folder, exports.metadata(config, prompts, **{TEXT: m.text})) as part:
+    with exports.writing(folder, exports.metadata(config, prompts, **({TEXT: m.text} if "text" in m else {}))) as part:
         if m.trainable == "lora":
             check_finite(state["transformer"])
             files.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, part, m.init_from or None)

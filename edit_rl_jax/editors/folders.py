@@ -34,7 +34,8 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 @dataclasses.dataclass(frozen=True)
 class EditorFolder:
-    """Says what an editor's folder holds. One with rules of its own overrides `naming`, `of_single` or `on_mesh`.
+    """Says what an editor's folder holds. One with rules of its own overrides `naming`, `of_single`, `beside`,
+    `pipeline_of` or `on_mesh`.
 
     Attributes:
       editor: its class, called with the configurations, `rngs=` and options.
@@ -68,6 +69,15 @@ class EditorFolder:
         """Gives the configuration of a network that lies there as upstream's own file alone: the released one."""
         return self.networks[part][0]()
 
+    def beside(self, source: Any) -> dict[str, Any]:
+        """Gives what the configurations hold besides the networks'. source: a folder (Path), or a mapping or JSON text
+        of what its model_index.json says. Raises WeightsError."""
+        return {}
+
+    def pipeline_of(self, cfg: Any) -> str:
+        """Gives the class of model_index.json."""
+        return self.pipeline
+
     def on_mesh(self, mesh: Mesh) -> dict[str, Any]:
         """Gives the options of the editor that a mesh asks for."""
         return {}
@@ -82,6 +92,7 @@ class EditorFolder:
         for part, (cls, _) in self.networks.items():
             file = None if (folder / part / "config.json").exists() else self._single(folder, part)
             found[part] = cls.from_hf(folder / part) if file is None else self.of_single(part, file)
+        found |= self.beside(Path(folder))
         if self.text is not None:
             found["text"] = self.text[0] if text is None else text
         try:
@@ -195,7 +206,7 @@ class EditorFolder:
         if jax.process_index():
             return folder
         (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-        files = {"model_index.json": {"_class_name": self.pipeline, **self.classes}}
+        files = {"model_index.json": {"_class_name": self.pipeline_of(cfg), **self.classes}}
         files["scheduler/scheduler_config.json"] = {**self.scheduler, **(scheduler or {})}
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")

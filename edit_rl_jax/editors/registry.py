@@ -12,6 +12,7 @@ from edit_rl_jax.names import has_all, resolve
 EDITORS = {
     "omnigen2": "edit_rl_jax.editors.omnigen2.weights",
     "flux_kontext": "edit_rl_jax.editors.flux_kontext.weights",
+    "qwen_image_edit": "edit_rl_jax.editors.qwen_image_edit.weights",
     "step1x_edit": "edit_rl_jax.editors.step1x_edit.weights",
 }
 

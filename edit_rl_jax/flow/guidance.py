@@ -75,7 +75,7 @@ class TrueGuidance(Guidance):
 
     keep_norm: bool = True
 
-    unused: ClassVar[tuple[str, ...]] = ("image",)
+    unused: ClassVar[tuple[str, ...]] = ("image", "negative_system")
 
     @property
     def branches(self) -> int:

@@ -30,6 +30,7 @@ MODELS = {
     "editreward": "edit_rl_jax.rewards.editreward.trainable",
     "omnigen2": "edit_rl_jax.editors.omnigen2.trainable",
     "flux_kontext": "edit_rl_jax.editors.flux_kontext.trainable",
+    "qwen_image_edit": "edit_rl_jax.editors.qwen_image_edit.trainable",
     "step1x_edit": "edit_rl_jax.editors.step1x_edit.trainable",
     "autoencoder": "edit_rl_jax.editors.vae.trainable",
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edit_rl_jax.editors.flux_kontext.config import FluxConfig
 from edit_rl_jax.editors.flux_kontext.editor import Configs, FluxKontext
@@ -52,25 +53,24 @@ def folder_tokenizer(folder: Path) -> Tokenizers:
     return Tokenizers(load_tokenizer(folder / "tokenizer"), load_tokenizer(folder / "tokenizer_2"))
 
 
-def schedule(folder: Path, steps: int) -> Schedule:
-    """The schedule that a released folder asks for, at that many steps."""
+def schedule(folder: Path, steps: int, released: Mapping[str, Any] = SCHEDULER) -> Schedule:
+    """The schedule that a folder asks for, at that many steps; what it does not say is as released."""
     file = folder / "scheduler" / "scheduler_config.json"
-    stored = SCHEDULER | (read_json(file) if file.exists() else {})
+    stored = {**released} | (read_json(file) if file.exists() else {})
     number = lambda key, kind: checked(stored[key], kind, f"{file}: {key}", 0, 2**20)
+    terminal = checked(stored.get("shift_terminal") or 0.0, "float", f"{file}: shift_terminal", 0, 0.999)
     if not checked(stored["use_dynamic_shifting"], "bool", f"{file}: use_dynamic_shifting"):
-        return Schedule(steps, "static", shift=number("shift", "float"))
-    base = {
-        k: stored[k] for k in ("base_shift", "base_image_seq_len", "time_shift_type", "shift_terminal") if k in stored
-    }
-    if not base.items() <= {**SCHEDULER, "time_shift_type": "exponential", "shift_terminal": None}.items():
+        return Schedule(steps, "static", shift=number("shift", "float"), terminal=terminal)
+    base = {k: stored[k] for k in ("base_shift", "base_image_seq_len", "time_shift_type") if k in stored}
+    if not base.items() <= {**SCHEDULER, "time_shift_type": "exponential"}.items():
         raise WeightsError(f"{file}: not implemented: {base}")
     top = {"max_shift": number("max_shift", "float"), "max_tokens": number("max_image_seq_len", "int")}
-    return Schedule(steps, "exponential", **top)
+    return Schedule(steps, "exponential", terminal=terminal, **top)
 
 
 def targets(modules: Iterable[str]) -> str:
     """The narrowest of `mmdit.blocks.TARGETS` in which the modules of an adapter lie."""
-    kinds = (r"_blocks\.\d+\.attn\.", r"_blocks\.\d+\.(ff|ff_context|proj_mlp)\b", "")
+    kinds = (r"_blocks\.\d+\.attn\.", r"_blocks\.\d+\.(ff|ff_context|proj_mlp|img_mlp|txt_mlp)\b", "")
     return TARGETS[max((next(i for i, k in enumerate(kinds) if re.search(k, m)) for m in modules), default=0)]
 
 
