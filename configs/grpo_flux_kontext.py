@@ -1,11 +1,16 @@
-"""FLUX.1-Kontext-dev by online RL with EditScore-7B, after Flow-GRPO: 6 steps, guidance 2.5 in the network.
+"""FLUX.1-Kontext-dev by online RL with EditScore-7B: 6 steps, guidance 2.5 in the network; after Flow-GRPO or Edit-R1.
 
     python scripts/train_grpo.py --config configs/grpo_flux_kontext.py --config.topology=v5p:2x2x4 \
         --workdir gs://BUCKET/kontext --config.data.train=rl_abs_9tasks.jsonl
 
 Sources and edits of 512 x 512, flow SDE with a = 0.9 in all steps but the last; 24 samples of 48 prompts, two updates;
 rank 64, alpha 128 on attention and feed-forwards, lr 3e-4, 128 tokens of T5's text, evaluated in 28 steps. A step is
-one forward: the guidance is the network's input. Licences: FLUX.1 [dev] Non-Commercial, the adapter's too.
+one forward: the guidance is the network's input.
+With `:nft` after the file's name as Edit-R1 (arXiv 2510.16888) has it: DiffusionNFT on DPM2's samples, 12 of each of 24
+prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a moving average
+of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, standard deviation over all, evaluated in 15 steps. Its
+filter of groups is `--config.rl.advantage.min_std=0.05`, off as there.
+Licences: FLUX.1 [dev] Non-Commercial, the adapter's too.
 Hardware: `python scripts/plan.py --config configs/grpo_flux_kontext.py --topology v5p:2x2x4` says what fits. To expect:
 not measured at full size.
 """
@@ -13,9 +18,11 @@ not measured at full size.
 from edit_rl_jax.rl.editors.config import default
 
 
-def get_config():
+def get_config(recipe="grpo"):
+    if recipe not in ("grpo", "nft"):
+        raise ValueError(f"no recipe '{recipe}'; recipes: grpo, nft")
     c = default("flux_kontext")
-    c.name = "grpo_flux_kontext"
+    c.name = f"{recipe}_flux_kontext"
     c.steps = 500
     c.rows = 16
     c.model.init_from = "black-forest-labs/FLUX.1-Kontext-dev"
@@ -50,6 +57,28 @@ def get_config():
     c.rl.judge.tensor = 4
     c.rl.eval_prompts = 0
     c.rl.eval_sample_steps = 28
+    if recipe == "nft":
+        edit_r1(c)
     with c.unlocked():
         c.mesh_presets = {"v5e:4x4": {"fsdp": 16}, "v6e:4x4": {"fsdp": 16}, "v5p:2x2x4": {"fsdp": 16}}
     return c
+
+
+def edit_r1(c):
+    """Sets what Edit-R1 has otherwise."""
+    c.model.lora.rank = 32
+    c.model.lora.alpha = 64.0
+    c.model.lora.targets = "attention"
+    c.rl.algorithm = "nft"
+    c.rl.prompts = 24
+    c.rl.group = 12
+    c.rl.updates = 1
+    c.rl.solver = "dpm2"
+    c.rl.window = 0
+    c.rl.window_range = (0, 0)
+    c.rl.loss.kl_weight = 1e-4
+    c.rl.loss.beta = 1.0
+    c.rl.advantage.std = "global"
+    c.rl.old = 0.5
+    c.rl.old_rise = 0.001
+    c.rl.eval_sample_steps = 15

@@ -53,6 +53,7 @@ def sampler(done: supervised.Finished) -> EditorSampler:
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
     shapes = editworld.buckets(editor.processor.multiple, config.data.resolution)
     how = dict(rows=-(-64 // n) * n, buckets=shapes, max_pixels=config.data.resolution**2)
+    how["reference_pixels"] = config.get("flow", {}).get("reference_pixels", 0)
     settings = EditSettings(Denoising(steps), kind.schedule(folder, steps), **how)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 

@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
         help="likewise, the longer side of an input; default: the editor's own (1024)",
     )
     how.add_argument(
+        "--reference-pixels",
+        type=flag(int, "[0, 1e9]"),
+        default=0,
+        metavar="N",
+        help="shrink inputs to that, not the result: faster; 0: no such limit",
+    )
+    how.add_argument(
         "--tile",
         type=flag(int, "[0, 16384]"),
         default=0,
@@ -97,7 +104,7 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     check_used(args, own.guidance)
     asked = {"text": args.text_guidance, "image": args.image_guidance} | dict(zip(("start", "stop"), args.guided_range))
     guidance = dataclasses.replace(own.guidance, **{k: v for k, v in asked.items() if v is not None})
-    names = ("negative", "negative_system", "max_pixels", "max_side", "text_length", "tile")
+    names = ("negative", "negative_system", "max_pixels", "max_side", "reference_pixels", "text_length", "tile")
     given = {k: getattr(args, k) for k in names} | {"max_side": args.max_side or own.max_side}
     shards = math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp")) if mesh else 1
     rows = -(-args.edit_rows // shards) * shards

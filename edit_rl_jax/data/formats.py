@@ -31,6 +31,14 @@ class Format(Protocol):
         """The example as a sample to plan with, its images still encoded. Raises RecordError."""
         ...
 
+    def outline(self, sample: Any) -> Any:
+        """All that `load` and `plan` need of a sample, plain JSON: what another process is told of it."""
+        ...
+
+    def outlined(self, outline: Any) -> Any:
+        """What `load` and `plan` take instead of a sample, from its outline through JSON."""
+        ...
+
     def load(self, sample: Any) -> tuple[int, ...]:
         """What a sample takes, by resource."""
         ...

@@ -14,6 +14,7 @@ row by row, of a fixed length N: short ones are padded at their end.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -150,6 +151,16 @@ class Editor(Protocol):
 def tokens(processor: Preparer, size: Size) -> int:
     """Counts the tokens of an image of that size in pixels."""
     return (size[0] // processor.multiple) * (size[1] // processor.multiple)
+
+
+def smaller(size: Size, pixels: int, multiple: int) -> Size:
+    """Shrinks a size to at most that many pixels, on the grid of `multiple`, its aspect kept as well as that allows; 0:
+    no limit."""
+    if not pixels or size[0] * size[1] <= pixels:
+        return size
+    scale = math.sqrt(pixels / (size[0] * size[1]))
+    height, width = (max(int(side * scale) // multiple * multiple, multiple) for side in size)
+    return height, width
 
 
 def check_text(length: int, allowed: int, where: str) -> None:

@@ -68,7 +68,8 @@ def options(config: Any, dtype: Any) -> dict[str, Any]:
 def batch_format(config: Any, cfg: Any, tokenizer: Any) -> EditRows:
     """Makes the format of the batches. Raises ConfigError."""
     try:
-        return EditRows(cfg.processor, tokenizer, [Bucket(*b) for b in config.data.buckets])
+        pixels = config.get("flow", {}).get("reference_pixels", 0)
+        return EditRows(cfg.processor, tokenizer, [Bucket(*b) for b in config.data.buckets], pixels)
     except ValueError as e:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 

@@ -40,6 +40,7 @@ class Drawing:
     times: str = knob("lognormal", ("lognormal", "uniform"))
     shift: str = knob("linear")  # none | linear | sqrt | a number: see flow.matching.Times
     sample_latents: bool = knob(True)  # of the autoencoder's posterior; else its mean
+    reference_pixels: int = knob(0, "[0, 1e9]")  # of a reference at most, which then costs less; 0: as the result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,10 @@ class FlowMatching:
     @classmethod
     def configured(cls, config: Any) -> FlowMatching:
         f = config.flow
+        if f.reference_pixels and f.changed:
+            raise ConfigError(
+                "config key 'flow.changed' compares result and reference: 'flow.reference_pixels' is 0 then"
+            )
         try:
             times = Times(f.times, f.shift)
         except ValueError as e:
@@ -76,24 +81,35 @@ class FlowMatching:
         """Squared error of the velocity, summed over the numbers of all valid tokens; weight: how many they are."""
         B, R = batch["references"].shape[:2]
         keys = lambda items, passes: item_keys(self.seed, Purpose.TRAINING, 0, items, passes)
-        images = jnp.concatenate([batch["target"][:, None], batch["references"]], axis=1)
-        images = to_pixels(images.reshape(-1, *images.shape[2:]))
-        passes = jnp.tile(jnp.arange(1, R + 2, dtype=jnp.int32), B)
-        latents = model.encode(images, keys(jnp.repeat(batch["seed"], R + 1), passes) if self.sample else None)
-        latents = latents.reshape(B, R + 1, *latents.shape[1:])
+
+        def encode(images: Array, first: int) -> Array:
+            """[B, n, H, W, 3] to [B, n, N, C]; first: of the numbers of images that tell their randomness apart."""
+            n = images.shape[1]
+            passes = jnp.tile(jnp.arange(first, first + n, dtype=jnp.int32), B)
+            drawn = keys(jnp.repeat(batch["seed"], n), passes) if self.sample else None
+            found = model.encode(to_pixels(images.reshape(-1, *images.shape[2:])), drawn)
+            return found.reshape(B, n, *found.shape[1:])
+
+        target, references = batch["target"][:, None], batch["references"]
+        if target.shape[2:] == references.shape[2:]:
+            latents = encode(jnp.concatenate([target, references], axis=1), 1)
+            data, references = latents[:, 0], latents[:, 1:]
+        else:  # smaller references
+            data = encode(target, 1)[:, 0]
+            references = encode(references, 2) if R else jnp.zeros((B, 0, *data.shape[1:]), data.dtype)
         arrays = {k: v for k, v in batch.items() if k not in OWN}
-        condition = model.condition(arrays, latents[:, 1:].reshape(B, -1, latents.shape[-1]))
-        data, count = latents[:, 0], batch["reference_count"][:, None]
+        condition = model.condition(arrays, references.reshape(B, -1, data.shape[-1]))
+        count = batch["reference_count"][:, None]
         mask = jnp.broadcast_to(count >= 0, data.shape[:2])
         own = keys(batch["seed"], jnp.zeros_like(batch["seed"]))
         t = self.times.draw(own, jnp.sum(mask, axis=1))
-        x, target = matching.noised(data, t, own)
+        x, wanted = matching.noised(data, t, own)
         weight = None
         if R and self.changed:
-            differs = jnp.minimum(jnp.mean(jnp.square(data - latents[:, 1]), axis=-1), 1.0)
+            differs = jnp.minimum(jnp.mean(jnp.square(data - references[:, 0]), axis=-1), 1.0)
             weight = 1 + self.changed * jnp.where(count > 0, differs, 0.0)
         velocity = model.velocity(x, t, jax.tree.map(lambda a: a[:, 0], condition))
-        squares, counts = matching.loss(velocity, target, mask, weight)
+        squares, counts = matching.loss(velocity, wanted, mask, weight)
         return jnp.sum(squares), jnp.sum(counts), {"rows": (squares, counts)}
 
 

@@ -184,6 +184,8 @@ class EditorFolder:
         """
         folder, source = Path(folder), None if files_from is None else Path(files_from)
         parts = parts or (tuple(self.networks) if source is None else ("transformer",))
+        if why := [n for p in parts if (n := self.networks[p][1].unwritten)]:
+            raise WeightsError(f"{folder}: not written: {why[0]}")
         for part in parts:
             config, naming = getattr(cfg, part), self.networks[part][1]
             if isinstance(config, Config):

@@ -1,7 +1,8 @@
 """Rows of one edit each: an instruction, the images to edit and the result, for training an editor. NumPy only.
 
-A shape fixes the text's length, the number of references and one size of image for both; the sizes of a dataset are
-covered by several shapes. Of an image the middle in its shape's aspect is resized to its size.
+A shape fixes the text's length, the number of references and one size of image for both, below which references may
+have a limit; the sizes of a dataset are covered by several shapes. Of an image the middle in its shape's aspect is
+resized to its size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from PIL import Image
 from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import MAX_PIXELS, decode_image, image_size
 from edit_rl_jax.data.records import RecordError
-from edit_rl_jax.editors.base import Preparer, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.editors.base import Preparer, Request, Size, TokenLengths, check_text, smaller, tokens
 from edit_rl_jax.ranges import knob
 
 OWN = ("target", "references", "reference_count", "text_mask", "seed")  # arrays of a batch; the rest is the editor's
@@ -72,13 +73,15 @@ class Row:
 class EditRows:
     """The `pipeline.Format` of editors. A batch of B rows has
 
-    target u8 [B, H, W, 3], references u8 [B, R, H, W, 3] (zeros where a row has fewer), reference_count i32 [B]
+    target u8 [B, H, W, 3], references u8 [B, R, h, w, 3] (zeros where a row has fewer), reference_count i32 [B]
     (-1 = a row of padding), text_mask bool [B, T], seed i32 [B], and what the editor's `prepare` gives for one branch.
 
-    tokenizer: None where only shapes are wanted. Raises ValueError for sizes that are not the editor's.
+    tokenizer: None where only shapes are wanted. reference_pixels: of a reference at most; 0: as the result. Raises
+    ValueError for sizes that are not the editor's.
     """
 
-    def __init__(self, processor: Preparer, tokenizer: Any, shapes: Sequence[EditShape]):
+    def __init__(self, processor: Preparer, tokenizer: Any, shapes: Sequence[EditShape], reference_pixels: int = 0):
+        self.reference_pixels = reference_pixels
         self.buckets, self.processor, self.tokenizer = tuple(shapes), processor, tokenizer
         self.guidance = dataclasses.replace(processor.guidance, text=1.0, image=1.0)
         for b in self.buckets:
@@ -100,13 +103,27 @@ class EditRows:
         return Row(e.key, e.instruction, e.references, e.target, e.seed, best, lengths[best])
 
     def _text(self, example: EditExample, shape: EditShape) -> int:
-        request = _request(example.instruction, (), len(example.references), shape)
+        request = self._request(example.instruction, (), len(example.references), shape)
         return self.processor.text_length(self.tokenizer, request, self.guidance)
 
+    def reference_size(self, shape: EditShape) -> Size:
+        """The (height, width) of a shape's references in pixels."""
+        return smaller((shape.height, shape.width), self.reference_pixels, self.processor.multiple)
+
+    def _request(self, instruction: str | None, images: Any, count: int, shape: EditShape) -> Request:
+        references = (self.reference_size(shape),) * count
+        return Request(instruction, tuple(images), references, (shape.height, shape.width))
+
     def _prepared(self, requests: Sequence[Request | None], shape: EditShape) -> dict[str, np.ndarray]:
-        n = tokens(self.processor, (shape.height, shape.width))
-        lengths = TokenLengths(shape.text, shape.references * n, n)
+        noise, one = (tokens(self.processor, s) for s in ((shape.height, shape.width), self.reference_size(shape)))
+        lengths = TokenLengths(shape.text, shape.references * one, noise)
         return dict(self.processor.prepare(self.tokenizer, requests, lengths, self.guidance))
+
+    def outline(self, sample: Row) -> int:
+        return sample.bucket
+
+    def outlined(self, outline: int) -> Row:
+        return Row("", None, (), b"", 0, outline, 0)
 
     def load(self, sample: Row) -> tuple[int]:
         return (1,)
@@ -128,10 +145,9 @@ class EditRows:
 
     def empty(self, bucket: int, rows: int) -> dict[str, np.ndarray]:
         b = self.buckets[bucket]
-        image = (b.height, b.width, 3)
         return self._prepared([None] * rows, b) | {
-            "target": np.zeros((rows, *image), np.uint8),
-            "references": np.zeros((rows, b.references, *image), np.uint8),
+            "target": np.zeros((rows, b.height, b.width, 3), np.uint8),
+            "references": np.zeros((rows, b.references, *self.reference_size(b), 3), np.uint8),
             "reference_count": np.full(rows, -1, np.int32),
             "text_mask": np.zeros((rows, b.text), bool),
             "seed": np.zeros(rows, np.int32),
@@ -139,9 +155,11 @@ class EditRows:
 
     def encode(self, sample: Row) -> Row:
         b = self.buckets[sample.bucket]
-        decode = lambda image, name: cover(decode_image(image, where=f"{sample.key} {name}"), b.height, b.width)
-        references = tuple(decode(im, f"reference {i}") for i, im in enumerate(sample.references))
-        return dataclasses.replace(sample, references=references, target=decode(sample.target, "target"))
+        decode = lambda image, name, size: cover(decode_image(image, where=f"{sample.key} {name}"), *size)
+        size = self.reference_size(b)
+        references = tuple(decode(im, f"reference {i}", size) for i, im in enumerate(sample.references))
+        target = decode(sample.target, "target", (b.height, b.width))
+        return dataclasses.replace(sample, references=references, target=target)
 
     def blank(self, sample: Row) -> Row:
         return dataclasses.replace(sample, valid=False)
@@ -157,26 +175,23 @@ class EditRows:
             batch["text_mask"][row, : sample.text] = True
             batch["seed"][row] = sample.seed
             shape = self.buckets[sample.bucket]
-            request = _request(sample.instruction, sample.references, len(sample.references), shape)
+            request = self._request(sample.instruction, sample.references, len(sample.references), shape)
             for name, values in self._prepared([request], shape).items():
                 batch[name][row] = values[0]
 
     def counts(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
         images, text = batch["reference_count"] + 1, batch["text_mask"]  # images of padding: 0
-        n = tokens(self.processor, batch["target"].shape[-3:-1])
-        patches, slots = int(images.sum()) * n, images.size * (1 + batch["references"].shape[-4]) * n
+        noise, one = (tokens(self.processor, batch[k].shape[-3:-1]) for k in ("target", "references"))
+        edits = int((images > 0).sum())
+        patches = edits * noise + (int(images.sum()) - edits) * one
+        slots = images.size * (noise + batch["references"].shape[-4] * one)
         return {
-            "answers": int((images > 0).sum()),
+            "answers": edits,
             "tokens": int(text.sum()) + patches,
             "patches": patches,
             "token_slots": text.size + slots,
             "patch_slots": slots,
         }
-
-
-def _request(instruction: str | None, images: Any, count: int, shape: EditShape) -> Request:
-    size = (shape.height, shape.width)
-    return Request(instruction, tuple(images), (size,) * count, size)
 
 
 def cover(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

@@ -21,7 +21,17 @@ from PIL import Image
 
 from edit_rl_jax import sharding
 from edit_rl_jax.data.images import resize
-from edit_rl_jax.editors.base import Condition, EditError, Editor, Request, Size, TokenLengths, check_text, tokens
+from edit_rl_jax.editors.base import (
+    Condition,
+    EditError,
+    Editor,
+    Request,
+    Size,
+    TokenLengths,
+    check_text,
+    smaller,
+    tokens,
+)
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
@@ -57,6 +67,7 @@ class EditSettings:
       sampler, schedule: of one number of steps.
       negative, negative_system: see `base.Request`.
       max_pixels, max_side: larger images are shrunk; smaller ones stay.
+      reference_pixels: of a reference at most, whatever the result's size: they cost as many tokens; 0: no such limit.
       text_length: tokens of text at most.
       tile: images with a longer side are decoded in tiles of at most this side, in pixels, blended where they overlap
         by a quarter, which takes less memory; 0: never. Wanted are multiples of four of the editor's `multiple`.
@@ -71,6 +82,7 @@ class EditSettings:
     negative_system: str | None = None
     max_pixels: int = 1024 * 1024
     max_side: int = 1024
+    reference_pixels: int = 0
     text_length: int = 1024
     tile: int = 0
     rows: int = 1
@@ -146,6 +158,7 @@ class EditorSampler:
         """
         s, p, where = self.settings, self.processor, edit.where
         references, size = p.fit([x.shape[:2] for x in edit.images], edit.size, s.max_pixels, s.max_side, where)
+        references = tuple(smaller(r, s.reference_pixels, p.multiple) for r in references)
         request = Request(edit.instruction, edit.images, references, size, s.negative, s.negative_system, where)
         text = p.text_length(self.tokenizer, request, s.sampler.guidance)
         check_text(text, s.text_length, where)

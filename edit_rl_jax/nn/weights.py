@@ -40,6 +40,7 @@ class Naming:
     tied: tensors that a file may hold if they equal another one.
     flat: modules whose kernels are convolutions in files, [out, in * receptive field] here.
     convert: a file's tensors -> those that `canonical` names, for files of another layout (fused matrices).
+    unwritten: why `save` refuses, where `convert` leaves out what cannot be made again.
     """
 
     name: Callable[[Sequence[str]], str]
@@ -51,6 +52,7 @@ class Naming:
     tied: tuple[tuple[str, str], ...] = ()
     flat: tuple[str, ...] = ()
     convert: Callable[[list[Tensor]], list[Tensor]] = list
+    unwritten: str = ""
 
     def layers(self, path: Sequence[str]) -> bool:
         return bool(set(self.stacked) & set(path))
@@ -242,8 +244,10 @@ def save(
     None = none is written.
     dtype: of the files, default each weight's own. unflat: shape [in, ...] of one filter of `naming.flat`.
     Raises WeightsError if the state holds LoRA leaves (`peft.merge` first, or `peft.save` the adapter) or numbers that
-    are not finite, before anything is written.
+    are not finite, or if the naming is not for writing, before anything is written.
     """
+    if naming.unwritten:
+        raise WeightsError(f"{folder}: not written: {naming.unwritten}")
     folder, lead = Path(folder), jax.process_index() == 0
     paths, variables, _ = flatten(state)
     if adapters := [".".join(p) for p in paths if p[-1] in LORA]:

@@ -1,5 +1,6 @@
 """Online RL of a verifier planned: prefill and decode of the rollout, and the update, with one copy of the weights."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from edit_rl_jax.chips import Chip
 from edit_rl_jax.plan import host, scoring
 from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.rl.vlm.program import Program, build_program
-from edit_rl_jax.rl.vlm.rollout import shape_of
+from edit_rl_jax.rl.vlm.rollout import sampling_of, shape_of
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import interfaces, on_mesh
 
@@ -22,7 +23,10 @@ def engine(program: Program, chip: Chip, devices: list[Any]) -> scoring.Scoring:
     """Lays the policy over the devices of one host, as each process's engine has it (see `rl.vlm.hosts`)."""
     config, local = program.config, chips.host(chip, devices)
     tensor = program.mesh.shape.get("tensor", 1)
-    mesh = make_mesh({"data": len(local) // tensor, "tensor": tensor}, local)
+    if len(local) == program.mesh.size:
+        mesh = program.mesh
+    else:
+        mesh = make_mesh({"data": len(local) // tensor, "tensor": tensor}, local)
     make = interfaces.model(config).make(config, program.model_config, mesh, on_mesh.dtype(config, mesh))
     model = on_mesh.OnMesh.of(make, mesh)
     with jax.set_mesh(mesh):
@@ -31,17 +35,21 @@ def engine(program: Program, chip: Chip, devices: list[Any]) -> scoring.Scoring:
     return scoring.Scoring(program.model_config, mesh, tensor, graphdef, state, size)
 
 
-def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
+def jobs(
+    config: Any, chip: Chip, devices: list[Any], stop: tuple[int, ...] = scoring.STOP, prefill: Any = None
+) -> Iterator[Job]:
     """Lowers prefill and decode of a process's rollout, and the update over all devices. Beside the rollout lies what
-    the optimizer keeps; beside the update the engine's stores. Raises ConfigError or ShardingError."""
+    the optimizer keeps; beside the update the engine's stores. stop: tokens that end a reply. prefill: see
+    `scoring.Sizes`. Raises ConfigError or ShardingError."""
     arch = interfaces.model(config).model_config(config)
     program = build_program(config, on_mesh.make_mesh(config, devices), arch)
     policy, r = engine(program, chip, devices), config.rl
     shape = shape_of(r, policy.mesh.shape["data"])
-    sizes = scoring.Sizes(shape, shape.tiles + 4, r.max_new_tokens)
+    sizes = scoring.Sizes(shape, shape.tiles + 4, r.max_new_tokens, prefill)
     kept = {k: v for k, v in program.state.items() if k != "trainable"}
     beside = {"optimizer": resident(kept)}
-    yield from scoring.jobs(policy, chip, r.slots, beside, sizes, log_probs=True)
+    sampling = dataclasses.replace(sampling_of(r), stop_tokens=stop)
+    yield from scoring.jobs(policy, chip, r.slots, beside, sizes, log_probs=True, sampling=sampling)
     scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype)
     args = (scalar(jnp.int32), scalar(jnp.float32), scalar(jnp.bool), scalar(jnp.int32))
     with jax.set_mesh(program.mesh):

@@ -30,6 +30,7 @@ from edit_rl_jax.vlm.family import Architecture
 NEW_TOKENS, EDITS, PASSES = 512, 12, 4  # an answer's limit; edits of one source, answers to each
 SHARED, OWN, PIECE = 768, 448, 384  # text and one image of 512 x 512; another image and the turn's end; a prefill
 SOURCE, EDITED, END = 512, 288, 512  # of a prompt that is read: instruction and an image of 448 x 448; another; a text
+STOP = (151645,)  # "<|im_end|>" of Qwen's
 KINDS = {"state": "frozen", "features": "image features"}
 KINDS |= dict.fromkeys(("own", "contexts", "answers", "tiles"), "KV cache")
 
@@ -70,14 +71,23 @@ class Scoring:
         return self.weight_bytes // self.tensor
 
 
-def describe(cfg: Architecture, chip: Chip, devices: list[Any], tensor: int = 0, judge: Any = None) -> Scoring:
+def describe(
+    cfg: Architecture,
+    chip: Chip,
+    devices: list[Any],
+    tensor: int = 0,
+    judge: Any = None,
+    dtype: Any = jnp.bfloat16,
+    attention: str = "splash",
+) -> Scoring:
     """Lays a reward model of this architecture over described devices.
 
     tensor: chips that share a copy of the weights, 0 = as few as leave room. judge: its class, which may have a
-    `network(cfg) -> (model, readout)` of its own. Raises DoesNotFit where no number of chips leaves room.
+    `network(cfg) -> (model, readout)` of its own. dtype, attention: as a TPU's by default. Raises DoesNotFit where no
+    number of chips leaves room.
     """
     kind, readout = judge.network(cfg) if hasattr(judge, "network") else (family.of(cfg).model, None)
-    make = partial(kind, cfg, dtype=jnp.bfloat16, attention="splash", remat="none")
+    make = partial(kind, cfg, dtype=dtype, attention=attention, remat="none")
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     weight_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     tensor = tensor or tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
@@ -94,23 +104,25 @@ def jobs(
     beside: Mapping[str, int] | None = None,
     sizes: "Sizes | None" = None,
     log_probs: bool = False,
+    sampling: TokenSampling | None = None,
 ) -> Iterator[Job]:
     """Lowers one prefill and one decode step of `slots` answers side by side; of a model that is read, one prefill and
     one reading, of as many prompts as rows lie over the mesh, with `slots` contexts.
 
     beside: as `Job.beside`. sizes: of the stores, by default those of edits that share a source. log_probs: as
-    `Engine.generate`."""
+    `Engine.generate`. sampling: as EditScore samples by default."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     sizes = sizes or usual(scoring, slots)
     shape, (stores, features) = sizes.shape, abstract_stores(scoring, sizes)
-    sampling = TokenSampling(max_new_tokens=sizes.new_tokens, stop_tokens=(151645,))
+    sampling = sampling or TokenSampling(max_new_tokens=sizes.new_tokens, stop_tokens=STOP)
     jitted = programs(scoring.graphdef, sampling, readout=scoring.readout)
-    whole = lambda x: jax.ShapeDtypeStruct(
-        np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, PartitionSpec())
-    )
+    whole = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype)  # from the host, placed by the compiler
     ints = lambda *s: whole(np.zeros(s, np.int32))
-    pieces = lambda n: (ints(data, n), ints(data, 3, n), ints(data, n), ints(data))
-    piece, rows = pieces(min(PIECE, shape.own)), (ints(data), ints(data), ints(data))
+    count, length = sizes.prefill or (data, PIECE)
+    axes = scoring.cfg.position_axes
+    pieces = lambda n, rows=data: (ints(rows, n), ints(rows, axes, n), ints(rows, n), ints(rows))
+    piece, first = pieces(min(length, shape.own), count), (ints(count), ints(count), ints(count))
+    rows = (ints(data), ints(data), ints(data))
     state = scoring.state
     with jax.set_mesh(mesh):
         lowered = (
@@ -125,7 +137,7 @@ def jobs(
             if scoring.readout
             else {
                 "prefill": lower(
-                    jitted["leaf"], scoring.state, stores.own, stores.contexts, features, piece, *rows, before=-1
+                    jitted["leaf"], scoring.state, stores.own, stores.contexts, features, piece, *first, before=-1
                 ),
                 "decode": lower(
                     jitted["decode"],
@@ -145,7 +157,11 @@ def jobs(
     matrices = [
         math.prod(x.shape[1:]) for x in jax.tree.leaves(scoring.state) if len(x.shape) == 3 and x.dtype == jnp.bfloat16
     ]
-    facts = {"weight_bytes": scoring.weight_bytes, "smallest_weight_matrix": min(matrices), "mesh": dict(mesh.shape)}
+    facts = {
+        "weight_bytes": scoring.weight_bytes,
+        "smallest_weight_matrix": min(matrices, default=0),
+        "mesh": dict(mesh.shape),
+    }
     facts["shape"] = vars(shape) | ({"end": END} if scoring.readout else {"new": sizes.new_tokens})
     # memory-bound: a step reads the weights once; attention's reads of the stores are on top
     least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
@@ -156,11 +172,13 @@ def jobs(
 
 
 class Sizes(NamedTuple):
-    """What an engine's stores hold: `Engine`'s shape, shared prefixes kept, tokens of an answer."""
+    """What an engine's stores hold: `Engine`'s shape, shared prefixes kept, tokens of an answer; and, where it is not
+    the usual one, a prefill: (pieces, tokens of each)."""
 
     shape: Shape
     contexts: int
     new_tokens: int
+    prefill: tuple[int, int] | None = None
 
 
 def usual(scoring: Scoring, slots: int) -> Sizes:

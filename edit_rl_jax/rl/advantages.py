@@ -21,25 +21,28 @@ class AdvantageConfig:
     """How rewards become advantages; static.
 
     Attributes:
-      std: divide by the standard deviation of the "group" or of all valid rewards ("global").
+      std: divide by the standard deviation of the "group" or of all valid rewards ("global"), or by nothing ("none", as
+        Dr. GRPO): then a group of small differences moves little.
       clip: advantages end at +-clip.
       eps: added to the standard deviation (population).
-      min_std: groups below it leave, besides those whose rewards are all equal.
+      min_std: groups below it leave, besides those whose rewards are all equal. min_range: so do groups whose greatest
+        and least reward differ by less (Qwen-Image-2.0-RL, arXiv 2606.27608).
       decoupled: normalise each dimension apart, then sum by weight (GDPO), in place of normalising the weighted sum.
       over_batch: bring what is kept to mean 0 and standard deviation 1 over the rollout, before `clip` (GDPO's last
         step).
     """
 
-    std: str = knob("group", ("group", "global"))
+    std: str = knob("group", ("group", "global", "none"))
     clip: float = knob(5.0, "[1e-6, 1e6]")
     eps: float = knob(1e-4, "[0, 1e6]")
     min_std: float = knob(0.0, "[0, 1e6]")
+    min_range: float = knob(0.0, "[0, 1e6]")
     decoupled: bool = knob(False)
     over_batch: bool = knob(False)
 
     def __post_init__(self):
-        if self.std not in ("group", "global"):
-            raise ValueError(f"std must be group or global, got {self.std!r}")
+        if self.std not in ("group", "global", "none"):
+            raise ValueError(f"std must be group, global or none, got {self.std!r}")
 
 
 class Advantages(NamedTuple):
@@ -52,19 +55,21 @@ class Advantages(NamedTuple):
 
 class Normalised(NamedTuple):
     """Rewards of one kind, normalised. values: fp32 [N], 0 where invalid. mean, std: over all valid rewards.
-    group_std, flat: [groups], `flat` where the rewards do not differ."""
+    group_std, group_range, flat: [groups], `flat` where the rewards do not differ, or by less than is asked; the range
+    of a group without a valid reward is not finite."""
 
     values: Float[Array, " N"]
     mean: Float[Array, ""]
     std: Float[Array, ""]
     group_std: Float[Array, " N"]
+    group_range: Float[Array, " N"]
     flat: Bool[Array, " N"]
 
 
 def normalise(
     rewards: Float[Array, " N"], valid: Bool[Array, " N"], groups: Int[Array, " N"], config: AdvantageConfig
 ) -> Normalised:
-    """Centres rewards in their groups and divides them by the standard deviation; see `advantages`."""
+    """Centres rewards in their groups and divides them as `config.std` says; see `advantages`."""
     n = rewards.shape[0]
     r = jnp.where(valid, rewards.astype(jnp.float32), 0.0)
     one = valid.astype(jnp.float32)
@@ -76,11 +81,12 @@ def normalise(
     # Equal rewards are found by comparing them: their standard deviation is not exactly 0 after rounding.
     low = jax.ops.segment_min(jnp.where(valid, r, jnp.inf), groups, n)
     high = jax.ops.segment_max(jnp.where(valid, r, -jnp.inf), groups, n)
-    flat = (count > 0) & ((high <= low) | (std < config.min_std))
+    flat = (count > 0) & ((high <= low) | (std < config.min_std) | (high - low < config.min_range))
     over_all = jnp.sum(r) / jnp.maximum(jnp.sum(one), 1)
     global_std = jnp.sqrt(jnp.sum(jnp.where(valid, r - over_all, 0.0) ** 2) / jnp.maximum(jnp.sum(one), 1))
-    scale = std[groups] if config.std == "group" else global_std
-    return Normalised(centred / (scale + config.eps), over_all, global_std, std, flat)
+    if config.std != "none":
+        centred = centred / ((std[groups] if config.std == "group" else global_std) + config.eps)
+    return Normalised(centred, over_all, global_std, std, high - low, flat)
 
 
 def advantages(
@@ -120,10 +126,15 @@ def advantages(
     values = jnp.where(keep, jnp.clip(values, -config.clip, config.clip), 0.0)
     present = jax.ops.segment_sum(jnp.ones(n), groups, n) > 0
     scored = jax.ops.segment_sum(valid.astype(jnp.float32), groups, n) > 0
+    narrow = {
+        "groups_narrow": number(flat & (whole.group_range > 0)),
+        "reward_group_range": mean_of(whole.group_range, scored),
+    }
     return Advantages(
         values,
         keep,
-        {
+        (narrow if config.min_range else {})
+        | {
             "reward_mean": whole.mean,
             "reward_std": whole.std,
             "reward_group_std": mean_of(whole.group_std, scored),

@@ -6,10 +6,12 @@ one of the host's part (step, position in the data, guard): a damaged newest che
 before it is used.
 """
 
+import collections
 import contextlib
 import itertools
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -176,6 +178,47 @@ class Checkpoints:
             if broken:
                 broken.close()
         return SaveError(f"a checkpoint could not be saved under {self.folder}: {_cause(e)}")
+
+
+def rehearse(folder: str | os.PathLike, trees: Mapping[str, Any], abstract: Mapping[str, Any]) -> str:
+    """Writes a state into `folder` as a run's checkpoints are, reads it back where the devices have room for it twice,
+    compares, and removes the folder. Returns what was tried, in words; raises CheckpointError.
+
+    Every process calls it; abstract: as `trees`, with shardings.
+    """
+    folder = epath.Path(folder)
+    began, size = time.monotonic(), sum(x.nbytes for x in jax.tree.leaves(dict(trees)))
+    _remove(folder)  # of a run that was killed in it
+    processes.wait_for_all("a clean folder")
+    try:
+        with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
+            checkpoints.save(0, trees, None)
+            checkpoints.wait()
+            written, room = time.monotonic(), not processes.any_says(not _room_for(trees))
+            if room and checkpoints.restore(abstract) is None:
+                raise CheckpointError(f"the checkpoint that was tried under {folder} is not there")
+        processes.wait_for_all("a checkpoint was tried")
+    finally:
+        _remove(folder)
+    read = f"read in {time.monotonic() - written:.1f} s" if room else "not read: the devices have no room for it twice"
+    return f"a checkpoint of {size / 2**20:,.0f} MiB was written in {written - began:.1f} s and {read}"
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a folder, on the first process, if it can."""
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            folder.rmtree()
+
+
+def _room_for(trees: Mapping[str, Any]) -> bool:
+    """Whether this process's devices hold these trees once more; True where a device does not tell."""
+    shards = [s for x in jax.tree.leaves(dict(trees)) for s in x.addressable_shards]
+    needed = collections.Counter()
+    for shard in shards:
+        needed[shard.device] += shard.data.nbytes
+    told = {device: device.memory_stats() or {} for device in needed}
+    return all(m["bytes_limit"] - m["bytes_in_use"] > 1.1 * needed[d] for d, m in told.items() if "bytes_limit" in m)
 
 
 def _check_host(meta: Any, step: int) -> None:

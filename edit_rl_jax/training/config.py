@@ -45,6 +45,8 @@ RESUME_MAY_CHANGE = (
     "compilation_cache",
     "checkpoint.keep",
     "checkpoint.max_failed",
+    "checkpoint.rehearse",
+    "checkpoint.deadline",
     "eval.pairs",
     "eval.passes",
     "eval.prompts",

@@ -104,6 +104,8 @@ class Checkpoint:
     every: int = knob(250, INT32)
     keep: int = knob(3, INT32)
     max_failed: int = knob(10, INT32)  # saves in a row that may fail
+    rehearse: bool = knob(True)  # before the first step a checkpoint is written, read and removed
+    deadline: int = knob(1800, INT32)  # seconds in which all processes have read a checkpoint, or the run ends
 
 
 @dataclasses.dataclass(frozen=True)

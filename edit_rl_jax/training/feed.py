@@ -13,8 +13,11 @@ from jax.sharding import Mesh
 
 from edit_rl_jax import sharding
 from edit_rl_jax.data.pipeline import BatchMeta
+from edit_rl_jax.data.planning import Reads
+from edit_rl_jax.training import processes
 
 log = logging.getLogger(__name__)
+COUNTS = ("tokens", "patches", "answers", "token_slots", "patch_slots")  # of a BatchMeta
 
 
 def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
@@ -49,7 +52,7 @@ class Fed:
     batch: dict[str, jax.Array]  # [accum, B, ...]
     meta: BatchMeta  # of this process's rows
     state: Any  # iterator state to save with: the next batch after a resume is the one after this
-    figures: dict[str, float]  # counts over all processes, shares, seconds waited
+    figures: dict[str, float]  # counts over all processes (where it is the first one), shares, seconds waited
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh, shards: int = 1) -> dict[str, jax.Array]:
@@ -60,11 +63,15 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh, shards: int = 1) -> dict[str, 
     return {k: jax.make_array_from_process_local_data(places[k], v, whole[k].shape) for k, v in batch.items()}
 
 
-def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
+def feed(
+    batches: Any, mesh: Mesh, shards: int, reads: Reads | None = None, exchange: processes.Exchange | None = None
+) -> Iterator[Fed]:
     """Puts (batch, meta) pairs of a pipeline on the devices of `mesh`, with the pipeline's state after each.
 
-    shards: number of shares that make up the rows (see `data_shard`).
+    shards: number of shares that make up the rows (see `data_shard`). reads: what was read by this process, ahead too.
+    exchange: by which the counts of all shares are summed; needed where there are several.
     """
+    before_bytes, step = 0, 0
     while True:
         began = time.monotonic()
         # Worker processes begin here and inherit the mask: a terminal's Ctrl-C, sent to all, is this process's alone.
@@ -77,13 +84,17 @@ def feed(batches: Any, mesh: Mesh, shards: int) -> Iterator[Fed]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         state = batches.get_state()
         wait = time.monotonic() - began
+        counts, step = {k: getattr(meta, k) for k in COUNTS}, step + 1
+        counts = exchange.summed(str(step), counts) if exchange else counts
         figures = {
-            "tokens": meta.tokens * shards,
-            "patches": meta.patches * shards,
-            "answers": meta.answers * shards,
-            "real_token_share": meta.tokens / meta.token_slots,
-            "real_patch_share": meta.patches / max(1, meta.patch_slots),
+            "tokens": counts["tokens"],
+            "patches": counts["patches"],
+            "answers": counts["answers"],
+            "real_token_share": counts["tokens"] / counts["token_slots"],
+            "real_patch_share": counts["patches"] / max(1, counts["patch_slots"]),
             "epoch": meta.epoch,
             "input_wait_s": wait,
         }
+        if reads and reads.records:
+            figures["bytes_read"], before_bytes = reads.bytes - before_bytes, reads.bytes
         yield Fed(put(batch, mesh, shards), meta, state, figures)

@@ -7,9 +7,11 @@ import logging
 import os
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 from tqdm import tqdm
 
@@ -218,6 +220,43 @@ class Progress:
         """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+class Devices:
+    """Tells from beside when the devices had done a step, and so how long they had nothing to do before the next."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="devices")
+        self._steps: dict[int, tuple[float, Future[float]]] = {}
+        self._given = 0.0
+
+    def begin(self, step: int) -> None:
+        """Notes that a step is about to be given to the devices."""
+        self._given = time.monotonic()
+
+    def end(self, step: int, out: Any) -> None:
+        """Waits, beside, for the results of the step."""
+
+        def done() -> float:
+            jax.block_until_ready(out)
+            return time.monotonic()
+
+        self._steps = {n: s for n, s in self._steps.items() if n > step - 3} | {
+            step: (self._given, self._pool.submit(done))
+        }
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Gives the share of the time between the ends of the last step and this one in which the devices were idle;
+        nothing for the first. Waits for the step."""
+        if step - 1 not in self._steps:
+            return {}
+        (_, before), (given, now) = self._steps[step - 1], self._steps[step]
+        idle, whole = max(0.0, given - before.result()), now.result() - before.result()
+        return {"device_idle_share": min(1.0, idle / whole)} if whole > 0 else {}
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 class Table(dict):

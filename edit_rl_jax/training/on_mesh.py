@@ -16,7 +16,8 @@ from edit_rl_jax.nn.params import Frozen, Trainable
 
 State = dict[str, Any]
 """What training moves, as one tree: "trainable" (flat fp32 weights), "opt_state", and copies of the weights by name:
-"ema" where the config wants a moving average, "old" for the RL algorithms that ask for it."""
+"ema" where the config wants a moving average, "old" for the RL algorithms that ask for it, "reference" of a KL whose
+reference moves."""
 
 
 def make_mesh(config: Any, devices: Any = None) -> Mesh:

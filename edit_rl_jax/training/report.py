@@ -35,6 +35,7 @@ PANELS = (  # charts in this order (title, {series: its name}, logarithmic); wha
     ("Throughput (tokens a second)", {"tokens_per_s": ""}, False),
     ("What is real in a batch (share)", {"real_token_share": "tokens", "real_patch_share": "patches"}, False),
     ("Wait for input (seconds a step)", {"input_wait_s": ""}, False),
+    ("Idle devices (share of the time)", {"device_idle_share": ""}, False),
     ("Model FLOP utilisation (share of the peak)", {"mfu": ""}, False),
 )
 MAX_POINTS = 230  # of a curve; more steps are averaged in buckets

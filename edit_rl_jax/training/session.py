@@ -21,8 +21,8 @@ from edit_rl_jax.json_files import JSONError
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import ShardingError
+from edit_rl_jax.training import checkpoint, compilation, lease, metrics, on_mesh, processes, workdir
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import lease, metrics, on_mesh, processes, workdir
 from edit_rl_jax.training.checkpoint import CheckpointError, Checkpoints, SaveError
 from edit_rl_jax.training.terminal import Interruption, patient_output
 
@@ -34,7 +34,10 @@ class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite; the message names the rows of the last."""
 
 
-ERRORS = (ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError)
+ERRORS = (
+    ConfigError, WeightsError, ShardingError, CheckpointError, NonFiniteError, JSONError, ImageError,
+    processes.PeerError,
+)  # fmt: skip
 
 
 def main(argv, doc: str, train: Callable[["Session"], None], check: Callable[[Any], None] | None = None) -> int:
@@ -82,14 +85,12 @@ class Session:
     def __init__(self, args: argparse.Namespace, config: Any, stack: contextlib.ExitStack):
         processes.start(args.coordinator, args.processes, args.process)
         self.config, self.stack = config, stack
-        self.lead, self.interrupted, self.done = jax.process_index() == 0, False, 0
+        self.lead, self.interrupted, self.done, self._kept = jax.process_index() == 0, False, 0, 0
         self.say = log.info if self.lead else log.debug
-        if config.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
-            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        self.mesh = on_mesh.make_mesh(config)
         self.folder, self.remote = workdir.local_folder(args.workdir)
+        self.compiled = compilation.Cache(config.compilation_cache, self.folder.name, self.remote)
+        stack.callback(self.compiled.close)
+        self.mesh = on_mesh.make_mesh(config)
         self._lease = lease.agreed(lambda: lease.Lease(self.remote or self.folder))
         if self._lease:
             stack.callback(self._lease.close)
@@ -106,11 +107,16 @@ class Session:
         c, self.total = self.config.checkpoint, steps
         self._checkpoints = Checkpoints((self.remote or self.folder) / "checkpoints", c.keep)
         closing(self.stack, self._checkpoints.close)
-        found = self._checkpoints.restore(state)
+        with processes.together("reading the checkpoint", c.deadline):
+            found = self._checkpoints.restore(state)
         if found:
             self.say("resuming after step %d", found[0])
         with jax.set_mesh(self.mesh):
-            self.done, state, data, extra = found or (0, begin(), None, {})
+            self.done, now, data, extra = found or (0, begin(), None, {})
+        if not found and c.rehearse:
+            with processes.together("writing and reading a checkpoint to try", c.deadline):
+                self.say("%s", checkpoint.rehearse((self.remote or self.folder) / "rehearsal", now, state))
+        state = now
         self.guard = Guard(self.config.max_bad_steps, **extra.get("guard", {}))
         self._writer = None
         if self.lead:
@@ -158,6 +164,7 @@ class Session:
         """Saves the state after a step whose figures are recorded; data: position in the data, plain JSON."""
         self.check()
         counts = {"guard": {"total": self.guard.total, "in_row": self.guard.in_row}}
+        self._keep_compiled()
         self._saver.save(step, state, data, counts, stopping=self.interrupted or step == self.total)
 
     def check(self) -> None:
@@ -165,8 +172,18 @@ class Session:
         if self._lease:
             self._lease.check()
 
+    def _keep_compiled(self) -> None:
+        if self.compiled.hits + self.compiled.misses > self._kept:
+            self._kept, found = self.compiled.hits + self.compiled.misses, self.compiled
+            log.info(
+                "process %d: %d programs from the cache, %d compiled", jax.process_index(), found.hits, found.misses
+            )
+            if self.lead:
+                self.compiled.keep()
+
     def finish(self) -> None:
         """Waits for all processes, closes everything, and marks the run as finished."""
+        self._keep_compiled()
         processes.wait_for_all("finished")  # who leaves early would wait for the others with a time limit
         self.stack.close()
         if self.lead:

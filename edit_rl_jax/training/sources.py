@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax.data import pipeline
+from edit_rl_jax.data.planning import Exchange, Reads
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.names import ConfigError, nearest, resolve
 from edit_rl_jax.nn import model_files
@@ -131,17 +132,26 @@ class Input:
         except ValueError as e:
             raise ConfigError(str(e)) from e
 
-    def batches(self, data: pipeline.Source, shard: tuple[int, int] = (0, 1)) -> Any:
-        """Makes the training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta)."""
+    def batches(
+        self,
+        data: pipeline.Source,
+        shard: tuple[int, int] = (0, 1),
+        exchange: Exchange | None = None,
+        reads: Reads | None = None,
+    ) -> Any:
+        """Makes the training pipeline: an endless Grain iterator of (arrays [accum, rows / shards, ...], BatchMeta).
+        exchange, reads: see `make_pipeline`."""
         d = self.config.data
         options = dict(workers=d.workers, worker_kind=d.worker_kind, shuffle=d.shuffle, on_bad_record=d.on_bad_record)
+        options |= dict(exchange=exchange, reads=reads)
         return self._pipeline(data, shard=shard, seed=self.config.seed, **options)
 
     def validation_batches(
-        self, data: pipeline.Source, shard: tuple[int, int] = (0, 1)
+        self, data: pipeline.Source, shard: tuple[int, int] = (0, 1), exchange: Exchange | None = None
     ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
         """Yields the first `config.eval.batches` batches of the validation records in order: the same every time."""
-        stream = self._pipeline(data, shard=shard, shuffle=False, epochs=1, on_bad_record="skip")
+        how = dict(shard=shard, exchange=exchange)
+        stream = self._pipeline(data, shuffle=False, epochs=1, on_bad_record="skip", **how)
         try:
             for _, item in zip(range(self.config.eval.batches), stream):
                 yield item

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from edit_rl_jax import chips
+from edit_rl_jax.data.planning import Reads
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
-from edit_rl_jax.training import feed, interfaces, metrics, optim, session
+from edit_rl_jax.training import feed, interfaces, metrics, optim, processes, session
 from edit_rl_jax.training.program import build_program
 from edit_rl_jax.training.sources import Input
 from edit_rl_jax.training.sources import source as source_of
@@ -59,9 +60,12 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     shard = feed.data_shard(mesh, config.rows)
     source = source_of(config, "train")
     held_out = source_of(config, "validation") if config.eval.batches else None
-    steps = config.steps or given.steps_of_epochs(source)
-    batches = given.batches(source, shard)
+    steps = config.steps or processes.number(given.steps_of_epochs(source) if run.lead else 0)
+    exchange, reads = processes.exchange(*shard), Reads()
+    batches = given.batches(source, shard, exchange, reads)
     run.stack.callback(batches.close)
+    if exchange:
+        run.stack.callback(exchange.close)  # before: a thread that reads ahead may wait for others
 
     # -- Program, weights, and where the run goes on -------------------------------------------------------------------
     program = build_program(config, mesh, steps)
@@ -89,15 +93,19 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     peak = (config.log.peak_flops or chips.peak_flops(mesh.devices.flat[0].device_kind)) * mesh.size
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
-    fed, rows = feed.feed(batches, mesh, shard[1]), feed.local_rows(mesh, config.rows)
-    clock = time.monotonic()
+    fed = feed.feed(batches, mesh, shard[1], reads, processes.exchange(*shard))
+    rows = feed.local_rows(mesh, config.rows)
+    clock, devices = time.monotonic(), metrics.Devices()
+    run.stack.callback(devices.close)
 
     def record(step, item, out, validating=False):
         """Fetches a step's figures (waiting for it), checks them, validates if it is time, and writes them."""
         nonlocal clock
+        asked = time.monotonic()
         out = jax.device_get(out)
         now = time.monotonic()
         seconds, clock = now - clock, now
+        own = max(0.0, seconds - (now - asked) - item.figures["input_wait_s"])  # nobody waits: the host works
         bad = run.guard.check(step, bool(out.pop("finite")), out.pop("row_sums", None), item.meta.keys, rows)
         if bad:
             log.warning("%s", bad)
@@ -107,13 +115,13 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
         clock = time.monotonic() if validating else clock  # validation is no part of the next step's time
         rate = flops[item.meta.bucket] / seconds
         values = {k: float(v) for k, v in out.items()} | item.figures | more
-        values |= {"skipped": len(item.meta.skipped), "step_s": seconds}
+        values |= {"skipped": len(item.meta.skipped), "step_s": seconds, "host_s": own} | devices.figures(step)
         values |= {"tokens_per_s": item.figures["tokens"] / seconds, "model_tflops_per_s": rate / 1e12}
         run.record(step, values | ({"mfu": rate / peak} if peak else {}))
 
     def validate():
         table = metrics.Table()
-        for batch, meta in given.validation_batches(held_out, shard):
+        for batch, meta in given.validation_batches(held_out, shard, processes.exchange(*shard)):
             with jax.set_mesh(mesh):
                 sums = compiled[meta.bucket][1](optim.averaged(state), frozen, feed.put(batch, mesh, shard[1]))
             table.add(jax.device_get(sums))
@@ -123,7 +131,9 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     for step in run.steps():
         item = next(fed)
         with jax.set_mesh(mesh):
+            devices.begin(step)
             state, out = compiled[item.meta.bucket][0](state, frozen, item.batch, np.int32(step - 1))
+            devices.end(step, out)
         if pending:
             record(*pending)
         pending = (step, item, out)
@@ -137,6 +147,7 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
                 pending = None
             run.save(step, state, item.state)
             clock = time.monotonic()
+    log.info("process %d read %d records, %.3f MB", jax.process_index(), reads.records, reads.bytes / 1e6)
     if run.interrupted:
         return
 

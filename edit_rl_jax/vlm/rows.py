@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,9 @@ class Packed:
         self.images, self.positions = images or arch.images(), positions
         self._text = None if tokenizer is None else TextEncoder(tokenizer)
 
-    def _demand(self, sample: Together) -> Demand:
+    def _demand(self, sample: Together | Demand) -> Demand:
+        if isinstance(sample, Demand):
+            return sample
         first = ((i, j) for i, row in enumerate(sample.shown()) for j, at in enumerate(row) if at == (i, j))
         grids = tuple(sample[i].grids[j] for i, j in first)
         return Demand(sum(len(s.tokens) for s in sample), grids, sum(int(s.answer.sum()) for s in sample))
@@ -134,14 +137,21 @@ class Packed:
             raise RecordError(sample.key, "too long for every bucket", str(demand))
         return sample
 
-    def load(self, sample: Together) -> tuple[int, int]:
+    def outline(self, sample: Together) -> tuple[Any, ...]:
+        return dataclasses.astuple(self._demand(sample))
+
+    def outlined(self, outline: Sequence[Any]) -> Demand:
+        tokens, grids, answers = outline
+        return Demand(tokens, tuple((t, h, w) for t, h, w in grids), answers)
+
+    def load(self, sample: Together | Demand) -> tuple[int, int]:
         demand = self._demand(sample)
         return demand.tokens, demand.patches
 
     def capacity(self) -> tuple[int, int]:
         return max(b.tokens for b in self.buckets), max(b.slots for b in self.buckets)
 
-    def plan(self, samples: Sequence[Together], rows: int, final: bool, rng: np.random.Generator | None):
+    def plan(self, samples: Sequence[Together | Demand], rows: int, final: bool, rng: np.random.Generator | None):
         return plan_batches([self._demand(s) for s in samples], self.buckets, self.arch, rows, final, rng)
 
     def empty(self, bucket: int, rows: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,9 @@ import pytest
 from edit_rl_jax.cli import editor_flags
 from edit_rl_jax.editors.omnigen2 import tiny, trainable, weights
 from edit_rl_jax.evals.editors import editworld
+from edit_rl_jax.rl.editors import program, prompts
+from edit_rl_jax.training import config as config_lib
+from edit_rl_jax.training import interfaces, on_mesh
 from scripts import eval_editor
 
 ASSET = "edit_rl_jax/assets/tiny_editor"
@@ -42,3 +45,15 @@ def test_it_edits(folder, tmp_path, quick_compilation):
     figures = editworld.run(sampler, tmp_path, n=64, split="test", seed=0, samples=1, about={})
     assert figures["success_rate"] >= 0.28
     assert np.mean([row["success_rate"] > 0 for row in figures["by_task"].values()]) >= 0.75
+
+
+def test_every_prompt_of_its_rl_fits_the_text(request):
+    """A text that is too long is refused, so the config's own held-out prompts once ended the run before its start."""
+    config = config_lib.load(request.config.rootpath / "configs" / "grpo_tiny.py", {"rl.rewards": "(('oracle', 1.0),)"})
+    base, kind = interfaces.base_folder(config), interfaces.model(config)
+    architecture = kind.model_config(config)
+    tokenizer = kind.tokenizer(config, base, architecture)
+    built = program.build_program(config, on_mesh.make_mesh(config), architecture, tokenizer)
+    held_out, training = (prompts.source(config, split) for split in ("test", "train"))
+    for prompt in (*(held_out[i] for i in range(len(held_out))), *(training[i] for i in range(500))):
+        built.check(prompt)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from edit_rl_jax.editors.base import Editor, Processor, TokenLengths
-from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings
+from edit_rl_jax.data.images import resize
+from edit_rl_jax.editors.base import Editor, Processor, TokenLengths, smaller
+from edit_rl_jax.editors.sampling import LANCZOS, Edit, EditorSampler, EditSettings
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
@@ -60,3 +61,14 @@ def test_two_references_and_a_size_of_ones_own():
     assert made.shape == (9, 13, 3)
     (plain,) = s.edit([Edit("+++", size=(4, 4))])
     np.testing.assert_array_equal(plain, np.full((4, 4, 3), round(127.5 * 1.3), np.uint8))
+
+
+def test_references_may_have_fewer_pixels_than_the_result():
+    """12 x 16 with at most 60 pixels is 6 x 8: the same as an image that is so small, and the result keeps its size."""
+    image, small = picture(12, 16), sampler(reference_pixels=60)
+    request, need = small.check(Edit("+", (image,)))
+    assert request.references == ((6, 8),) and request.size == (12, 16) and need.references == 12
+    (made,) = small.edit([Edit("+", (image,))])
+    (again,) = sampler().edit([Edit("+", (resize(image, 6, 8, LANCZOS),), size=(12, 16))])
+    np.testing.assert_array_equal(made, again)
+    assert smaller((12, 16), 192, 2) == (12, 16) and smaller((40, 4), 20, 4) == (12, 4)

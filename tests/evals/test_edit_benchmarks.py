@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ import pytest
 
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.images import decode_image, encode_png
+from edit_rl_jax.data.principles import from_json
 from edit_rl_jax.data.resumable import ResumeError
+from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.evals.editors import cases, figures, gedit, imgedit, judged, kontext, recorded, world
 from edit_rl_jax.evals.editors.cases import Item, Judged
 from edit_rl_jax.evals.judges.cases import Problems
@@ -330,6 +333,22 @@ def test_kontexts_rows(tmp_path):
         and isinstance(gedit, cases.Benchmark)
         and isinstance(world, cases.Benchmark)
     )
+
+
+def test_the_worlds_principles_reach_a_judge():
+    """The verifier of the tiny base writes verdicts on a scene's own principles: without them none could be read."""
+    seen = []
+
+    class Asked(Judge):
+        def score(self, edits, *, only=None, progress=True):
+            seen.extend(edits)
+            return [Judgement({}, None, problem="unreadable answer")] * len(edits)
+
+    ready = [(item, load(), load()) for item, load in world.entries(Path("test-0-3"), "test", Problems())]
+    judged.by_judge(world, Asked())(ready)
+    for n, edit in enumerate(seen):
+        assert from_json("edit", edit.extras["principles"]) == principles_of(world.asked("test", 0, n))
+    assert len(seen) == 3
 
 
 def test_the_world_by_its_oracle_from_the_command_line(tmp_path):

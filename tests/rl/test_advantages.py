@@ -48,6 +48,32 @@ def test_global_std():
     assert out.keep.tolist() == [True] * 6 + [False] * 6
 
 
+def test_no_std():
+    """Differences from the group's mean, as they are: a group ten times wider moves ten times as much."""
+    out = run(std="none", clip=100.0)
+    np.testing.assert_allclose(out.values[:6], [-1, -10, 0, 0, 1, 10], atol=1e-5)
+    assert out.keep.tolist() == [True] * 6 + [False] * 6
+    np.testing.assert_array_equal(run(std="none", clip=100.0, eps=7.0).values, out.values)  # nothing is divided by
+    assert run(std="none").values[5] == 5.0  # the clip holds all the same
+
+
+def test_groups_of_a_narrow_range_leave():
+    """Ranges are 2, 20, 0, 0 and 0: 2 is kept at a bound of 2, not at one above; a flat group is not a narrow one."""
+    for bound, groups, narrow in ((2.0, (0, 2), 0), (2.1, (2,), 1), (20.5, (), 2)):
+        out = run(min_range=bound)
+        assert out.keep.tolist() == [g in groups for g in GROUPS[:6]] + [False] * 6, bound
+        assert out.metrics["groups_narrow"] == narrow and out.metrics["groups_zero_std"] == 3 + narrow
+        np.testing.assert_allclose(out.metrics["reward_group_range"], (2 + 20) / 5)
+        assert np.all(np.asarray(out.values)[~np.asarray(out.keep)] == 0)
+    kept = run(min_range=2.1).values[1::2][:3]
+    np.testing.assert_array_equal(kept, run().values[1::2][:3])  # what stays is as without
+    assert not {"groups_narrow", "reward_group_range"} & run().metrics.keys()
+    # one wide member that is not valid does not widen its group
+    assert not np.any(run([1.0, 1.2, 9.0], [True, True, False], [0] * 3, min_range=0.5).keep)
+    apart = decoupled([[0.0, 3.0], [1.0, 3.1]], groups=[0, 0], min_range=0.5)  # each dimension by itself
+    np.testing.assert_allclose(apart.values, [-0.75, 0.75], atol=1e-6)
+
+
 def test_clip_and_the_least_spread():
     outlier = [0.0] * 40 + [1.0]
     unclipped = run(outlier, [True] * 41, [7] * 41, clip=100.0).values[-1]
@@ -130,5 +156,5 @@ def test_advantages_over_the_batch():
 
 
 def test_unknown_std():
-    with pytest.raises(ValueError, match="group or global"):
+    with pytest.raises(ValueError, match="group, global or none"):
         AdvantageConfig("batch")

@@ -167,6 +167,24 @@ def test_trained_steps_are_a_random_part_of_the_window():
     assert losses.PolicyGradient(sampler).trained(jax.random.key(0)).tolist() == list(range(20))
 
 
+def test_trained_steps_are_drawn_from_the_noisiest():
+    """Of 20 the first 6 (0.3); of 10 the first 3, rounded up (0.21); and without a number all of these."""
+    sampler = Denoising(20, noise=SAMPLER.noise, window=20)
+    few = losses.PolicyGradient(sampler, train_steps=2, noisiest=0.3)
+    drawn = [few.trained(k).tolist() for k in jax.random.split(jax.random.key(0), 40)]
+    assert {i for one in drawn for i in one} == set(range(6)) and all(len(set(one)) == 2 for one in drawn)
+    assert losses.PolicyGradient(sampler, noisiest=0.3).trained(jax.random.key(0)).tolist() == list(range(6))
+    nft = DiffusionNFT(Denoising(10), train_steps=1, noisiest=0.21)
+    drawn = [nft.trained(k).tolist() for k in jax.random.split(jax.random.key(0), 40)]
+    assert {i for one in drawn for i in one} == {0, 1, 2} and all(len(one) == 1 for one in drawn)
+    assert DiffusionNFT(Denoising(10), noisiest=0.21).trained(jax.random.key(0)).tolist() == [0, 1, 2]
+    assert len(DiffusionNFT(Denoising(10)).trained(jax.random.key(0))) == 9  # as released
+    with pytest.raises(ValueError, match="3 of 2"):
+        losses.PolicyGradient(SAMPLER, train_steps=3, noisiest=1.0)
+    with pytest.raises(ValueError, match="2 of 1"):
+        losses.PolicyGradient(SAMPLER, train_steps=2, noisiest=0.5)
+
+
 def test_diffusion_nft():
     """Against the published formulas in NumPy; at equal weights the gradient's sign is the advantage's."""
     algorithm = DiffusionNFT(Denoising(4), beta=0.5, kl_weight=1e-2)

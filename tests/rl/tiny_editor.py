@@ -60,6 +60,7 @@ def config(folder: Path | str, **changes):
         optim__warmup=1,
         checkpoint__every=2,
         log__tensorboard=False,
+        checkpoint__rehearse=False,
         compilation_cache="",
         rl__prompts=2,
         rl__group=4,

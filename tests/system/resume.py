@@ -24,7 +24,17 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-TIMED = {"input_wait_s", "step_s", "tokens_per_s", "model_tflops_per_s", "mfu"}  # what a clock says
+# what a clock says, and how far ahead was read
+TIMED = {
+    "input_wait_s",
+    "step_s",
+    "host_s",
+    "tokens_per_s",
+    "model_tflops_per_s",
+    "mfu",
+    "device_idle_share",
+    "bytes_read",
+}
 
 
 SCRIPTS = {"train_rm": "toy_config.py", "train_editor": "toy_editor_config.py"}
@@ -41,9 +51,10 @@ def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
     return [sys.executable, str(script), "--config", str(config), "--workdir", str(workdir), *words]
 
 
-def start(folder: Path, workdir: Path, log: Path, *words: object, flags: str = "", **changes: object):
+def start(folder: Path, workdir: Path, log: Path, *words: object, flags: str = "", devices: int = 1, **changes: object):
     """The process, whose programs are compiled quickly; words: further arguments; flags: more of XLA's."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICKLY} {flags}"}
+    env["JAX_NUM_CPU_DEVICES"] = str(devices)
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # small programs as well: a run is started many times
     with open(log, "a") as out:
         arguments = [*command(folder, workdir, **changes), *map(str, words)]

@@ -72,13 +72,13 @@ def finish(folder: Path, workdir: Path, log: Path, *more: str) -> None:
         raise AssertionError(f"exit status {code}: {log.read_text()[-3000:]}")
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, *more: str) -> Path:
     """The editor and the uninterrupted run, once; returns the run's folder."""
     from tests.rl import tiny_editor
 
     if not (folder / "straight" / "finished").exists():
         tiny_editor.save(folder / "editor")
-        finish(folder, folder / "straight", folder / "straight.log")
+        finish(folder, folder / "straight", folder / "straight.log", *more)
     return folder / "straight"
 
 
@@ -92,12 +92,13 @@ def step_seconds(workdir: Path) -> float:
     return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step_s"]
 
 
-def trial(folder: Path, kind: str, seed: int) -> str:
-    """One trial; returns what happened. Raises AssertionError on a difference."""
+def trial(folder: Path, kind: str, seed: int, *more: str) -> str:
+    """One trial; returns what happened. more: flags of the run, as `prepare` had them. Raises AssertionError on a
+    difference."""
     rng = random.Random(seed)
     workdir, log = folder / f"{kind}-{seed}", folder / f"{kind}-{seed}.log"
     steps = steps_done(folder / "straight")
-    process, goal = start(folder, workdir, log), rng.randint(0, steps - 2 * (kind == "term"))
+    process, goal = start(folder, workdir, log, *more), rng.randint(0, steps - 2 * (kind == "term"))
     saving = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
     begun = lambda: (workdir / "metrics.jsonl").exists() and steps_done(workdir) >= goal
     while process.poll() is None and not (saving() if kind == "save" else begun()):
@@ -111,7 +112,7 @@ def trial(folder: Path, kind: str, seed: int) -> str:
     process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
     code, seen = process.wait(), steps_done(workdir)
     assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}: {log.read_text()}"
-    finish(folder, workdir, log)
+    finish(folder, workdir, log, *more)
     same(folder / "straight", workdir)
     return f"{kind}-{seed}: interrupted after {seen} steps, the rest equal"
 

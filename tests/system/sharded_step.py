@@ -18,6 +18,7 @@ import numpy as np
 from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import feed, on_mesh, sources
+from edit_rl_jax.training.processes import exchange
 from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
@@ -97,7 +98,7 @@ def packed_rows(index: int, count: int) -> dict[str, np.ndarray]:
     """This process's part of the first batch."""
     words = tokenizer()
     c = config(words)
-    batches = sources.Input.of(c, words).batches(Source(20), (index, count))
+    batches = sources.Input.of(c, words).batches(Source(20), (index, count), exchange(index, count))
     batch, meta = next(batches)
     batches.close()
     assert any(len(keys) > 1 for rows in meta.keys for keys in rows), "no packed row"

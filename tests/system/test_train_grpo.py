@@ -1,6 +1,7 @@
 """Show h: online RL interrupted and resumed equals uninterrupted, bit for bit; what a run leaves behind."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import edit_rl_jax
 from edit_rl_jax.training import metrics
 from tests import golden
 from tests.system import resume_grpo
+from tests.system.resume import state
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,21 @@ def test_a_run_leaves_its_figures(folder):
 
 def test_interrupted_equals_uninterrupted(folder):
     print(resume_grpo.trial(folder, "kill", 0))
+
+
+@pytest.mark.slow
+def test_weights_that_move_beside_the_policy_are_resumed(tmp_path):
+    """NFT with sampling weights that are an average and a reference that moves: both are in the checkpoint."""
+    moving = "algorithm=nft window=0 overlap=False old=0.6 old_rise=0.1 reference_every=2 reference_stays=0.5 updates=1"
+    words = [f"--config.rl.{w}" for w in moving.split()]
+    run = resume_grpo.prepare(tmp_path, *words)
+    rows = metrics.read(run / "metrics.jsonl")
+    np.testing.assert_allclose([r["old_share"] for r in rows], np.minimum(0.1 * np.arange(1, 9), 0.6), rtol=1e-6)
+    assert [r["reference_moves"] for r in rows] == [0, 1] * 4
+    names = state(run / "checkpoints")
+    assert {"old", "reference"} <= {part for name in names for part in re.findall(r"\w+", name)}
+    for kind, seed in (("kill", 1), ("term", 2)):
+        print(resume_grpo.trial(tmp_path, kind, seed, *words))
 
 
 @pytest.mark.slow

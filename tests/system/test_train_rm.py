@@ -111,6 +111,8 @@ def test_validation_is_no_part_of_a_steps_time(run):
     for row in rows:
         assert 0 < row["step_s"] < PAUSE / 2
         assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["step_s"])
+        assert 0 <= row["host_s"] <= row["step_s"] and row["bytes_read"] >= 0
+        assert row["step"] == 1 or 0 <= row["device_idle_share"] <= 1
 
 
 def test_validation_is_compiled_before_the_first_step(run):

@@ -51,6 +51,7 @@ def config(**changes):
         model__config=json.dumps(ARCHITECTURE),
         model__trainable="full",
         data__buckets=(BUCKET,),
+        checkpoint__rehearse=False,
         compilation_cache="",
     )
     flat |= changes

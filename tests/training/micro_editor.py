@@ -44,6 +44,7 @@ def config(**changes):
         checkpoint__every=3,
         eval__batches=1,
         log__tensorboard=False,
+        checkpoint__rehearse=False,
         compilation_cache="",
     )
     with c.unlocked():

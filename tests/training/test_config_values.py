@@ -27,7 +27,8 @@ ZERO = (  # off, none, all, "as another key", a share, a weight
     "eval.batches eval.pairs eval.prompts log.peak_flops rl.loss.clip_elements rl.loss.kl_weight rl.loss.train_steps "
     "rl.old rl.guidance.text rl.guidance.image rl.guidance.start rl.guidance.stop rl.advantage.eps "
     "rl.advantage.min_std rl.success_bonus rl.judge.temperature rl.oracle_samples rl.eval_prompts "
-    "rl.eval_sample_steps rl.eval_during rl.report_prompts rl.schedule.terminal"
+    "rl.eval_sample_steps rl.eval_during rl.report_prompts rl.schedule.terminal rl.old_rise rl.old_from "
+    "rl.reference_every rl.reference_stays rl.advantage.min_range flow.reference_pixels rl.reference_pixels"
 ).split()
 MINUS_ONE = "mesh.data mesh.fsdp mesh.tensor".split()  # what the other axes leave
 TRILLION = "optim.clip log.peak_flops".split()  # no gradient is clipped; a device of 1 TFLOP/s

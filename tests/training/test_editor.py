@@ -12,7 +12,9 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import EditRecord, RecordError
 from edit_rl_jax.editors.flow_matching import FlowMatching
-from edit_rl_jax.editors.rows import EditRows, EditShape, cover
+from edit_rl_jax.editors.pixels import to_pixels
+from edit_rl_jax.editors.rows import OWN, EditRows, EditShape, cover
+from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
 from edit_rl_jax.training import on_mesh, optim
@@ -175,6 +177,32 @@ def test_it_learns_one_batch_by_heart():
             state, out = p.step(state, frozen, rows, np.int32(n))
         losses.append(float(out["loss"]))
     assert losses[-1] < 0.1 * losses[0], losses[:: len(losses) // 6]
+
+
+def test_smaller_references():
+    """Rows and the loss where references have a limit: 10 x 10 pixels are 25 tokens beside 64."""
+    editor, rng = toy.Editor(), np.random.default_rng(0)
+    picture = lambda side: rng.integers(0, 256, (side, side, 3), np.uint8)
+    form = EditRows(editor.processor, toy.folder_tokenizer(), [EditShape(6, 1, 16, 16)], reference_pixels=100)
+    assert form.reference_size(form.buckets[0]) == (10, 10)
+    source, result = picture(16), picture(16)
+    rows = form.empty(0, 2)
+    assert rows["references"].shape == (2, 1, 10, 10, 3) and rows["target"].shape == (2, 16, 16, 3)
+    sample = form.encode(form.measure(EditExample("ab", (source,), result, "k", seed=5)))
+    form.write(rows, 0, [sample])
+    np.testing.assert_array_equal(rows["references"][0, 0], cover(source, 10, 10))
+    assert {k: v for k, v in form.counts(rows).items() if "patch" in k} == {"patches": 89, "patch_slots": 2 * 89}
+
+    objective = FlowMatching(Times("uniform", "none"), sample=False, seed=3)
+    total, count, more = objective.loss(editor, {k: jnp.asarray(v) for k, v in rows.items()})
+    assert int(count) == 64 * 12 and float(more["rows"][0][1]) == 0
+    latents = [editor.encode(to_pixels(jnp.asarray(x)[None])) for x in (sample.target, sample.references[0])]
+    arrays = {k: jnp.asarray(v[:1]) for k, v in rows.items() if k not in OWN}
+    condition = jax.tree.map(lambda a: a[:, 0], editor.condition(arrays, latents[1]))
+    keys = item_keys(3, Purpose.TRAINING, 0, jnp.int32([5]), jnp.int32([0]))
+    t = objective.times.draw(keys, jnp.int32([64]))
+    x, wanted = matching.noised(latents[0], t, keys)
+    np.testing.assert_allclose(total, jnp.sum(jnp.square(editor.velocity(x, t, condition) - wanted)), rtol=1e-6)
 
 
 def test_rows_of_edits():

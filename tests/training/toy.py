@@ -3,11 +3,15 @@
 The source gives one small image of one colour and asks for its name.
 """
 
+import os
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from edit_rl_jax.data.example import Example
+from edit_rl_jax.training import checkpoint
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
@@ -36,7 +40,14 @@ class Source:
         )
 
 
+def _hang(*args):
+    """Stands in for the reading of a checkpoint from storage that does not answer."""
+    time.sleep(1e4)
+
+
 def source(config, split):
+    if (hangs := os.environ.get("EDIT_RL_TEST_HANG")) and jax.process_index() == int(hangs):
+        checkpoint.Checkpoints._read = _hang
     return Source(config.data.size if split == "train" else config.data.validation_size, int(split == "train"))
 
 

@@ -16,15 +16,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from edit_rl_jax.nn import model_files
-from edit_rl_jax.nn.attention import attention
+from edit_rl_jax.editors.vae import base
+from edit_rl_jax.editors.vae.base import ImageAttention, ImageAutoencoder, Mid, Resample
 from edit_rl_jax.nn.conv import Conv
 from edit_rl_jax.nn.linear import Linear
 from edit_rl_jax.nn.model_files import checked, fields, read_config
 from edit_rl_jax.nn.norms import GroupNorm
 from edit_rl_jax.nn.params import Init
 from edit_rl_jax.nn.safetensors_io import WeightsError
-from edit_rl_jax.nn.weights import Naming, load
+from edit_rl_jax.nn.weights import Naming
 
 EPS = 1e-6
 
@@ -115,10 +115,8 @@ class Resnet(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class ImageAttention(nnx.Module):
-    """One head over all pixels, with a shortcut; queries in blocks, so that large images fit."""
-
-    BLOCK = 4096
+class Attention(ImageAttention):
+    """Attention over all pixels, with a shortcut."""
 
     def __init__(self, dim: int, groups: int, *, rngs: nnx.Rngs, init: Init):
         self.group_norm = GroupNorm(dim, groups, eps=EPS, rngs=rngs, init=init)
@@ -126,46 +124,15 @@ class ImageAttention(nnx.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = make(), make(), make(), nnx.List([make()])
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        B, H, W, C = x.shape
-        h = self.group_norm(x).reshape(B, H * W, C)
-        q, k, v = (p(h)[:, :, None] for p in (self.to_q, self.to_k, self.to_v))
-        run = lambda q: attention(q, k, v, impl="xla")
-        blocks = -(-H * W // self.BLOCK)
-        if blocks > 1:
-            pad = -H * W % blocks
-            q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(B, blocks, -1, 1, C)
-            out = jax.lax.map(run, q.swapaxes(0, 1)).swapaxes(0, 1).reshape(B, -1, 1, C)[:, : H * W]
-        else:
-            out = run(q)
-        return x + self.to_out[0](out[:, :, 0]).reshape(x.shape)
+        h = self.group_norm(x).reshape(x.shape[0], -1, x.shape[3])
+        out = self.attend(self.to_q(h), self.to_k(h), self.to_v(h))
+        return x + self.to_out[0](out).reshape(x.shape)
 
 
-class Mid(nnx.Module):
-    """Resnet, attention, resnet."""
-
-    def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, init: Init):
-        D, G = cfg.block_out_channels[-1], cfg.norm_num_groups
-        self.resnets = nnx.List([Resnet(D, D, G, rngs=rngs, init=init) for _ in range(2)])
-        attend = [ImageAttention(D, G, rngs=rngs, init=init)] if cfg.mid_block_add_attention else []
-        self.attentions = nnx.List(attend)
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        x = self.resnets[0](x)
-        for attend in self.attentions:
-            x = attend(x)
-        return self.resnets[1](x)
-
-
-class Resample(nnx.Module):
-    """Halves (stride 2, padded at the end) or doubles (nearest) the image around a convolution."""
-
-    def __init__(self, dim: int, up: bool, *, rngs: nnx.Rngs, init: Init):
-        options = {} if up else {"stride": 2, "padding": ((0, 1), (0, 1))}
-        self.conv = Conv(dim, dim, 3, rngs=rngs, init=init, **options)
-        self.up = up
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2) if self.up else x)
+def _mid(cfg: VAEConfig, rngs: nnx.Rngs, init: Init) -> Mid:
+    D, G = cfg.block_out_channels[-1], cfg.norm_num_groups
+    attend = lambda: Attention(D, G, rngs=rngs, init=init)
+    return Mid(lambda: Resnet(D, D, G, rngs=rngs, init=init), attend if cfg.mid_block_add_attention else None)
 
 
 class Level(nnx.Module):
@@ -174,7 +141,7 @@ class Level(nnx.Module):
     def __init__(self, dims: Sequence[int], groups: int, resample: bool, up: bool, *, rngs: nnx.Rngs, init: Init):
         pairs = zip(dims, dims[1:])
         self.resnets = nnx.List([Resnet(a, b, groups, rngs=rngs, init=init) for a, b in pairs])
-        last = nnx.List([Resample(dims[-1], up, rngs=rngs, init=init)] if resample else [])
+        last = nnx.List([Resample(dims[-1], dims[-1], up, rngs=rngs, init=init)] if resample else [])
         self.upsamplers, self.downsamplers = (last, nnx.List([])) if up else (nnx.List([]), last)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -191,7 +158,7 @@ class Encoder(nnx.Module):
         self.conv_in = Conv(cfg.in_channels, dims[0], 3, rngs=rngs, init=init)
         level = lambda i, a, b: Level([a] + [b] * n, G, i + 1 < len(dims), False, rngs=rngs, init=init)
         self.down_blocks = nnx.List([level(i, a, b) for i, (a, b) in enumerate(zip((dims[0], *dims), dims))])
-        self.mid_block = Mid(cfg, rngs=rngs, init=init)
+        self.mid_block = _mid(cfg, rngs, init)
         self.conv_norm_out = GroupNorm(dims[-1], G, eps=EPS, rngs=rngs, init=init)
         self.conv_out = Conv(dims[-1], 2 * cfg.latent_channels, 3, rngs=rngs, init=init)
 
@@ -208,7 +175,7 @@ class Decoder(nnx.Module):
     def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, init: Init):
         dims, G, n = cfg.block_out_channels[::-1], cfg.norm_num_groups, cfg.layers_per_block + 1
         self.conv_in = Conv(cfg.latent_channels, dims[0], 3, rngs=rngs, init=init)
-        self.mid_block = Mid(cfg, rngs=rngs, init=init)
+        self.mid_block = _mid(cfg, rngs, init)
         level = lambda i, a, b: Level([a] + [b] * n, G, i + 1 < len(dims), True, rngs=rngs, init=init)
         self.up_blocks = nnx.List([level(i, a, b) for i, (a, b) in enumerate(zip((dims[0], *dims), dims))])
         self.conv_norm_out = GroupNorm(dims[-1], G, eps=EPS, rngs=rngs, init=init)
@@ -265,7 +232,7 @@ class Patches(nnx.Module):
         return {k: v.astype(np.float32) for k, v in found.items()}
 
 
-class Autoencoder(nnx.Module):
+class Autoencoder(ImageAutoencoder):
     """AutoencoderKL. trainable: "none" (all Frozen in `dtype`) or "full" (Trainable fp32); dtype: of activations."""
 
     def __init__(self, cfg: VAEConfig, *, rngs: nnx.Rngs, trainable: str = "none", dtype=jnp.float32):
@@ -278,34 +245,23 @@ class Autoencoder(nnx.Module):
         self.patches = Patches(cfg, rngs=rngs, init=Init(init.dtype)) if cfg.patch_channels else None
         self.cfg, self.dtype = cfg, init.dtype
 
-    def moments(self, pixels: Float[Array, "B H W c"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
-        """Mean and log-variance (clamped to [-30, 20]) of the posterior, fp32, not shifted or scaled. H and W must be
-        multiples of `cfg.downscale`."""
-        if any(n % self.cfg.downscale for n in pixels.shape[1:3]):
-            raise ValueError(f"image {pixels.shape[1:3]} is not a multiple of {self.cfg.downscale} on both sides")
-        h = self.encoder(pixels.astype(self.dtype))
-        h = h if self.quant_conv is None else self.quant_conv(h)
-        mean, log_variance = jnp.split(h.astype(jnp.float32), 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
+    def posterior(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w D"]:
+        h = self.encoder(x)
+        return h if self.quant_conv is None else self.quant_conv(h)
 
     def encode(self, pixels: Float[Array, "B H W c"], keys: Array | None = None) -> Float[Array, "B h w C"]:
-        """Latents: the posterior's mean, or with one PRNG key an image a sample of it."""
-        mean, log_variance = self.moments(pixels)
-        if keys is not None:
-            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-            mean = mean + jnp.exp(0.5 * log_variance) * noise
-        z = self.scaled(mean)
+        """See `ImageAutoencoder.encode`; as patches, if there are any."""
+        z = super().encode(pixels, keys)
         return z if self.patches is None else self.patches.encode(z).astype(jnp.float32)
 
+    def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
+        return super().decode(latents if self.patches is None else self.patches.decode(latents))
+
     def scaled(self, z: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """Latents of the posterior, shifted and scaled."""
         return (z - self.cfg.shift_factor) * self.cfg.scaling_factor
 
-    def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
-        """Pixels in fp32, about [-1, 1], not clipped."""
-        latents = latents if self.patches is None else self.patches.decode(latents)
-        z = latents / self.cfg.scaling_factor + self.cfg.shift_factor
-        return self.decode_plain(z)
+    def unscaled(self, z: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        return z / self.cfg.scaling_factor + self.cfg.shift_factor
 
     def decode_plain(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
         """As `decode`, of latents of the posterior as it is, not shifted, scaled or made patches."""
@@ -323,7 +279,4 @@ NAMING = Naming(_name, stem="diffusion_pytorch_model")
 
 def from_folder(folder: str | Path, **options: Any) -> Autoencoder:
     """The autoencoder of a diffusers folder; `options` are Autoencoder's. Errors as `nn.weights.load`."""
-    model_files.verify(folder)
-    cfg = VAEConfig.from_hf(folder)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Autoencoder(cfg, rngs=nnx.Rngs(0), **options)))
-    return nnx.merge(graphdef, load(Path(folder), state, NAMING))
+    return base.from_folder(folder, Autoencoder, VAEConfig, NAMING, **options)

@@ -26,6 +26,7 @@ class Item:
       intersection: whether it is among those that no closed model refused; None where there is no such list.
       file: of the edited image, from the folder of an editor's results, as upstream lays it out.
       source_file: likewise of the source image, "" where that is the data's alone.
+      extras: what else a judge may want to know, as `rewards.base.Edit` has it.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Item:
     intersection: bool | None = None
     file: str = ""
     source_file: str = ""
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 Entry = tuple[Item, Load]  # with what loads the source image

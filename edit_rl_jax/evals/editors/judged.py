@@ -51,7 +51,7 @@ def by_judge(bench: Benchmark, judge: Judge) -> Judging:
     figure on its own scale."""
 
     def judge_all(ready: Sequence[Ready]) -> list[Judged]:
-        edits = [Edit(source, edited, item.instruction) for item, source, edited in ready]
+        edits = [Edit(source, edited, item.instruction, item.extras) for item, source, edited in ready]
         return [_of_judgement(bench, j) for j in judge.score(edits, progress=False)]
 
     return judge_all

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from edit_rl_jax.data.images import decode_image, encode_png
+from edit_rl_jax.data.principles import to_json
 from edit_rl_jax.editworld import edits as world
 from edit_rl_jax.editworld import oracle
+from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.editworld.scene import rng
 from edit_rl_jax.evals.editors.cases import Entry, Item, Judged
@@ -37,7 +39,8 @@ def entries(data: Path, part: str, problems: Problems) -> Iterator[Entry]:
         raise ValueError(f"{data.name!r}: SPLIT-SEED-N is wanted") from None
     for index in range(n if part in ("all", split) else 0):
         edit, key = asked(split, seed, index), f"{seed}-{index:06}"
-        item = Item(f"{split}/{key}", key, split, edit.task, edit.instruction, file=f"{key}.png")
+        extras = {"principles": to_json(principles_of(edit))}
+        item = Item(f"{split}/{key}", key, split, edit.task, edit.instruction, file=f"{key}.png", extras=extras)
         yield item, partial(_source, edit)
 
 

@@ -11,7 +11,7 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.ranges import INT32_OR_0, knob, problem
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rl.advantages import AdvantageConfig
-from edit_rl_jax.rl.editors.losses import PolicyGradient
+from edit_rl_jax.rl.editors.losses import PolicyGradient, noisiest
 from edit_rl_jax.rl.editors.nft import DiffusionNFT
 from edit_rl_jax.training import config_keys
 from edit_rl_jax.training.config_check import check_values
@@ -24,12 +24,22 @@ class RL:
     prompts: int = knob(48, "[1, 65536]")  # (source, instruction) pairs of a rollout
     group: int = knob(12, "[2, 4096]")  # samples of each: they are compared with those of their group
     updates: int = knob(2, "[1, 65536]")  # optimizer updates of a rollout, each on its share of the microbatches
-    algorithm: str = knob("policy_gradient", ("policy_gradient", "nft"))  # nft takes train_steps, kl_weight and beta
+    # nft takes of rl.loss train_steps, noisiest, kl_weight and beta
+    algorithm: str = knob("policy_gradient", ("policy_gradient", "nft"))
     same_noise: bool = knob(False)  # a group starts from one noise
-    old: float = knob(0.0, "[0, 1]")  # nft: share of the sampling weights that stays at each rollout
+    old: float = knob(0.0, "[0, 1]")  # nft: share of the sampling weights that stays at each rollout: they are a moving
+    # average of the trained ones
+    old_rise: float = knob(0.0, "[0, 1]")  # the share is this times the number of rollouts done, at most `old`; 0 =
+    # always `old`
+    old_from: int = knob(0, "[0, 2147483647]")  # rollouts after which that begins; until then nothing stays
+    reference_every: int = knob(0, "[0, 2147483647]")  # the KL's reference moves to the policy after so many rollouts;
+    # 0 = the policy without its LoRA, for good
+    # share of the reference that stays then: with 1 above, a moving average
+    reference_stays: float = knob(0.0, "[0, 1)")
     overlap: bool = knob(False)  # a server or the host scores while the next rollout runs, with weights one behind
 
     size: tuple = knob((512, 512))  # pixels of sources and edits: sources are cropped and resized to it
+    reference_pixels: int = knob(0, "[0, 1e9]")  # of what the editor reads of a source, at most; 0: all of `size`
     text: int = knob(888, "[1, 32768]")  # tokens of an instruction with its chat; longer ones are refused
     steps: int = knob(20, "[1, 1000]")
     solver: str = knob("euler", ("euler", "dpm2"))
@@ -48,6 +58,8 @@ class RL:
 
     eval_prompts: int = knob(512, "[0, 1000000]")  # held-out prompts, one sample each without noise in its steps,
     # before and after
+    # pixels of sources and edits of evaluations; (0, 0) = `size`: a rollout may do with smaller ones
+    eval_size: tuple = knob((0, 0))
     eval_sample_steps: int = knob(0, "[0, 1000]")  # of denoising; 0 = `steps`: a rollout may do with fewer, as in
     # Flow-GRPO
     eval_during: int = knob(0, "[0, 1000000]")  # of these, so many at every `eval.every` steps
@@ -111,6 +123,11 @@ def default(kind: str = "omnigen2", judge: str = "") -> ConfigDict:
     return config.lock()
 
 
+def evaluation_size(r: Any) -> tuple[int, int]:
+    """Gives the pixels of the images of evaluations."""
+    return tuple(r.eval_size if any(r.eval_size) else r.size)
+
+
 def _judge_of(r: Any) -> str:
     """Finds the judge whose options stand in `rl.judge`, "" for one that writes."""
     _check_rewards(r.get("rewards"))
@@ -153,14 +170,42 @@ def _check_dimensions(r: Any) -> None:
         raise ConfigError("config key 'rl.success_bonus' belongs to the overall score: say 0 beside rl.dimensions")
 
 
+def _check_trained(r: Any, steps: int, name: str) -> None:
+    if r.loss.train_steps > (few := noisiest(steps, r.loss.noisiest)):
+        many = f"the noisiest {few} of {steps}" if few < steps else f"{steps}"
+        raise ConfigError(f"config key 'rl.loss.train_steps' is {r.loss.train_steps}, of {many} {name}")
+
+
+def _check_copies(config: Any) -> None:
+    """The weights that sample and the KL's reference move where there are any."""
+    r = config.rl
+    if r.algorithm != "nft" and r.old:
+        raise ConfigError("config key 'rl.old' belongs to nft: a policy gradient samples with the trained weights")
+    if r.old_rise and not r.old:
+        raise ConfigError("config key 'rl.old_rise' rises to rl.old, which is 0")
+    if r.old_from and not r.old_rise:
+        raise ConfigError("config key 'rl.old_from' is when rl.old_rise begins, which is 0")
+    if r.reference_every and not r.loss.kl_weight:
+        raise ConfigError("config key 'rl.reference_every' moves the reference of a KL: rl.loss.kl_weight is 0")
+    if r.reference_stays and not r.reference_every:
+        raise ConfigError("config key 'rl.reference_stays' belongs to rl.reference_every, which is 0")
+    if config.model.trainable == "full" and r.loss.kl_weight > 0 and not r.reference_every:
+        raise ConfigError(
+            "config key 'model.trainable' is full: a KL wants a reference, the policy without its LoRA, or one that "
+            "moves (rl.reference_every)"
+        )
+    a = r.advantage
+    if a.std == "none" and not a.over_batch and a.eps != AdvantageConfig.eps:
+        raise ConfigError("config key 'rl.advantage.eps' is added to a standard deviation: rl.advantage.std is none")
+
+
 def _check_steps(r: Any) -> None:
     """The noisy steps lie among all, and those that are trained among them (see `flow.sampling.Denoising`)."""
     low, high = r.window_range
     if r.algorithm == "nft":
         if r.window:
             raise ConfigError(f"config key 'rl.window' is {r.window}: nft draws its samples without noise, say 0")
-        if r.loss.train_steps > r.steps:
-            raise ConfigError(f"config key 'rl.loss.train_steps' is {r.loss.train_steps}, of {r.steps} rl.steps")
+        _check_trained(r, r.steps, "rl.steps")
         return
     last = r.steps - (r.noise.kind == "cps" or r.noise.kind == "dance" and not high)
     if (low, high) == (0, 0):
@@ -171,8 +216,7 @@ def _check_steps(r: Any) -> None:
         raise ConfigError(
             f"config key 'rl.window' is {r.window}: noisy steps lie in [{low}, {high}) of {r.steps} steps"
         )
-    if r.loss.train_steps > r.window:
-        raise ConfigError(f"config key 'rl.loss.train_steps' is {r.loss.train_steps}, of {r.window} noisy steps")
+    _check_trained(r, r.window, "noisy steps")
     if wrong := problem(r.noise.level, "(0, 1]" if r.noise.kind == "cps" else "(0, 100]"):
         raise ConfigError(f"config key 'rl.noise.level' {wrong}")
 
@@ -186,6 +230,9 @@ def check(config: ConfigDict) -> None:
     check_values(config, sections(config.model.kind, _judge_of(config.rl)))
     r = config.rl
     _check_pair("rl.size", r.size, (int,), "[1, 16384]")
+    _check_pair("rl.eval_size", r.eval_size, (int,), "[0, 16384]")
+    if any(r.eval_size) and not all(r.eval_size):
+        raise ConfigError(f"config key 'rl.eval_size' is {tuple(r.eval_size)}: two sides, or (0, 0) for rl.size")
     _check_pair("rl.loss.clip", r.loss.clip, (int, float), "[0, 1000]")
     _check_pair("rl.window_range", r.window_range, (int,), "[0, 1000]")
     if r.algorithm == "nft" and r.overlap:
@@ -209,7 +256,6 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config key 'rl.updates' is {r.updates}, which does not divide {samples // config.rows} microbatches"
         )
-    if config.model.trainable == "full" and r.loss.kl_weight > 0:
-        raise ConfigError("config key 'model.trainable' is full: a KL wants a reference, the policy without its LoRA")
+    _check_copies(config)
     if not config.model.init_from:
         raise ConfigError("config key 'model.init_from' must name the editor's folder")

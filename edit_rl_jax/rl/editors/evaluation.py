@@ -21,6 +21,7 @@ from edit_rl_jax.evals.pictures import montage
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.nn.flat import digest
 from edit_rl_jax.rl import rewards
+from edit_rl_jax.rl.editors.config import evaluation_size
 from edit_rl_jax.rl.editors.program import Program
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.training.report import write_report
@@ -35,10 +36,10 @@ def edits(
     program: Program, weights: Any, frozen: Any, prompts: Sequence[Prompt], seed: int = SEED
 ) -> UInt8[np.ndarray, "n H W 3"]:
     """One edit of each prompt on the host, `config.rows` at a time; its noise is a function of its number."""
-    n, rows, out = len(prompts), program.config.rows, []
+    n, rows, r, out = len(prompts), program.config.rows, program.config.rl, []
     for start in range(0, n, rows):
         at = [min(i, n - 1) for i in range(start, start + rows)]
-        batch = program.put(program.batch([prompts[i] for i in at], at, 1, program.config.rl.eval_sample_steps))
+        batch = program.put(program.batch([prompts[i] for i in at], at, 1, r.eval_sample_steps, evaluation_size(r)))
         with jax.set_mesh(program.mesh):
             out.append(rewards.gather(program.evaluate(weights, frozen, batch, np.int32(seed)))[0])
     return np.concatenate(out)[:n]

@@ -5,6 +5,7 @@ that do not train (`keep` False) have weight 0 in every term. fp32 throughout.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -81,6 +82,11 @@ class Algorithm(Protocol):
         ...
 
 
+def noisiest(steps: int, share: float) -> int:
+    """How many of so many steps, counted from the noise, are `share` of them, rounded up."""
+    return max(1, math.ceil(share * steps - 1e-9))
+
+
 def ppo(
     log_ratio: Float[Array, " B"], advantage: Float[Array, " B"], low: float | Array, high: float | Array
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
@@ -150,6 +156,7 @@ class PolicyGradient:
       reweight: TempFlow's weights of the policy term: "none"; "mean": s / mean s over the trained steps; "sum": times
         their number besides, as OmniGen2-RL has it.
       train_steps: how many of the window's steps one update trains, drawn for each microbatch; 0 = all.
+      noisiest: they are drawn from this share of the window, its steps nearest to the noise.
     """
 
     sampler: Denoising
@@ -161,14 +168,15 @@ class PolicyGradient:
     kl_weight: float = knob(0.0, "[0, 1e6]")
     reweight: str = knob("none", ("none", "mean", "sum"))
     train_steps: int = knob(0, "[0, 1000]")
+    noisiest: float = knob(1.0, "(0, 1]")
 
     def __post_init__(self):
         choices = {"objective": ("ppo", "guard", "dppo"), "kl": ("upstream", "gaussian", "velocity")}
         for name, allowed in (choices | {"reweight": ("none", "mean", "sum")}).items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not self.sampler.window or not 0 <= self.train_steps <= self.sampler.window:
-            raise ValueError(f"a policy gradient trains noisy steps: {self.train_steps} of {self.sampler.window}")
+        if not self.sampler.window or not 0 <= self.train_steps <= self._eligible:
+            raise ValueError(f"a policy gradient trains noisy steps: {self.train_steps} of {self._eligible}")
 
     needs_old = False
 
@@ -177,9 +185,13 @@ class PolicyGradient:
         """Whether there is a KL."""
         return self.kl_weight > 0
 
+    @property
+    def _eligible(self) -> int:
+        return noisiest(self.sampler.window, self.noisiest) if self.sampler.window else 0
+
     def trained(self, key: Key[Array, ""]) -> Int[Array, " K"]:
-        """Noisy steps, counted from the window's first: all, or `train_steps` random ones in order."""
-        w = self.sampler.window
+        """Noisy steps, counted from the window's first: all of the noisiest, or `train_steps` random ones in order."""
+        w = self._eligible
         if self.train_steps in (0, w):
             return jnp.arange(w, dtype=jnp.int32)
         return jnp.sort(jax.random.permutation(key, jnp.arange(w, dtype=jnp.int32))[: self.train_steps])

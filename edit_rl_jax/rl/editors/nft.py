@@ -10,7 +10,7 @@ from edit_rl_jax.flow import steps
 from edit_rl_jax.flow.keys import normal
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.ranges import knob
-from edit_rl_jax.rl.editors.losses import Loss, Policy, Rows
+from edit_rl_jax.rl.editors.losses import Loss, Policy, Rows, noisiest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,8 @@ class DiffusionNFT:
       advantage_max: advantages are +-this at most (`AdvantageConfig.clip`).
       kl_weight: of mean((v - v_ref)^2); 0 = no forward of the reference.
       train_steps: denoising steps trained, drawn for each microbatch; 0 = all but one, as released.
+      noisiest: they are drawn from this share of the steps, those nearest to the noise; below 1, train_steps 0 = all of
+        these.
     """
 
     sampler: Denoising
@@ -30,9 +32,10 @@ class DiffusionNFT:
     advantage_max: float = 5.0
     kl_weight: float = 1e-4
     train_steps: int = 0
+    noisiest: float = 1.0
 
     def __post_init__(self):
-        if self.sampler.window or self.train_steps > self.sampler.steps:
+        if self.sampler.window or self.train_steps > noisiest(self.sampler.steps, self.noisiest):
             raise ValueError("DiffusionNFT samples deterministically and trains steps of its sampler")
 
     needs_old = True
@@ -44,9 +47,9 @@ class DiffusionNFT:
 
     def trained(self, key: Key[Array, ""]) -> Int[Array, " K"]:
         """Random denoising steps, in order."""
-        n = self.sampler.steps
+        n = noisiest(self.sampler.steps, self.noisiest)
         every = jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))
-        return jnp.sort(every[: self.train_steps or max(1, n - 1)])
+        return jnp.sort(every[: self.train_steps or (max(1, n - 1) if self.noisiest == 1 else n)])
 
     def loss(
         self, policy: Policy, old: Policy | None, reference: Policy | None, rows: Rows, index: Int[Array, ""]

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from edit_rl_jax import sharding
-from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, tokens
+from edit_rl_jax.data.images import resize
+from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, smaller, tokens
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
+from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Denoising
 from edit_rl_jax.flow.schedules import Schedule
@@ -71,13 +74,22 @@ class Program(OnMesh):
 
     def check(self, prompt: Prompt) -> None:
         """Refuses a prompt whose text is longer than `rl.text`. Raises EditError."""
-        processor, asked = self.editor.processor, request(self.config, prompt)
+        processor = self.editor.processor
+        asked = request(self.config, prompt, processor.multiple)
         length = processor.text_length(self.tokenizer, asked, self.algorithm.sampler.guidance)
         check_text(length, self.config.rl.text, f"{prompt.key} (config key 'rl.text')")
 
-    def batch(self, prompts: Sequence[Prompt], items: Sequence[int], members: int, steps: int = 0) -> Batch:
-        """The host batch of `members` samples a prompt; items: their numbers in the data; steps: 0 = `rl.steps`."""
-        return host_batch(self.config, self.editor.processor, self.tokenizer, prompts, items, members, steps)
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        items: Sequence[int],
+        members: int,
+        steps: int = 0,
+        size: tuple[int, int] | None = None,
+    ) -> Batch:
+        """The host batch of `members` samples a prompt; items: their numbers in the data; steps, size: 0 and None are
+        `rl.steps` and `rl.size`. Raises ConfigError for sources of another size."""
+        return host_batch(self.config, self.editor.processor, self.tokenizer, prompts, items, members, steps, size)
 
 
 def host_batch(
@@ -88,16 +100,22 @@ def host_batch(
     items: Sequence[int],
     members: int,
     steps: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> Batch:
     """See `Program.batch`. Without a tokenizer rows are padding. Raises ValueError for text that `check` refuses."""
-    r, count, size, guided = config.rl, len(prompts), tuple(config.rl.size), guidance(config, processor)
-    rows = [None if tokenizer is None else request(config, p) for p in prompts]
-    n = tokens(processor, size)
+    r, count, guided = config.rl, len(prompts), guidance(config, processor)
+    size = size or tuple(r.size)
+    if wrong := [p for p in prompts if p.source.shape[:2] != size]:
+        raise ConfigError(f"prompt {wrong[0].key}: its source is {wrong[0].source.shape[:2]}, not {size}")
+    rows = [None if tokenizer is None else request(config, p, processor.multiple) for p in prompts]
+    n, reference = tokens(processor, size), smaller(size, r.reference_pixels, processor.multiple)
     times = schedule(config, steps or r.steps).times(size[0] * size[1] // processor.downscale**2)
     numbers = np.repeat(np.arange(count, dtype=np.int32), members)
     return {
-        "arrays": dict(processor.prepare(tokenizer, rows, TokenLengths(r.text, n, n), guided)),
-        "sources": np.stack([p.source for p in prompts]),
+        "arrays": dict(
+            processor.prepare(tokenizer, rows, TokenLengths(r.text, tokens(processor, reference), n), guided)
+        ),
+        "sources": np.stack([resize(p.source, *reference, LANCZOS) for p in prompts]),
         "times": np.broadcast_to(times, (count, len(times))).copy(),
         "item": np.asarray(items, np.int32),
         "prompt": numbers.reshape(-1, config.rows),
@@ -105,10 +123,11 @@ def host_batch(
     }
 
 
-def request(config: Any, prompt: Prompt) -> Request:
-    """What an editor is asked for a prompt: one reference, of the result's size."""
-    r, size = config.rl, tuple(config.rl.size)
-    return Request(prompt.instruction, (prompt.source,), (size,), size, r.negative, r.negative_system, prompt.key)
+def request(config: Any, prompt: Prompt, multiple: int) -> Request:
+    """What an editor is asked for a prompt: one reference, of the result's size, which is the source's, or smaller."""
+    r, size = config.rl, prompt.source.shape[:2]
+    references = (smaller(size, r.reference_pixels, multiple),)
+    return Request(prompt.instruction, (prompt.source,), references, size, r.negative, r.negative_system, prompt.key)
 
 
 def guidance(config, processor: Processor) -> Guidance:
@@ -129,12 +148,17 @@ def algorithm(config, guidance: Guidance) -> Algorithm:
     try:
         if r.algorithm == "nft":
             sampler, clip = Denoising(r.steps, r.solver, guidance), r.advantage.clip
-            return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps)
+            return DiffusionNFT(sampler, beta, clip, r.loss.kl_weight, r.loss.train_steps, r.loss.noisiest)
         low_high = tuple(r.window_range) if any(r.window_range) else None
         noise = Noise(r.noise.kind, r.noise.level)
         return PolicyGradient(Denoising(r.steps, r.solver, guidance, noise, r.window, low_high), **options)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"config key 'rl': {e}") from e
+
+
+def old_share(r: Any, done: Array) -> float | Array:
+    """The share of the sampling weights that stays after so many rollouts: `rl.old`, or on the way to it."""
+    return jnp.minimum(r.old_rise * jnp.float32(jnp.maximum(done - r.old_from, 0)), r.old) if r.old_rise else r.old
 
 
 def encode(model: Editor, batch: Batch) -> Prompts:
@@ -159,7 +183,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
     Raises ConfigError or ShardingError, naming the key or the tensor.
     """
     config_lib.check(config)
-    r, (height, width), full = config.rl, config.rl.size, config.model.trainable == "full"
+    r, full = config.rl, config.model.trainable == "full"
     make = interfaces.model(config).make(config, editor, mesh, dtype(config, mesh))
     model = OnMesh.of(make, mesh)
     with jax.set_mesh(mesh):
@@ -167,16 +191,18 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
     processor = abstract_editor.processor
     unit, guided = processor.multiple, guidance(config, processor)
-    if height % unit or width % unit:
-        raise ConfigError(f"config key 'rl.size': sides are multiples of {unit}, got {height} x {width}")
+    for key, (height, width) in (("rl.size", r.size), ("rl.eval_size", r.eval_size)):
+        if height % unit or width % unit:
+            raise ConfigError(f"config key '{key}': sides are multiples of {unit}, got {height} x {width}")
     merge = model.merge
     velocity = lambda t, f, x, time, c: merge(t, f).velocity(x, time, c)
     reference = lambda f, x, time, c: nnx.merge(bare, st.unflatten(model.frozen_state, f)).velocity(x, time, c)
     method = algorithm(config, guided)
-    latent = (tokens(processor, (height, width)), processor.channels)
     cpu = mesh.devices.flat[0].platform == "cpu"
 
-    def drawing(sampler: Denoising):
+    def drawing(sampler: Denoising, height: int, width: int):
+        latent = (tokens(processor, (height, width)), processor.channels)
+
         def draw(t, f, batch, seed, step, start):
             finish = lambda f, final, _: to_levels(merge(t, f).decode(final, height, width))
             prompts = encode(merge(t, f), batch)
@@ -189,24 +215,34 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         return draw
 
     plain = Denoising(r.eval_sample_steps or r.steps, r.solver, guided)
+    judged = drawing(plain, *config_lib.evaluation_size(r))
     optimizer = optim.make(config.optim, config.steps * r.updates)
     change = make_update(
         method, velocity, optimizer, microbatches=r.prompts * r.group // config.rows // r.updates,
-        reference=None if full else reference,
+        reference=None if full or r.reference_every else reference, moving=bool(r.reference_every)
     )  # fmt: skip
+    once = lambda chunk, share: jnp.where(chunk == r.updates - 1, share, 1.0)  # moves at the end of a rollout's updates
+    mix = lambda share, a, b: jax.tree.map(lambda a, b: share * a + (1 - share) * b, a, b)
 
     def update(state, frozen, prompts, rollout, scores, chunk, seed, number):
         found = advantages(*scores[:3], AdvantageConfig(**r.advantage.to_dict()), *scores[3:])
         values, keep = (a.reshape(prompts["prompt"].shape) for a in (found.values, found.keep))
         new, metrics = change(state, frozen, prompts, rollout, values, keep, chunk, seed, number)
-        if method.needs_old:  # moves at the end of a rollout's updates
-            share = jnp.where(chunk == r.updates - 1, r.old, 1.0)
-            new["old"] = jax.tree.map(lambda a, b: share * a + (1 - share) * b, state["old"], new["trainable"])
+        done = number // r.updates + 1  # rollouts, with this one
+        if method.needs_old:
+            share = old_share(r, done)
+            new["old"] = mix(once(chunk, share), state["old"], new["trainable"])
+            metrics |= {"old_share": jnp.float32(share)} if r.old else {}
+        if r.reference_every:
+            moves = done % r.reference_every == 0
+            share = once(chunk, jnp.where(moves, r.reference_stays, 1.0))
+            new["reference"] = mix(share, state["reference"], new["trainable"])
+            metrics |= {"reference_moves": jnp.float32(moves)}
         return new, metrics | {"rewards": found.metrics}
 
     def begin(weights):
-        old = {"old": jax.tree.map(jnp.copy, weights)} if method.needs_old else {}
-        return optimizer.init(weights) | old
+        copies = ["old"] * method.needs_old + ["reference"] * bool(r.reference_every)
+        return optimizer.init(weights) | {name: jax.tree.map(jnp.copy, weights) for name in copies}
 
     state, init_state = model.train_state(begin)
     everywhere = model.everywhere
@@ -221,9 +257,9 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         tokenizer=tokenizer,
         state=state,
         algorithm=method,
-        rollout=jax.jit(drawing(method.sampler), out_shardings=(everywhere, drawn)),
+        rollout=jax.jit(drawing(method.sampler, *r.size), out_shardings=(everywhere, drawn)),
         evaluate=jax.jit(
-            lambda t, f, batch, seed: drawing(plain)(t, f, batch, seed, jnp.int32(0), jnp.int32(0))[1].finished,
+            lambda t, f, batch, seed: judged(t, f, batch, seed, jnp.int32(0), jnp.int32(0))[1].finished,
             out_shardings=by_rows(1),
         ),
         update=jax.jit(update, out_shardings=(places(state), everywhere), donate_argnums=0),

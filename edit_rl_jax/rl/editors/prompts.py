@@ -21,6 +21,7 @@ from edit_rl_jax.editworld.edits import Edit
 from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.names import ConfigError, nearest, resolve
+from edit_rl_jax.rl.editors.config import evaluation_size
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ class Source(Protocol):
 class World:
     """Edits of the built-in world; each a function of (split, seed, index) alone."""
 
-    def __init__(self, split: str, size: int, seed: int, height: int, width: int, **options: Any):
+    def __init__(self, split: str, size: int, seed: int, height: int, width: int, key: str = "rl.size", **options: Any):
         if height != width:
-            raise ConfigError(f"config key 'rl.size': the built-in world is square, not {height} x {width}")
+            raise ConfigError(f"config key '{key}': the built-in world is square, not {height} x {width}")
         self._records = EditRecords(split, size, seed, height, group=1, **options)
         self.data_hash = hashlib.sha256(repr((split, size, seed, height, sorted(options.items()))).encode()).hexdigest()
 
@@ -113,13 +114,13 @@ def source(config: Any, split: str) -> Source:
 
     "editworld", a JSON lines file, or "my_pkg.mod:function", called with (config, split). Raises ConfigError.
     """
-    d, (height, width) = config.data, config.rl.size
+    d, (height, width) = config.data, config.rl.size if split == "train" else evaluation_size(config.rl)
     name = (d.validation or d.train) if split == "test" else d.train
     if name == "editworld":
         size = d.size if split == "train" else config.rl.eval_prompts
         seed, options = config.seed if split == "train" else 0, d.options.to_dict()
         try:
-            return World(split, size, seed, height, width, **options)
+            return World(split, size, seed, height, width, f"rl.{'eval_' * (split == 'test')}size", **options)
         except ConfigError:
             raise
         except (TypeError, ValueError) as e:

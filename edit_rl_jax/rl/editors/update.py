@@ -63,6 +63,7 @@ def gradient(
     trainable,
     frozen,
     old,
+    moving,
     rows: Rows,
     condition,
     i,
@@ -71,6 +72,7 @@ def gradient(
     policy = lambda weights: _policy(lambda *a: velocity(weights, frozen, *a), algorithm.sampler, condition)
     before = policy(old) if algorithm.needs_old else None
     fixed = _policy(lambda *a: reference(frozen, *a), algorithm.sampler, condition) if reference else None
+    fixed = policy(moving) if moving is not None else fixed
 
     def total(weights):
         out = algorithm.loss(policy(weights), before, fixed, rows, i)
@@ -87,12 +89,14 @@ def make_update(
     *,
     microbatches: int,
     reference: Callable[[Any, Array, Array, Any], Array] | None = None,
+    moving: bool = False,
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """Makes update(state, frozen, prompts, rollout, advantage, keep, chunk, seed, step_number) -> (state, metrics).
     Jit it with the state donated; nothing in it is static.
 
     velocity: the network of `rl.editors.rollout`, the same function. reference(frozen, latents, t, condition): the
-    policy without its adapter. microbatches: how many of the rollout's M one update trains; `chunk` (traced) counts
+    policy without its adapter. moving: the reference is the policy with the trainable weights in the state's
+    "reference" instead. microbatches: how many of the rollout's M one update trains; `chunk` (traced) counts
     updates: microbatches [chunk * microbatches, ...). advantage, keep: [M, B]. state: with "old", the trainable weights
     that made the samples, for algorithms that ask for them.
 
@@ -101,7 +105,7 @@ def make_update(
     extremes, grad_norm, lr, finite, weight (rows x steps; at 0 nothing is updated), and
     `row_losses` [microbatches, K, B].
     """
-    if algorithm.needs_reference and reference is None:
+    if algorithm.needs_reference and reference is None and not moving:
         raise ValueError("this algorithm needs a reference policy")
 
     def update(
@@ -115,7 +119,7 @@ def make_update(
         seed: Array,
         step_number: Array,
     ):
-        trainable, old = state["trainable"], state.get("old")
+        trainable, old, fixed = state["trainable"], state.get("old"), state["reference"] if moving else None
 
         def micro(carry, m):
             rows, condition = microbatch(
@@ -123,7 +127,7 @@ def make_update(
             )
 
             def one(carry, i):
-                grads, out = gradient(algorithm, velocity, reference, trainable, frozen, old, rows, condition, i)
+                grads, out = gradient(algorithm, velocity, reference, trainable, frozen, old, fixed, rows, condition, i)
                 carry = jax.tree.map(jnp.add, carry, (grads, out.total, out.weight))
                 return carry, (out.means, out.extremes, out.rows)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edit_rl_jax.data.errors import RecordError
@@ -47,12 +48,17 @@ def shape_of(rl: Any, rows: int) -> Shape:
     return Shape(rl.shared, rl.own, B, P, rl.group, G, Q)
 
 
+def sampling_of(rl: Any) -> TokenSampling:
+    """Says how a config's replies are sampled, without what ends them."""
+    return TokenSampling(rl.temperature, 0, 1.0, rl.max_new_tokens)
+
+
 class Writer:
     """Writes replies with the engine: always as many pairs at once, in stores of one shape."""
 
     def __init__(self, config: Any, model: Any, tokenizer: Any, prompts: Any, images: ImageSettings, mesh: Any):
         r, self.config, self.tokenizer, self.prompts = config.rl, config, tokenizer, prompts
-        sampling = ended(TokenSampling(r.temperature, 0, 1.0, r.max_new_tokens), tokenizer)
+        sampling = ended(sampling_of(r), tokenizer)
         self.mesh = hosts.own(mesh)
         over = self.mesh if self.mesh.size > 1 else None
         self.make = ImagePrompts(model.cfg, tokenizer, images)
@@ -107,7 +113,7 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
     A reply is as right as the share of comparisons that it won; lengths of right and wrong ones are weighted so.
     """
     r, (P, _, N) = config.rl, rollout.scores.shape
-    given = (rollout.scores[:, 0], rollout.scores[:, 1], rollout.valid[:, 0], rollout.valid[:, 1])
+    given = [jnp.asarray(x[:, side]) for x in (rollout.scores, rollout.valid) for side in (0, 1)]
     shares, lengths = jax.device_get(win_shares(*given, r.invalid)), rollout.lengths
     share = np.stack([shares.winner, shares.loser], 1)
     counted = np.stack([shares.winner_counted, shares.loser_counted], 1)

@@ -77,7 +77,8 @@ def get_config():
     flat = dict(
         steps=6, rows=2, model__init_from=str(folder / "sft" / "model"), model__remat="none", model__lora__rank=4,
         data__train="tests.rl.vlm.micro:pairs", data__buckets=(BUCKET,), optim__lr=1e-3, optim__schedule="constant",
-        optim__warmup=1, checkpoint__every=2, log__tensorboard=False, compilation_cache=str(folder / "cache"),
+        optim__warmup=1, checkpoint__every=2, checkpoint__rehearse=False, log__tensorboard=False,
+        compilation_cache=str(folder / "cache"),
         eval__every=3, rl__pairs=3, rl__group=4, rl__mode="think", rl__prompts="tiny", rl__max_new_tokens=24,
         rl__slots=8, rl__shared=64, rl__own=64, rl__microbatches=6, rl__eval_pairs=4, rl__report_pairs=2,
     )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Training in two processes: what one does, each reading its part; who dies or hangs is noticed, and named.
+
+Processes of four CPU devices each on this machine; the toy runs of `resume`.
+"""
+
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from edit_rl_jax.training import metrics
+from tests.system import resume
+
+DIFFERS = resume.TIMED | {"failed_saves"}
+
+
+def ended(processes, log, seconds: float = 400) -> list[int]:
+    try:
+        return [p.wait(timeout=seconds) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+
+
+def waited(condition, processes, log, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and all(p.poll() is None for p in processes), log.read_text()[-3000:]
+        time.sleep(0.02)
+
+
+def megabytes(log) -> list[float]:
+    """What each process says that it read, in the order of processes."""
+    found = re.findall(r"process (\d) read \d+ records, ([\d.]+) MB", log.read_text())
+    return [float(size) for _, size in sorted(found)]
+
+
+@pytest.fixture(scope="module", params=["train_rm", "train_editor"])
+def run(request, tmp_path_factory):
+    """(folder, overrides) in which one process of eight devices has run."""
+    from edit_rl_jax.editors.omnigen2 import tiny
+    from tests.training import micro_editor, toy
+
+    folder = tmp_path_factory.mktemp(request.param)
+    toy.save_tokenizer(folder / "tokenizer")
+    tiny.save_random(folder / "base", cfg=micro_editor.configs())
+    changes = {"rows": 8, "steps": 10, "data.size": 300, "checkpoint.every": 4}
+    if request.param == "train_editor":  # of one bucket: what a row will hold is known before it is measured
+        changes["data.buckets"] = "((32, 1, 16, 16),)"
+    resume.finish(folder, folder / "one", folder / "one.log", devices=8, **changes)
+    return folder, changes
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_and_read_less(run):
+    folder, changes = run
+    log = folder / "two.log"
+    both = resume.start_two(folder, folder / "two", log, devices=4, **changes)
+    assert ended(both, log) == [0, 0], log.read_text()[-3000:]
+    one, two = (metrics.read(folder / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    for a, b in zip(one, two):
+        assert a.keys() == b.keys()
+        for key in a.keys() - DIFFERS:
+            np.testing.assert_allclose(b[key], a[key], rtol=2e-4, err_msg=f"step {a['step']}, {key}")
+    (alone,), parts = megabytes(folder / "one.log"), megabytes(log)
+    share = 0.5 if "editor" in folder.name else 0.75
+    assert len(parts) == 2 and all(abs(part / alone - share) < 0.1 for part in parts), (alone, parts)
+    print(folder.name, "read by one process", alone, "MB, by each of two", parts)
+
+
+@pytest.mark.slow
+def test_the_death_of_one_ends_the_other_and_a_restart_goes_on(run):
+    folder, changes = run
+    if "editor" in folder.name:
+        pytest.skip("the same loop")
+    for victim in (1, 0):
+        workdir, log = folder / f"killed{victim}", folder / f"killed{victim}.log"
+        both = resume.start_two(folder, workdir, log, devices=4, **changes)
+        waited(lambda: resume.steps_done(workdir) >= 6, both, log)  # noqa: B023
+        both[victim].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        code = both[1 - victim].wait(timeout=120)
+        assert code, "it must not say that all is well"
+        print(f"process {victim} was killed; the other ended with {code} after {time.monotonic() - began:.0f} s")
+        again = resume.start_two(folder, workdir, log, devices=4, **changes)
+        assert ended(again, log) == [0, 0], log.read_text()[-3000:]
+        assert "resuming after step 4" in log.read_text()
+        rows = metrics.read(workdir / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, 11))
+        one = metrics.read(folder / "one" / "metrics.jsonl")
+        np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in one], rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_in_the_restore_is_named(run):
+    folder, changes = run
+    if "editor" in folder.name:
+        pytest.skip("the same restore")
+    workdir, log = folder / "hangs", folder / "hangs.log"
+    assert ended(resume.start_two(folder, workdir, log, devices=4, **changes | {"steps": 10}), log) == [0, 0]
+    (workdir / "finished").unlink()
+    os.environ["EDIT_RL_TEST_HANG"] = "1"  # read by tests/training/toy.py
+    try:
+        hang = resume.start_two(folder, workdir, log, devices=4, **changes | {"checkpoint.deadline": 10})
+        began = time.monotonic()
+        codes = [hang[0].wait(timeout=120)]
+        print(f"noticed after {time.monotonic() - began:.0f} s with the start")
+    finally:
+        del os.environ["EDIT_RL_TEST_HANG"]
+        for p in hang:
+            p.kill()
+    assert codes[0] and re.search(r"process 1 is missing \(in .*hang", log.read_text()), log.read_text()[-3000:]
