@@ -7,8 +7,8 @@ from edit_rl_jax.editors.base import Editor
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import has_all, resolve
 
-# The same names as in `training.interfaces.MODELS`. An editor from outside is one module, "my_pkg.mod", that has the
-# members of both Protocols.
+# The same names as in `training.interfaces.MODELS`, where what is trained stands. An editor from outside is one module,
+# "my_pkg.mod", that has the members of both Protocols.
 EDITORS = {
     "omnigen2": "edit_rl_jax.editors.omnigen2.weights",
     "flux_kontext": "edit_rl_jax.editors.flux_kontext.weights",

@@ -1,10 +1,6 @@
 """A tiny FLUX.1-Kontext goes the whole way: trained, sampled, scored, best of N, improved by RL, planned."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,21 +12,14 @@ from edit_rl_jax.nn.model_files import stored_metadata
 from edit_rl_jax.training import metrics
 from scripts import edit
 from tests.editors.flux_released import released
-from tests.system import flux_kontext
+from tests.system import editor_jobs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kontext")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": "1"}
-    words = [sys.executable, flux_kontext.__file__, released(), folder]
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
-    return folder
+    return editor_jobs.done("flux_kontext", released(), tmp_path_factory.mktemp("kontext"))
 
 
 @pytest.mark.slow
@@ -40,10 +29,10 @@ def test_it_trains_and_its_edits_are_scored(folder):
     for home in ("train", "eval"):
         assert json.loads((folder / home / "eval.json").read_text())["n"] == 4
     adapter = folder / "train" / "model"
-    assert stored_metadata(adapter)[weights.TEXT] == flux_kontext.TEXT
+    assert stored_metadata(adapter)[weights.TEXT] == editor_jobs.KINDS["flux_kontext"].text
     found = weights.from_folder(released(), lora=adapter)
     assert (
-        found.processor.text == flux_kontext.TEXT
+        found.processor.text == editor_jobs.KINDS["flux_kontext"].text
         and weights.targets(weights.read_lora(adapter).layers) == "feed_forward"
     )
     assert np.abs(np.asarray(found.transformer.transformer_blocks.ff.up.lora_b[...])).max() > 0
@@ -53,13 +42,13 @@ def test_it_trains_and_its_edits_are_scored(folder):
 def test_it_edits(folder):
     """In the preferred size of its aspect; the guidance and the adapter change it; a text that is too long is named."""
     results = {}
-    for name in ("edit", "strong", "adapted"):
+    for name in ("edit", "other", "adapted"):
         lines = [json.loads(x) for x in (folder / name / "edits.jsonl").read_text().splitlines()]
         assert [x["valid"] for x in lines] == [True, False, True]
         assert "601 tokens of text are more than" in lines[1]["problem"]
         results[name] = decode_image(folder / name / lines[0]["edited"]).astype(int)
         assert results[name].shape == (16, 28, 3)  # of 832 x 1248, for 24 x 24 pixels
-    assert all((results["edit"] != results[name]).any() for name in ("strong", "adapted"))
+    assert all((results["edit"] != results[name]).any() for name in ("other", "adapted"))
 
 
 @pytest.mark.slow
