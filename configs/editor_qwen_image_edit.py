@@ -2,7 +2,8 @@
 
     python scripts/prepare_data.py --input edits.jsonl --output data/edits --validation 0.02
     python scripts/filter_data.py --data data/edits --model MODEL --output data/kept --keep 20000
-    python scripts/train_editor.py --config configs/editor_qwen_image_edit.py --config.topology=v5e:8x8 --workdir gs://B
+    python scripts/train_editor.py --config configs/editor_qwen_image_edit.py --config.topology=v5e:8x8 \\
+        --workdir gs://BUCKET/editor
 
 For the original or 2511: --config.model.init_from=Qwen/Qwen-Image-Edit-2511 (the original's language model sees the
 image at its full size: text of 1,600 tokens in `data.buckets`). Rank 64, alpha 128 on attention and feed-forwards, lr

@@ -4,8 +4,8 @@
         --workdir gs://BUCKET/qwen --config.data.train=rl_abs_9tasks.jsonl
 
 As Flow-GRPO has it: the original model, results of 512 x 512, 10 steps with true guidance 4 (two forwards a step, in
-the loss too), flow SDE with a = 1.0, rank 64, alpha 128 on attention and feed-forwards, lr 3e-4; 32 samples of 16 prompts,
-two updates; evaluated in 50 steps. There the source has about 1024 x 1024 pixels, here those of the result.
+the loss too), flow SDE with a = 1.0, rank 64, alpha 128 on attention and feed-forwards, lr 3e-4; 32 samples of 16
+prompts, two updates; evaluated in 50 steps. There the source has about 1024 x 1024 pixels, here those of the result.
 `:fast` after the file's name: without guidance in rollouts and loss, a = 1.5 in a window of 4 steps in the first half.
 `:nft` as Edit-R1 (arXiv 2510.16888): the model 2509, DiffusionNFT on DPM2's samples in 6 steps without guidance, 24
 samples of 12 prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a
