@@ -14,8 +14,13 @@ from tests.editors import ladder, tiny
 from tests.mutations.test_mutations import stuck
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
-@pytest.mark.parametrize("rung", [r for r in ladder.RUNGS if r != "network"])  # the gradients' rung compares it too
+LONG = [("gradients", name) for name in ("grouped", "uneven_axes", "heads_equal")]
+CASES = [(r, n) for r in ladder.RUNGS if r != "network" for n in tiny.CONFIGS]  # the gradients' rung compares it too
+
+
+@pytest.mark.parametrize(
+    "rung, name", [pytest.param(*case, marks=[pytest.mark.slow] * (case in LONG)) for case in CASES]
+)
 def test_rung(rung, name):
     run, bar = ladder.RUNGS[rung]
     wrong = {what: e for what, e in run(name).items() if not e <= bar}

@@ -33,7 +33,7 @@ from tests.parity.ladder import FAST, error
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("version", ["original", "2511", pytest.param("2509", marks=SLOW)])
+@pytest.mark.parametrize("version", [pytest.param("original", marks=SLOW), "2511", pytest.param("2509", marks=SLOW)])
 def test_a_whole_edit_is_diffusers(version, monkeypatch):
     """20 steps from the same noise, guided; of 2509 and 2511 two images."""
     ours, theirs, steps = editor(version), pipeline(version), 20

@@ -291,7 +291,7 @@ def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in found.items() if not k.startswith("guidance_in")} | own
 
 
-@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
+@pytest.mark.parametrize("version", [pytest.param("v1.0", marks=pytest.mark.slow), "v1.1"])
 def test_upstreams_own_files(tmp_path, monkeypatch, version):
     """Beside a folder without these networks; and the transformer written back in that form."""
     shutil.copytree(released(version), tmp_path / "a")

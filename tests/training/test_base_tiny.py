@@ -19,6 +19,7 @@ def program_of(family):
     return build_program(config, on_mesh.make_mesh(config, jax.devices()[:1]), steps=10)
 
 
+@pytest.mark.slow  # both programs are built
 def test_families_have_as_many_parameters():
     count = lambda program: sum(x.size for x in jax.tree.leaves(program.trainable))
     assert {f: count(program_of(f)) for f in ("qwen2_5_vl", "qwen3_vl")} == {"qwen2_5_vl": 2940480, "qwen3_vl": 2937984}

@@ -239,6 +239,7 @@ def test_what_cannot_be_loaded_is_a_problem_of_its_own(model, warmly):
         run(small, [b])
 
 
+@pytest.mark.slow
 def test_other_shapes_and_meshes_change_rounding_only(model, warmly):
     """By how much: the log-probabilities of every token after the prompt, and the sampled answers."""
 
