@@ -13,7 +13,6 @@ from edit_rl_jax.nn.norms import RMSNorm
 from tests.editors import ladder, tiny
 from tests.mutations.test_mutations import stuck
 
-
 LONG = [("gradients", name) for name in ("grouped", "uneven_axes", "heads_equal")]
 CASES = [(r, n) for r in ladder.RUNGS if r != "network" for n in tiny.CONFIGS]  # the gradients' rung compares it too
 
