@@ -99,20 +99,17 @@ BLOCKS = (
     "chunks_of_attention_and_feed_forward_swapped", "modulation_without_silu", "text_and_image_weights_swapped",
     "rotary_in_halves", "attention_unscaled", "bias_dropped", "output_shift_before_scale",
 )  # fmt: skip
-QUICK = ("uncentred", "exact_gelu")
 
 
-def quick_first(names):
-    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
-
-
-@pytest.mark.parametrize("name", quick_first(PLACES))
+@pytest.mark.slow  # run op by op
+@pytest.mark.parametrize("name", PLACES)
 def test_golden_rows_catch_what_stands_in_the_wrong_place(name):
     with jax.disable_jit(), pytest.raises(AssertionError):
         check_row(PLACES[name][1], PLACES[name][0])
 
 
-@pytest.mark.parametrize("name", quick_first(BLOCKS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLOCKS)
 def test_golden_rows_catch_faults_of_the_blocks(name, monkeypatch):
     loaded(False)
     FAULTS[name][1](monkeypatch)
@@ -120,6 +117,7 @@ def test_golden_rows_catch_faults_of_the_blocks(name, monkeypatch):
         check_row("one")
 
 
+@pytest.mark.slow
 def test_references_are_as_at_sigma_0_only_where_asked(monkeypatch):
     """2511's network read as 2509's, and its noise modulated so, too."""
     model = loaded(True)
