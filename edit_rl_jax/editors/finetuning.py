@@ -22,6 +22,7 @@ from edit_rl_jax.nn.params import LoRA, LoRAConfig
 from edit_rl_jax.nn.peft import check_only_lora
 from edit_rl_jax.nn.weights import check_finite
 from edit_rl_jax.ranges import knob
+from edit_rl_jax.vlm.tokenizer import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,25 @@ def check_text(config: Any) -> None:
             raise ConfigError(
                 f"config key 'data.buckets': {bucket[0]} text tokens are fewer than model.text={config.model.text}"
             )
+
+
+def check_sees(config: Any, name: str) -> None:
+    """Raises ConfigError where an editor that always sees the image should learn without it."""
+    flow = config.get("flow", {})
+    if flow.get("drop_text", 0) and flow.get("drop_references", 0):
+        raise ConfigError(
+            f"config key 'flow.drop_references': {flow.drop_references}; {name} always sees the image: set it to 0"
+        )
+
+
+def chat_tokenizer(config: Any, base: Path | None, cfg: Any, *, load: Callable[[Path], Any], name: str) -> Any:
+    """Loads the base's tokenizer with the text around its chat. Raises ConfigError without a base, and for a tokenizer
+    that is not the language model's."""
+    if base is None:
+        raise ConfigError(f"config key 'model.init_from': {name} is trained from a folder, which has a tokenizer")
+    found = load(base)
+    check_tokenizer(found.text, cfg.text_encoder)
+    return found
 
 
 def model_config(config: Any, *, files: EditorFolder, released: str) -> Any:

@@ -100,7 +100,8 @@ def go(kind: str, model: Path, folder: Path, sha256: str) -> None:
     Image.fromarray(picture).save(folder / "a.png")
     lines = [json.dumps({"source": "a.png", "instruction": t}) + "\n" for t in INSTRUCTIONS]
     (folder / "asked.jsonl").write_text("".join(lines))
-    asked = ["--input", str(folder / "asked.jsonl"), "--text-length", str(jobs.text)]
+    asked = ["--input", str(folder / "asked.jsonl")]
+    asked += [] if jobs.fixed else ["--text-length", str(jobs.text)]  # else the folder's own is the limit
     runs = {"edit": [], "other": [*jobs.other], "adapted": ["--lora", str(folder / "train/model")]}
     for name, more in runs.items():
         assert edit.main(["--model", str(model), *which, *asked, *small, *more, "--output", str(folder / name)]) == 0

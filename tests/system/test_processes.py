@@ -38,7 +38,10 @@ def megabytes(log) -> list[float]:
     return [float(size) for _, size in sorted(found)]
 
 
-@pytest.fixture(scope="module", params=["train_rm", "train_editor"])
+JUDGE = pytest.mark.parametrize("run", ["train_rm"], indirect=True)  # the loop of both is the same
+
+
+@pytest.fixture(scope="module")
 def run(request, tmp_path_factory):
     """(folder, overrides) in which one process of eight devices has run."""
     from edit_rl_jax.editors.omnigen2 import tiny
@@ -55,6 +58,7 @@ def run(request, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("run", ["train_rm", "train_editor"], indirect=True)
 def test_two_processes_do_what_one_does_and_read_less(run):
     folder, changes = run
     log = folder / "two.log"
@@ -73,10 +77,9 @@ def test_two_processes_do_what_one_does_and_read_less(run):
 
 
 @pytest.mark.slow
+@JUDGE
 def test_the_death_of_one_ends_the_other_and_a_restart_goes_on(run):
     folder, changes = run
-    if "editor" in folder.name:
-        pytest.skip("the same loop")
     for victim in (1, 0):
         workdir, log = folder / f"killed{victim}", folder / f"killed{victim}.log"
         both = resume.start_two(folder, workdir, log, devices=4, **changes)
@@ -96,10 +99,9 @@ def test_the_death_of_one_ends_the_other_and_a_restart_goes_on(run):
 
 
 @pytest.mark.slow
+@JUDGE
 def test_a_process_that_hangs_in_the_restore_is_named(run):
     folder, changes = run
-    if "editor" in folder.name:
-        pytest.skip("the same restore")
     workdir, log = folder / "hangs", folder / "hangs.log"
     assert ended(resume.start_two(folder, workdir, log, devices=4, **changes | {"steps": 10}), log) == [0, 0]
     (workdir / "finished").unlink()

@@ -14,7 +14,8 @@ from edit_rl_jax.editors.base import Arrays, Condition
 from edit_rl_jax.editors.flux_kontext.config import FluxConfig
 from edit_rl_jax.editors.flux_kontext.processor import Processor
 from edit_rl_jax.editors.flux_kontext.transformer import FluxTransformer
-from edit_rl_jax.editors.mmdit.packing import PATCH, pack, unpack
+from edit_rl_jax.editors.mmdit.editor import MMDiTEditor
+from edit_rl_jax.editors.mmdit.packing import PATCH
 from edit_rl_jax.editors.text.clip import CLIPConfig, CLIPText
 from edit_rl_jax.editors.text.t5 import T5Config, T5Encoder
 from edit_rl_jax.editors.vae.flux_vae import Autoencoder, VAEConfig
@@ -47,7 +48,7 @@ class Configs:
         return Processor(down * PATCH, down, self.transformer.in_channels, self.text, clip)
 
 
-class FluxKontext(nnx.Module):
+class FluxKontext(MMDiTEditor):
     """The editor; see `editors.base.Editor`.
 
     Args:
@@ -74,8 +75,6 @@ class FluxKontext(nnx.Module):
         self.vae = Autoencoder(cfg.vae, rngs=rngs, dtype=dtype)
         self.cfg = cfg
 
-    processor = property(lambda self: self.cfg.processor)
-
     def condition(self, arrays: Arrays, references: Float[Array, "B S C"]) -> Condition:
         """`FluxTransformer.__call__`'s condition for the one branch that there is."""
         index = {k: v for k, v in arrays.items() if k not in ("tokens", "clip_tokens")}
@@ -84,18 +83,3 @@ class FluxKontext(nnx.Module):
         _, pooled = self.text_encoder(only("clip_tokens"))
         found = jax.tree.map(lambda a: a[:, None], {"text": text, "pooled": pooled, "references": references})
         return index | found
-
-    def encode(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
-        """Latents of images in [-1, 1] whose sides are multiples of 16; tokens row by row."""
-        return pack(self.vae.encode(pixels, keys))
-
-    def velocity(
-        self, latents: Float[Array, "B N C"], t: Float[Array, B], condition: Condition
-    ) -> Float[Array, "B N C"]:
-        """Computes dx/dt; condition: of one branch a row."""
-        return self.transformer(latents, t, condition)
-
-    def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:
-        """Pixels of latents whose first tokens are an image of height x width pixels."""
-        down = self.cfg.vae.downscale
-        return self.vae.decode(unpack(latents, height // down, width // down))

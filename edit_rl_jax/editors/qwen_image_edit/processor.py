@@ -11,6 +11,7 @@ from PIL import Image
 
 from edit_rl_jax.data.images import ImageError, resize
 from edit_rl_jax.editors.base import Arrays, EditError, Request, Size, TokenLengths
+from edit_rl_jax.editors.mmdit.chats import joined
 from edit_rl_jax.editors.qwen_image_edit.layout import layout
 from edit_rl_jax.editors.qwen_image_edit.prompt import DROPPED, EMPTY, Tokenizer, encode
 from edit_rl_jax.flow.guidance import Guidance, TrueGuidance
@@ -20,8 +21,6 @@ from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.rows import empty_batch, write_row
 from edit_rl_jax.vlm.samples import Encoded
 
-SHOWN = ("patches", "patch_segments", "window_segments", "patch_hw")
-TOKENS = ("tokens", "segments", "positions", "image_index")
 SIDE, SEEN_AREA = 32, 384**2
 """Sides are rounded to multiples of 32 pixels; area at which a "Plus" model's language model sees an image."""
 SYSTEM = (None, "You are a helpful assistant.")
@@ -35,9 +34,9 @@ class Processor:
     vlm, images: the language model's configuration, and its rule for images. plus: 2509 and 2511: several images, which
     the language model sees smaller; else one, which it sees as the autoencoder does.
 
-    Arrays: of a row the language model's `TOKENS` i32 [B, (3,) branches * (64 + T)], the branches one after another as
-    samples of one row, and `SHOWN` of their images, in one vision row whose slots follow from T; `layout.Layout`'s of
-    each branch.
+    Arrays: of a row the language model's `chats.TOKENS`, i32, branches * (64 + T) long, the branches one after another
+    as samples of one row, and `chats.SHOWN` of their images, in one vision row whose slots follow from T;
+    `layout.Layout`'s of each branch.
     """
 
     multiple: int
@@ -136,15 +135,12 @@ class Processor:
                 none = np.zeros(len(tokens), bool)
                 sample = Encoded(request.where, tokens, none, self.vlm.positions(tokens, grids)[0], patches, grids)
                 write_row(rows[e], b, [sample], self.vlm)
-        for e, one in enumerate(rows):
-            one["segments"] *= e + 1
-        chats = {k: np.concatenate([one[k] for one in rows], axis=-1) for k in TOKENS}
         cut = lambda size: (size[0] // self.multiple, size[1] // self.multiple)
         references = [[cut(s) for s in r.references] if r else [] for r in requests]
         sizes = [cut(r.size) if r else (0, 0) for r in requests]
         index = [layout(list(map(int, kept[e])), references, sizes, lengths) for e in range(branches)]
         stacked = {k: np.stack([one[k] for one in index], axis=1) for k in index[0]}
-        return {**chats, **{k: rows[0][k] for k in SHOWN}, **stacked}
+        return {**joined(rows), **stacked}
 
 
 def slots(text: int, vlm: Config) -> int:

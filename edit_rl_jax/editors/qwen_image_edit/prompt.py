@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edit_rl_jax.editors.base import EditError
-from edit_rl_jax.nn.safetensors_io import WeightsError
+from edit_rl_jax.editors.prompt_files import read_constant
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
 VARIABLE, ATTRIBUTE = "EDIT_RL_QWEN_TEMPLATE", "prompt_template_encode"
@@ -49,23 +47,11 @@ def read_template(folder: Path, plus: bool) -> str:
     spec = importlib.util.find_spec("diffusers")  # is not imported by this
     installed = [Path(p) / "pipelines" / "qwenimage" / name for p in (spec and spec.submodule_search_locations) or []]
     named = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else [folder / name, *installed]
-    file = next((f for f in named if f.is_file()), None)
-    if file is None:
-        raise WeightsError(
-            f"{named[0]}: no such file: Qwen-Image-Edit's prompt has a text that stands in diffusers' {name}: "
-            f"install diffusers, name that file by {VARIABLE}, or lay it into the model's folder"
-        )
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError, ValueError) as e:
-        raise WeightsError(f"{file}: no Python: {e}") from None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and any(getattr(t, "attr", None) == ATTRIBUTE for t in node.targets):
-            text = node.value.value if isinstance(node.value, ast.Constant) else None
-            if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != SHA256[plus]:
-                raise WeightsError(f"{file}: {ATTRIBUTE} is not the text that the network was trained with")
-            return text
-    raise WeightsError(f"{file}: no {ATTRIBUTE} in it")
+    advice = (
+        f"Qwen-Image-Edit's prompt has a text that stands in diffusers' {name}: "
+        f"install diffusers, name that file by {VARIABLE}, or lay it into the model's folder"
+    )
+    return read_constant(named, ATTRIBUTE, SHA256[plus], advice)
 
 
 def encode(tokenizer: Tokenizer, text: str, image_tokens: list[int], plus: bool, where: str) -> list[int]:

@@ -12,14 +12,12 @@ from edit_rl_jax.editors.finetuning import Adapter, batch_format
 from edit_rl_jax.editors.qwen_image_edit import weights
 from edit_rl_jax.editors.qwen_image_edit.config import QwenImageConfig
 from edit_rl_jax.editors.qwen_image_edit.editor import Configs, QwenImageEdit
-from edit_rl_jax.editors.qwen_image_edit.prompt import Tokenizer
 from edit_rl_jax.editors.qwen_image_edit.weights import FOLDER, local_folder
 from edit_rl_jax.editors.rows import Editing
 from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import exports
 from edit_rl_jax.ranges import knob
-from edit_rl_jax.vlm.tokenizer import check_tokenizer
 
 __all__ = [
     "BUCKET", "SECTIONS", "Bucket", "batch_format", "card", "check", "export", "initial_weights", "local_folder",
@@ -34,6 +32,8 @@ RELEASED = {
 card = partial(exports.card, title="An image editor", licences=dict.fromkeys(RELEASED, "Apache-2.0"))
 initial_weights = partial(finetuning.initial_weights, files=FOLDER)
 export = partial(finetuning.export, files=FOLDER, card=card)
+check = partial(finetuning.check_sees, name="Qwen-Image-Edit")
+tokenizer = partial(finetuning.chat_tokenizer, load=weights.folder_tokenizer, name="Qwen-Image-Edit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +45,6 @@ class Options:
 
 SECTIONS = {"model": Options, "model.lora": Adapter, "eval": Editing}
 BUCKET = {"text tokens": 1, "references": 1, "height": 1, "width": 1}
-
-
-def check(config: Any) -> None:
-    """Raises ConfigError for values that do not fit together."""
-    flow = config.get("flow", {})
-    if flow.get("drop_text", 0) and flow.get("drop_references", 0):
-        raise ConfigError(
-            f"config key 'flow.drop_references': {flow.drop_references}; Qwen-Image-Edit sees the image: set it to 0"
-        )
 
 
 def model_config(config: Any) -> Configs:
@@ -68,14 +59,3 @@ def model_config(config: Any) -> Configs:
 
 def make(config: Any, cfg: Configs, mesh: Mesh, dtype: Any) -> partial:
     return partial(QwenImageEdit, cfg, targets=config.model.lora.targets, **finetuning.options(config, dtype))
-
-
-def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Tokenizer:
-    """That of the base, with the prompt's prefix."""
-    if base is None:
-        raise ConfigError(
-            "config key 'model.init_from': Qwen-Image-Edit is trained from a folder, which has a tokenizer"
-        )
-    found = weights.folder_tokenizer(base)
-    check_tokenizer(found.text, cfg.text_encoder)
-    return found

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
-
-from edit_rl_jax.editors.base import Arrays, Condition
-from edit_rl_jax.editors.mmdit.packing import PATCH, pack, unpack
+from edit_rl_jax.editors.mmdit.editor import SeeingEditor
+from edit_rl_jax.editors.mmdit.packing import PATCH
 from edit_rl_jax.editors.step1x_edit.config import Step1XConfig
 from edit_rl_jax.editors.step1x_edit.guidance import DampedGuidance
-from edit_rl_jax.editors.step1x_edit.processor import DROPPED, SHOWN, TOKENS, Processor
+from edit_rl_jax.editors.step1x_edit.processor import DROPPED, Processor
 from edit_rl_jax.editors.step1x_edit.transformer import Step1XTransformer
 from edit_rl_jax.editors.vae.flux_vae import Autoencoder, VAEConfig
-from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.vlm.qwen2_5_vl import sizes
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,56 +40,7 @@ class Configs:
         return Processor(down * PATCH, down, t.in_channels, t.version, self.text_encoder, guidance, self.text)
 
 
-class Step1XEdit(nnx.Module):
-    """The editor; see `editors.base.Editor`.
+class Step1XEdit(SeeingEditor):
+    """The editor: see `SeeingEditor`; the transformer's LoRA is on its connector, too."""
 
-    Args:
-      lora, targets, trainable, remat, attention: of the transformer with its connector; the language model and the
-        autoencoder are Frozen.
-      dtype: of all activations and frozen weights.
-    """
-
-    def __init__(
-        self,
-        cfg: Configs,
-        *,
-        rngs: nnx.Rngs,
-        lora: LoRAConfig | None = None,
-        targets: str = "attention",
-        trainable: str = "lora",
-        dtype: Any = jnp.float32,
-        remat: str = "nothing_saveable",
-        attention: str | None = None,
-    ):
-        shared = {"rngs": rngs, "dtype": dtype, "remat": remat, "attention": attention}
-        self.text_encoder = Qwen25VL(cfg.text_encoder, **shared)
-        self.text_encoder.lm_head = None  # nothing is written
-        options = {"lora": lora, "targets": targets, "trainable": trainable}
-        self.transformer = Step1XTransformer(cfg.transformer, **options, **shared)
-        self.vae = Autoencoder(cfg.vae, rngs=rngs, dtype=dtype)
-        self.cfg = cfg
-
-    processor = property(lambda self: self.cfg.processor)
-
-    def condition(self, arrays: Arrays, references: Float[Array, "B S C"]) -> Condition:
-        """`Step1XTransformer.__call__`'s condition for each branch; the image is seen once, and by every branch."""
-        index = {k: v for k, v in arrays.items() if k not in (*TOKENS, *SHOWN)}
-        B, branches = index["state_mask"].shape[:2]
-        states = self.text_encoder.hidden({k: arrays[k] for k in (*TOKENS, *SHOWN)})
-        text = states.reshape(B, branches, -1, states.shape[-1])[:, :, DROPPED:]
-        return index | {"text": text, "references": jnp.repeat(references[:, None], branches, axis=1)}
-
-    def encode(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
-        """Latents of images in [-1, 1] whose sides are multiples of 16; tokens row by row."""
-        return pack(self.vae.encode(pixels, keys))
-
-    def velocity(
-        self, latents: Float[Array, "B N C"], t: Float[Array, B], condition: Condition
-    ) -> Float[Array, "B N C"]:
-        """Computes dx/dt; condition: of one branch a row."""
-        return self.transformer(latents, t, condition)
-
-    def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:
-        """Pixels of latents whose first tokens are an image of height x width pixels."""
-        down = self.cfg.vae.downscale
-        return self.vae.decode(unpack(latents, height // down, width // down))
+    TRANSFORMER, AUTOENCODER, DROPPED = Step1XTransformer, Autoencoder, DROPPED

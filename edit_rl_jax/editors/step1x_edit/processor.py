@@ -12,6 +12,7 @@ from PIL import Image
 
 from edit_rl_jax.data.images import ImageError, resize
 from edit_rl_jax.editors.base import Arrays, EditError, Request, Size, TokenLengths
+from edit_rl_jax.editors.mmdit.chats import joined
 from edit_rl_jax.editors.step1x_edit.layout import layout
 from edit_rl_jax.editors.step1x_edit.prompt import HELPFUL, Tokenizer, encode
 from edit_rl_jax.flow.guidance import Guidance
@@ -25,8 +26,6 @@ DROPPED = 217
 """States of the language model that are left out: those before the prefix's last character."""
 LEAST, MOST = 256, 324
 """Tokens of the image in the language model."""
-SHOWN = ("patches", "patch_segments", "window_segments", "patch_hw")
-TOKENS = ("tokens", "segments", "positions", "image_index")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Processor:
     text: states of the language model that the network sees; what is padding among them becomes text in the connector,
     so the result depends on their number. vlm: the language model's configuration.
 
-    Arrays: of a row the language model's `TOKENS` i32 [B, (3,) branches * (217 + T)], the branches one after another as
-    samples of one row, and `SHOWN` of their image; `state_mask` bool [B, branches, T]; `layout.Layout`'s.
+    Arrays: of a row the language model's `chats.TOKENS`, i32, branches * (217 + T) long, the branches one after another
+    as samples of one row, and `chats.SHOWN` of their image; `state_mask` bool [B, branches, T]; `layout.Layout`'s.
     """
 
     multiple: int
@@ -129,9 +128,8 @@ class Processor:
                 none = np.zeros(len(tokens), bool)
                 write_row(rows[e], b, [Encoded(request.where, tokens, none, places, patches, (grid,))], self.vlm)
                 mask[b, e, : len(tokens) - DROPPED] = True
-        for e, one in enumerate(rows):
-            one["segments"] = np.where(one["tokens"] > 0, one["segments"] * (e + 1), 0).astype(np.int32)
-        chats = {k: np.concatenate([one[k] for one in rows], axis=-1) for k in TOKENS}
+        for one in rows:
+            one["segments"] = np.where(one["tokens"] > 0, one["segments"], 0).astype(np.int32)
         cut = lambda size: (size[0] // self.multiple, size[1] // self.multiple)
         index = layout(
             [self.text if r else 0 for r in requests],
@@ -141,7 +139,7 @@ class Processor:
             self.version,
         )
         stacked = {k: np.repeat(np.asarray(x)[:, None], branches, axis=1) for k, x in index.items()}
-        return {**chats, **{k: rows[0][k] for k in SHOWN}, "state_mask": mask, **stacked}
+        return {**joined(rows), "state_mask": mask, **stacked}
 
 
 @functools.cache

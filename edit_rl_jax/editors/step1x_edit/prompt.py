@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edit_rl_jax.editors.base import EditError
+from edit_rl_jax.editors.prompt_files import read_constant
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
@@ -38,23 +37,11 @@ def read_prefix(folder: Path) -> str:
     """Reads the prefix from the file that the environment's EDIT_RL_STEP1X_PREFIX names, or from upstream's code in
     `folder`; the file is parsed, not run. Raises WeightsError where there is none, and for another text."""
     named = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else [folder / name for name in SOURCES]
-    file = next((f for f in named if f.is_file()), None)
-    if file is None:
-        raise WeightsError(
-            f"{named[0]}: no such file: Step1X-Edit's prompt has a text that stands in its own source, "
-            f"modules/conditioner.py: name that file by {VARIABLE}, or lay it into the model's folder"
-        )
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError, ValueError) as e:
-        raise WeightsError(f"{file}: no Python: {e}") from None
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and CONSTANT in [t.id for t in node.targets if isinstance(t, ast.Name)]:
-            text = node.value.value if isinstance(node.value, ast.Constant) else None
-            if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != SHA256:
-                raise WeightsError(f"{file}: {CONSTANT} is not the text that the network was trained with")
-            return text
-    raise WeightsError(f"{file}: no {CONSTANT} in it")
+    advice = (
+        "Step1X-Edit's prompt has a text that stands in its own source, modules/conditioner.py: "
+        f"name that file by {VARIABLE}, or lay it into the model's folder"
+    )
+    return read_constant(named, CONSTANT, SHA256, advice)
 
 
 def pieces(chat: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -13,12 +12,9 @@ from edit_rl_jax.editors.rows import Editing
 from edit_rl_jax.editors.rows import EditShape as Bucket
 from edit_rl_jax.editors.step1x_edit import weights
 from edit_rl_jax.editors.step1x_edit.editor import Configs, Step1XEdit
-from edit_rl_jax.editors.step1x_edit.prompt import Tokenizer
 from edit_rl_jax.editors.step1x_edit.weights import FOLDER, local_folder
-from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import exports
 from edit_rl_jax.ranges import knob
-from edit_rl_jax.vlm.tokenizer import check_tokenizer
 
 __all__ = [
     "BUCKET", "SECTIONS", "Bucket", "batch_format", "card", "check", "export", "initial_weights", "local_folder",
@@ -30,6 +26,7 @@ card = partial(exports.card, title="An image editor", licences={RELEASED: "Apach
 model_config = partial(finetuning.model_config, files=FOLDER, released=RELEASED)
 initial_weights = partial(finetuning.initial_weights, files=FOLDER)
 export = partial(finetuning.export, files=FOLDER, card=card)
+tokenizer = partial(finetuning.chat_tokenizer, load=weights.folder_tokenizer, name="Step1X-Edit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +44,8 @@ BUCKET = {"text tokens": 1, "references": 1, "height": 1, "width": 1}
 def check(config: Any) -> None:
     """Raises ConfigError for values that do not fit together."""
     finetuning.check_text(config)
-    flow = config.get("flow", {})
-    if flow.get("drop_text", 0) and flow.get("drop_references", 0):
-        raise ConfigError(
-            f"config key 'flow.drop_references': {flow.drop_references}; Step1X-Edit always sees the image: set it to 0"
-        )
+    finetuning.check_sees(config, "Step1X-Edit")
 
 
 def make(config: Any, cfg: Configs, mesh: Mesh, dtype: Any) -> partial:
     return partial(Step1XEdit, cfg, targets=config.model.lora.targets, **finetuning.options(config, dtype))
-
-
-def tokenizer(config: Any, base: Path | None, cfg: Configs) -> Tokenizer:
-    """That of the base, with the prompt's prefix."""
-    if base is None:
-        raise ConfigError("config key 'model.init_from': Step1X-Edit is trained from a folder, which has a tokenizer")
-    found = weights.folder_tokenizer(base)
-    check_tokenizer(found.text, cfg.text_encoder)
-    return found

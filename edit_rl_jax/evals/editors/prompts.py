@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from edit_rl_jax import json_files
+from edit_rl_jax.data.source_texts import constants
 from edit_rl_jax.evals.editors.cases import Item
-from edit_rl_jax.rewards.editscore.upstream import CONTEXT, RULES, TWO_IMAGES, constants
+from edit_rl_jax.rewards.editscore.upstream import CONTEXT, RULES, TWO_IMAGES
 
 SHA256 = {
     "010234af186eb0a70fcb99047cd32ad1da01bed59ca1a95a01335426417cf838": "vie_prompts.py",

@@ -4,7 +4,6 @@ Both prompts of an edit begin alike, with the text before the images and the ima
 computed once. Upstream's texts, which come after the images and hold the instruction, are read from the user's copy.
 """
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_rl_jax.data.records import PREFERENCE_DIMENSIONS
+from edit_rl_jax.data.source_texts import constants
 from edit_rl_jax.rewards.base import Image
 
 TOKEN = "<|Reward|>"  # at its place stands what the heads read
@@ -100,9 +100,7 @@ def upstream(folder: str | Path) -> Prompts:
     """
     found: dict[str, str] = {}
     for name, wanted in _FILES.items():
-        for node in ast.parse((Path(folder) / name).read_bytes()).body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                found |= {t.id: node.value.value for t in node.targets if isinstance(t, ast.Name) and t.id in wanted}
+        found |= {k: v for k, v in constants((Path(folder) / name).read_bytes()).items() if k in wanted}
     names = [n for wanted in _FILES.values() for n in wanted]
     if missing := [n for n in names if n not in found]:
         raise ValueError(f"{folder}: no {', '.join(missing)} in {', '.join(_FILES)}")

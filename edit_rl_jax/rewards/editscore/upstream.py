@@ -5,7 +5,6 @@ checked by SHA-256, because the adapters only behave with the very bytes that th
 `pip install --no-deps editscore==0.2`. Facts: `vie_prompts.py`, `mllm_tools/qwen25vl.py`, `qwen3vl.py` of that version.
 """
 
-import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from edit_rl_jax.data.records import SCORE_RANGE
+from edit_rl_jax.data.source_texts import constants
 from edit_rl_jax.rewards.editscore.aggregate import profile
 from edit_rl_jax.rewards.editscore.prompts import END, Image, Parts, Prompts, Question, check_instruction, plain
 
@@ -34,15 +34,6 @@ NAMES = {  # name: (chat layout, profile, opening)
     "upstream-qwen3-think": ("qwen3_vl", "paper", EMPTY_THOUGHT),
     "upstream-qwen3-think-rl-compat": ("qwen3_vl", "rl-compat", EMPTY_THOUGHT),
 }
-
-
-def constants(code: bytes) -> dict[str, str]:
-    """Returns the texts that a Python file assigns to names; nothing of it is run. Raises SyntaxError."""
-    found = {}
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            found |= {t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)}
-    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def texts(folder: str | Path | None = None) -> dict[str, str]:
