@@ -4,8 +4,9 @@
 
 Each run is `train_rm.py --config configs/editreward_tiny.py` with so many steps (all alike, so equal minutes), judged
 on the same 528 held-out pairs without controls. Where a recipe does not use a setting (ties, of labels by dimension)
-it is run once. Figures are means over the seeds, each seed beside them. A second call goes on where the
-first was; --config.KEY=VALUE goes to the training of all.
+it is run once. Figures are means over the seeds, each seed beside them. All recipes are run with the first seed before
+any is with the second. A second call goes on where the first was, by what stands in the file of --json or in the
+workdir; --config.KEY=VALUE goes to the training of all.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def run(folder: Path, recipe: tuple[str, str, str], noise: float, seed: int, arg
     if not (folder / "eval.json").exists():
         loss, labels, ties = recipe
         keys = {"preference.loss": loss, "preference.labels": labels, "preference.ties": ties, "seed": seed}
-        keys |= {"data.options.noise": noise, "steps": args.steps, "eval.batches": 0, "log.tensorboard": False}
+        keys |= {"data.options": {"noise": noise}, "steps": args.steps, "eval.batches": 0, "log.tensorboard": False}
         words = [f"--config.{k}={v}" for k, v in (keys | args.overrides).items()]
         command = [sys.executable, str(ROOT / "scripts/train_rm.py"), "--config", str(args.config)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,21 +61,25 @@ def main(argv=None) -> None:
     if wrong := [word for word in rest if not word.startswith("--config.") or "=" not in word]:
         p.error(f"unknown: {' '.join(wrong)}")
     args.overrides = dict(word.removeprefix("--config.").split("=", 1) for word in rest)
-    home, table = args.workdir.resolve(), []
-    for noise, recipe in itertools.product(args.noise, LEARNT):
-        runs = [
-            run(home / "_".join([*recipe, f"noise{noise:g}", f"seed{s}"]), recipe, noise, s, args) for s in args.seeds
-        ]
-        row = {"loss": recipe[0], "labels": recipe[1], "ties": recipe[2], "noise": noise}
-        for name in FIGURES:
-            values = [r[name] for r in runs]
-            row[name] = {"mean": round(float(np.mean(values)), 4), "seeds": [round(v, 4) for v in values]}
-        table.append(row)
+    about = {"steps": args.steps, "pairs": 528, **({"config": args.overrides} if args.overrides else {})}
+    file = Path(args.json) if args.json else args.workdir / "recipes.json"
+    known = json.loads(file.read_text()) if file.exists() else about
+    if {k: known.get(k) for k in about} != about:
+        p.error(f"{file} is of other settings: {known}")
+    table = known.get("recipes", [])
+    for seed, noise, recipe in itertools.product(args.seeds, args.noise, LEARNT):
+        names = dict(zip(("loss", "labels", "ties"), recipe)) | {"noise": noise}
+        row = next((r for r in table if names.items() <= r.items()), None)
+        if row is None:
+            table.append(row := names | {"seeds": {}})
+        if str(seed) in row["seeds"]:
+            continue
+        folder = args.workdir.resolve() / "_".join([*recipe, f"noise{noise:g}", f"seed{seed}"])
+        row["seeds"][str(seed)] = {k: round(v, 4) for k, v in run(folder, recipe, noise, seed, args).items()}
+        row |= {name: round(float(np.mean([r[name] for r in row["seeds"].values()])), 4) for name in FIGURES}
         print(json.dumps(row), flush=True)
-    about = {"device": f"{platform.machine()}, {os.cpu_count()} cores", "date": date.today().isoformat()}
-    out = {"steps": args.steps, "seeds": args.seeds, "pairs": 528, "recipes": table, **about}
-    if args.json:
-        Path(args.json).write_text(json.dumps(out, indent=1) + "\n")
+        machine = {"device": f"{platform.machine()}, {os.cpu_count()} cores", "date": date.today().isoformat()}
+        file.write_text(json.dumps(about | machine | {"recipes": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -105,14 +105,34 @@ def test_block_size_pads_least():
     assert [block_size(n) for n in (64, 128, 200, 1024, 2624, 2048, 1300)] == [128, 128, 256, 512, 384, 512, 128]
 
 
+@pytest.mark.parametrize("length", [48, 47])
 @pytest.mark.parametrize("causal", [False, True])
-def test_cudnn_mask_by_the_same_masks_on_xla(causal):
+def test_cudnn_mask_by_the_same_masks_on_xla(causal, length):
     """cuDNN itself needs a GPU; its mask, scale and zeroed rows are checked through the other implementation."""
-    q, k, v, weight = inputs(2, 48, 4, 2, 16)
-    segments = packed(2, 48, 3, padding=5)
+    q, k, v, weight = inputs(2, length, 4, 2, 16)
+    segments = packed(2, length, 3, padding=5)
     kw = dict(q_segments=segments, kv_segments=segments, causal=causal)
     compare(
         lambda q, k, v: cudnn_attention(q, k, v, implementation="xla", **kw),
         lambda q, k, v: attention(q, k, v, impl="xla", **kw),
         *(q, k, v, weight, segments),
     )
+
+
+@pytest.mark.parametrize("length", [256, 251])
+@pytest.mark.parametrize("causal", [False, True])
+def test_cudnn_takes_our_shapes(monkeypatch, causal, length):
+    """JAX's own checks of what cuDNN can do run when a program is lowered, without a GPU; odd lengths were refused."""
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91000)
+    shape = lambda heads: jax.ShapeDtypeStruct((2, length, heads, 80), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+    def loss(q, k, v, segments):
+        out = cudnn_attention(q, k, v, q_segments=segments, kv_segments=segments, causal=causal)
+        return out.astype(jnp.float32).sum()
+
+    step = jax.jit(jax.grad(loss, (0, 1, 2)))
+    lowered = step.trace(shape(8), shape(2), shape(2), segments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in lowered
