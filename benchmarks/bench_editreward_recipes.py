@@ -37,7 +37,13 @@ def run(folder: Path, recipe: tuple[str, str, str], noise: float, seed: int, arg
     if not (folder / "eval.json").exists():
         loss, labels, ties = recipe
         keys = {"preference.loss": loss, "preference.labels": labels, "preference.ties": ties, "seed": seed}
-        keys |= {"data.options": {"noise": noise}, "steps": args.steps, "eval.batches": 0, "log.tensorboard": False}
+        keys |= {
+            "data.options": {"noise": noise},
+            "steps": args.steps,
+            "eval.batches": 0,
+            "eval.controls": False,
+            "log.tensorboard": False,
+        }
         words = [f"--config.{k}={v}" for k, v in (keys | args.overrides).items()]
         command = [sys.executable, str(ROOT / "scripts/train_rm.py"), "--config", str(args.config)]
         folder.mkdir(parents=True, exist_ok=True)

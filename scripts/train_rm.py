@@ -32,7 +32,7 @@ def finish(done: supervised.Finished) -> None:
     alone = jax.process_count() == 1 and done.mesh.size > 1  # else the first process judges on its first device
     how = dict(base=done.given.base, mesh=done.mesh if alone else None)
     judge, before = editworld.load(done.model, done.given.base, options={"passes": config.eval.passes}, **how)
-    drawn = dict(pairs=config.eval.pairs, resolution=config.data.resolution)
+    drawn = dict(pairs=config.eval.pairs, resolution=config.data.resolution, controls=config.eval.controls)
     about = {"model": str(done.model), "passes": config.eval.passes}
     found = editworld.run(judge, done.folder, untrained=before, about=about, **drawn)
     keys = ("pair_accuracy", "pair_accuracy_ci95", "n_pairs", "untrained_pair_accuracy")

@@ -49,6 +49,7 @@ RESUME_MAY_CHANGE = (
     "checkpoint.deadline",
     "eval.pairs",
     "eval.passes",
+    "eval.controls",
     "eval.prompts",
     "eval.sample_steps",
     "name",

@@ -53,6 +53,7 @@ class Judging:
 
     pairs: int = knob(0, "[0, 1000000]")  # at the end, pairs scored by generation for eval.json; 0 = no pairs
     passes: int = knob(1, "[1, 1000]")  # sampled answers a question, averaged; 1 = greedy
+    controls: bool = knob(True)  # the same pairs with images blanked and with instructions shuffled, too
 
 
 SECTIONS = {"model": Options, "model.lora": LoRAConfig, "data": Images, "eval": Judging}

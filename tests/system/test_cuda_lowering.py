@@ -33,10 +33,10 @@ def a_gpu(monkeypatch):
         monkeypatch.setattr(module, "lower", lower)
 
 
-def of(name):
+def of(name, topology="h100:8"):
     """(a config as on eight GPUs of one host, their mesh)."""
     config = config_lib.load(
-        CONFIGS / name, {"topology": "h100:8", "model.dtype": "bfloat16", "model.attention": "cudnn"}
+        CONFIGS / name, {"topology": topology, "model.dtype": "bfloat16", "model.attention": "cudnn"}
     )
     return config, on_mesh.make_mesh(config, jax.devices())
 
@@ -69,3 +69,10 @@ def test_rollout_and_update_of_a_verifier_s_rl():
     config, mesh = of("gcpo.py:7b")
     asked = asks_cudnn(gcpo.jobs(config, CHIP, jax.devices()))
     assert asked == {"prefill": False, "decode": False, "update": True}
+
+
+@pytest.mark.parametrize("name", ["grpo_omnigen2_fast.py", "grpo_flux_kontext.py:nft"])
+def test_rollout_and_update_of_an_editor_s_rl(name):
+    config, mesh = of(name, topology="")
+    asked = asks_cudnn(rl.jobs(config, CHIP, jax.devices()))
+    assert asked["rollout"] and asked["update"]
