@@ -21,6 +21,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": _save(*ATTENTION),
     "gate": _save(*ATTENTION, "gate"),
+    "feed_forward": _save("attended", "gate", "up"),
     "gate_up": _save(*ATTENTION, "gate", "up"),
     "everything_saveable": jax.checkpoint_policies.everything_saveable,
 }

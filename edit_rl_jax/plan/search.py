@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-POLICIES = ("gate_up", "gate", "attention", "nothing_saveable")  # what is tried first saves more
+POLICIES = ("gate_up", "feed_forward", "gate", "attention", "nothing_saveable")  # what is tried first saves more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,24 +70,30 @@ def search(
             file = folder / (re.sub(r"\W+", "_", one.label) + ".json")
             words = [f"--config.{key}={value}" for key, value in one.overrides.items()]
             left = deadline - time.monotonic()
-            found = {"candidate": dataclasses.asdict(one), "label": one.label}
-            try:
-                if left <= 0:
-                    raise subprocess.TimeoutExpired(command, seconds)
-                done = subprocess.run(
-                    [*command, *words, "--json", str(file)], capture_output=True, text=True, timeout=left, check=False
-                )
-            except subprocess.TimeoutExpired:
-                yield found | {"status": "out of time"}
+            found = attempt([*command, *words], file, left)
+            yield {"candidate": dataclasses.asdict(one), "label": one.label, **found}
+            if found["status"] != "does not fit":  # a layout that is refused is so for every split
                 break
-            if done.returncode == 0:
-                yield found | {"status": "fits", "plan": json.loads(file.read_text())}
-                break
-            lines = [line for line in done.stderr.splitlines() if line.startswith(("DOES NOT FIT", "plan.py:"))]
-            reason = lines[-1] if lines else done.stderr.strip()[-300:]
-            yield found | {"status": "does not fit" if done.returncode == 2 else "failed", "reason": reason}
-            if done.returncode != 2:  # a layout that is refused is so for every split
-                break
+
+
+def attempt(command: Sequence[str], file: Path, seconds: float) -> dict[str, Any]:
+    """Runs plan.py with these words in a process of its own, its JSON into `file`.
+
+    Returns "status" ("fits", "does not fit", "failed" or "out of time") and, as it may be, "plan" or "reason", a line.
+    """
+    try:
+        if seconds <= 0:
+            raise subprocess.TimeoutExpired(command, seconds)
+        done = subprocess.run(
+            [*command, "--json", str(file)], capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": "out of time"}
+    if done.returncode == 0:
+        return {"status": "fits", "plan": json.loads(file.read_text())}
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("DOES NOT FIT", "plan.py:"))]
+    reason = lines[-1] if lines else done.stderr.strip()[-300:]
+    return {"status": "does not fit" if done.returncode == 2 else "failed", "reason": reason}
 
 
 def figures(result: Mapping[str, Any]) -> tuple[float, int]:

@@ -12,7 +12,7 @@ from edit_rl_jax.ranges import problem
 from edit_rl_jax.training import interfaces
 from edit_rl_jax.training.config_keys import AXIS, REINFORCEMENT, REPLIES, Sections, knobs, no_key, sections
 
-NAMED = ("attention", "gate", "gate_up")  # of `nn.stack.REMAT_POLICIES`, those that save what `vlm.text` names
+NAMED = ("attention", "gate", "feed_forward", "gate_up")  # of `nn.stack.REMAT_POLICIES`: by the names of `vlm.text`
 LARGEST = 2**24  # number of a bucket
 
 

@@ -1,0 +1,106 @@
+"""The table of configs by slices: what a cell is, what is compiled again, what the page says, and two real cells."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from edit_rl_jax.plan import scaling
+from edit_rl_jax.training import config as config_lib
+
+ROOT = Path(__file__).resolve().parents[1]
+PRICES = {"v5e": 1.0, "v6e": 10.0, "v5p": 2.0}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return list(scaling.cells(ROOT))
+
+
+def layout(name, where):
+    return scaling.layout(config_lib.load(ROOT / "configs" / name), where)
+
+
+def test_rows_a_device_stay_as_in_the_preset():
+    assert layout("rm.py:7b", "v5e:4x4") == layout("grpo_omnigen2_fast.py", "v6e:4x4") == {}
+    mesh = lambda data, fsdp, tensor: {"mesh.data": str(data), "mesh.fsdp": str(fsdp), "mesh.tensor": str(tensor)}
+    wide = mesh(16, 16, 1) | {"rows": "256", "accum": "1"}
+    assert layout("rm.py:7b", "v5e:16x16") == layout("rm.py:7b", "v6e:16x16") == wide
+    assert layout("rm.py:72b", "v6e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"}
+    assert layout("rm.py:72b", "tpu7x:2x2x2") == mesh(1, 16, 1) | {"rows": "16", "accum": "2"}  # 8 chips of 2 devices
+    assert layout("gcpo.py:7b", "v5e:16x16") == mesh(64, 1, 4) | {"rows": "128", "rl.pairs": "256"}
+    assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | {"rows": "384", "rl.prompts": "192"}
+
+
+def test_the_table_has_every_cell_once_the_most_useful_first(cells):
+    assert len({c.key for c in cells}) == len(cells) == 54
+    assert [c.key for c in cells[:3]] == ["rm_7b on v5e:4x4", "rm_72b on v5e:4x4", "editreward_7b on v5e:4x4"]
+    assert {c.topology for c in cells[:12]} == {"v5e:4x4", "v6e:4x4", "v5p:4x4x4"}
+    for c in cells:  # a layout is one that the config takes
+        config_lib.load(c.config, c.overrides)
+
+
+def plan(per_s, peak=0.5):
+    predicted = {"step_s": 1.0, "bound": "compute", "mfu": 0.5, "throughput": {"of": "packed rows", "per_s": per_s}}
+    memory = {"together": int(peak * 2**34), "usable_hbm": 2**34}
+    program = {"program": "step", "predicted": predicted, "bytes_per_device": memory, "flops": {}, "compile_s": 1.0}
+    return {"status": "fits", "plan": {"devices": 16, "programs": [program]}}
+
+
+def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
+    todo = [c for c in cells if c.name == "rm_7b"]
+    asked, table = [], {}
+
+    def compile_cell(cell, more):
+        asked.append((cell.topology, dict(more)))
+        if cell.topology == "v6e:4x4" and not more:
+            return {"status": "does not fit", "reason": "DOES NOT FIT by 1.50 GiB a device: rm.py on v6e:4x4"}
+        if cell.topology == "tpu7x:2x2x2":
+            return {"status": "failed", "reason": "plan.py: heads do not divide | by 3"}
+        return plan(10.0 if cell.topology == "v5e:4x4" else 20.0)
+
+    saved = []
+    scaling.fill(todo[:4], table, compile_cell, lambda t: saved.append(len(t)), processes=2)
+    assert saved == [1, 2, 3, 4] and len(asked) == 5 and ("v6e:4x4", {"model.remat": "nothing_saveable"}) in asked
+    assert [c.key for c in todo if scaling.stale(c, table.get(c.key))] == [c.key for c in todo[4:]]
+    text = scaling.page(table, cells, PRICES, "COMMAND")
+    rows = {line.split(" | ")[0] + line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("|")}
+    # the price is that of 16 chips at 1 USD, 10 rows a second
+    assert "| v5e:4x4 | v5e:4x4 | 10 packed rows/s | 0.444 |" in text and "`COMMAND`" in text
+    assert "8.0 of 16.0 GiB (50%) | 1 s | 50% | compute | 10 packed rows/s | 0.444 | preset |" in text
+    assert "nothing_saveable (as it stands it does not fit by 1.50 gib a device)" in rows["| `rm_7b`v6e:4x4"].lower()
+    assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["| `rm_7b`tpu7x:2x2x2"]
+    assert "not planned yet" in rows["| `rm_7b`v5e:16x16"] and "50 of 54" in text
+    assert {line.count("|") for line in rows.values()} == {6, 10}
+
+    old = json.loads(json.dumps(table).replace(todo[0].stamp["source"], "other"))
+    assert scaling.stale(todo[0], old[todo[0].key]) and not scaling.stale(todo[0], old[todo[0].key], old=True)
+    changed = json.loads(json.dumps(table).replace(todo[0].stamp["config"], "other"))
+    assert scaling.stale(todo[0], changed[todo[0].key], old=True)
+
+    scaling.fill(todo[4:], table, compile_cell, lambda t: saved.append(len(t)), seconds=-1)
+    assert len(table) == 4, "no cell is begun when the time is over"
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+def test_two_real_cells(monkeypatch, tmp_path):
+    """A small judge on 4 chips, and on a chip that does not exist; a second call compiles nothing."""
+    spec = importlib.util.spec_from_file_location("scaling_script", ROOT / "benchmarks/scaling.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    small = ["--config.rows=8", "--config.model.attention=xla"]
+    file = str(ROOT / "configs/rm_tiny.py")
+    monkeypatch.setattr(scaling, "CONFIGS", {"rm_tiny": file})
+    monkeypatch.setattr(scaling, "SLICES", ("v5e:2x2", "v5e:3x5"))
+    monkeypatch.setattr(scaling, "layout", lambda config, where: dict(w[9:].split("=") for w in small))
+    files = ["--json", str(tmp_path / "s.json"), "--page", str(tmp_path / "s.md"), "--processes", "2"]
+    assert script.main(files) == 0
+    good, bad = json.loads((tmp_path / "s.json").read_text()).values()
+    (program,) = good["programs"]
+    assert good["status"] == "fits" and 0 < program["peak"] < program["usable"] and program["mfu"] > 0
+    assert bad["status"] == "failed" and "3x5" in bad["reason"]
+    monkeypatch.setattr(script, "compile_cell", None)
+    assert script.main(files) == 0
+    assert "| v5e:2x2 | v5e:2x2 |" in (tmp_path / "s.md").read_text()
