@@ -28,6 +28,8 @@ def compile_cell(cell: scaling.Cell, more, folder: Path, seconds: float):
     command = [sys.executable, str(ROOT / "scripts/plan.py"), "--config", cell.config, "--topology", cell.topology]
     file = folder / f"{cell.name}__{cell.topology.replace(':', '-')}{'__less' if more else ''}.json"
     found = search.attempt([*command, *words], file, seconds)
+    if "reason" in found:
+        found["reason"] = found["reason"].replace(f"{ROOT}/", "")
     print(f"{cell.key} {' '.join(words)}: {found['status']} {found.get('reason', '')}".rstrip(), flush=True)
     return found
 

@@ -56,7 +56,7 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
         asked.append((cell.topology, dict(more)))
         if cell.topology == "v6e:4x4" and not more:
             return {"status": "does not fit", "reason": "DOES NOT FIT by 1.50 GiB a device: rm.py on v6e:4x4"}
-        if cell.topology == "tpu7x:2x2x2":
+        if cell.topology == "v5p:4x4x4":
             return {"status": "failed", "reason": "plan.py: heads do not divide | by 3"}
         return plan(10.0 if cell.topology == "v5e:4x4" else 20.0)
 
@@ -64,13 +64,15 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
     scaling.fill(todo[:4], table, compile_cell, lambda t: saved.append(len(t)), processes=2)
     assert saved == [1, 2, 3, 4] and len(asked) == 5 and ("v6e:4x4", {"model.remat": "nothing_saveable"}) in asked
     assert [c.key for c in todo if scaling.stale(c, table.get(c.key))] == [c.key for c in todo[4:]]
+    assert not any(scaling.stale(c, table[c.key] | {"status": "failed"}) for c in todo[:4])
+    assert scaling.stale(todo[0], table[todo[0].key] | {"status": "out of time"})
     text = scaling.page(table, cells, PRICES, "COMMAND")
     rows = {line.split(" | ")[0] + line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("|")}
     # the price is that of 16 chips at 1 USD, 10 rows a second
     assert "| v5e:4x4 | v5e:4x4 | 10 packed rows/s | 0.444 |" in text and "`COMMAND`" in text
     assert "8.0 of 16.0 GiB (50%) | 1 s | 50% | compute | 10 packed rows/s | 0.444 | preset |" in text
     assert "nothing_saveable (as it stands it does not fit by 1.50 gib a device)" in rows["| `rm_7b`v6e:4x4"].lower()
-    assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["| `rm_7b`tpu7x:2x2x2"]
+    assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["| `rm_7b`v5p:4x4x4"]
     assert "not planned yet" in rows["| `rm_7b`v5e:16x16"] and "50 of 54" in text
     assert {line.count("|") for line in rows.values()} == {6, 10}
 

@@ -32,6 +32,7 @@ CONFIGS = {
 }
 SLICES = ("v5e:4x4", "v6e:4x4", "v5p:4x4x4", "tpu7x:2x2x2", "v5e:16x16", "v6e:16x16")
 FIRST = (4, 3)  # configs and slices whose cells come before all others
+LEAST = "nothing_saveable"
 ELSEWHERE = ("cli", "evals", "editworld", "assets")  # folders of the package that no planned program is made of
 ITEMS = ("packed rows", "edits")  # what a throughput counts
 Cells = dict[str, dict[str, Any]]  # {"CONFIG on SLICE": cell}
@@ -39,12 +40,17 @@ Cells = dict[str, dict[str, Any]]  # {"CONFIG on SLICE": cell}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One config on one slice. overrides: of the config's keys, for a slice without a mesh preset of the config."""
+    """One config on one slice.
+
+    overrides: of the config's keys, for a slice without a mesh preset of the config. less: further ones, for less
+    memory, to try where that does not fit; {} where there are none.
+    """
 
     name: str
     config: str
     topology: str
     overrides: Mapping[str, str]
+    less: Mapping[str, str]
     stamp: Mapping[str, Any]
 
     @property
@@ -100,18 +106,20 @@ def cells(root: Path) -> Iterator[Cell]:
     versions = {name: version(name) for name in ("edit_rl_jax", "jax", "libtpu")}
     order = [(name, where) for where in SLICES for name in CONFIGS]
     few = {(name, where) for name in list(CONFIGS)[: FIRST[0]] for where in SLICES[: FIRST[1]]}
+    files = {name: str(root / "configs" / file) for name, file in CONFIGS.items()}
+    configs = {name: config_lib.load(file) for name, file in files.items()}
     for name, where in sorted(order, key=lambda pair: pair not in few):
-        file = str(root / "configs" / CONFIGS[name])
-        config = config_lib.load(file)
-        overrides = layout(config, where)
+        config, overrides = configs[name], layout(configs[name], where)
+        less = {} if config.model.remat == LEAST else {"model.remat": LEAST}
         settings = {k: str(v) for k, v in config_lib.flatten(config)} | overrides
         made = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        yield Cell(name, file, where, overrides, {"config": made, "source": code, "versions": versions})
+        stamp = {"config": made, "source": code, "versions": versions}
+        yield Cell(name, files[name], where, overrides, less, stamp)
 
 
 def stale(cell: Cell, have: Mapping[str, Any] | None, old: bool = False) -> bool:
-    """Says whether a cell is to be compiled: missing, or made of something else. old: older code is good enough."""
-    if have is None:
+    """Says whether a cell is to be compiled: missing, made of other things, out of time. old: other code will do."""
+    if have is None or have["status"] == "out of time":
         return True
     asked = ("config", "versions") if old else ("config", "versions", "source")
     return any(have["stamp"].get(part) != cell.stamp[part] for part in asked)
@@ -127,19 +135,16 @@ def fill(
 ) -> None:
     """Compiles cells into `table` and saves it after each. No cell is begun when the seconds are over.
 
-    compile_cell(cell, more overrides) is `search.attempt`: a cell that ran out of time, or whose compiler was killed,
-    says so. One that does not fit is tried with nothing kept for the backward pass.
+    compile_cell(cell, more overrides) gives what `search.attempt` does. A cell that does not fit is tried with `less`.
     """
     deadline = time.monotonic() + seconds
 
     def one(cell: Cell) -> dict[str, Any] | None:
         if time.monotonic() > deadline:
             return None
-        less: dict[str, str] = {}
-        found = summary(compile_cell(cell, less))
-        if found["status"] == "does not fit" and cell.name.startswith(("rm", "editreward", "rrm", "gcpo")):
-            less = {"model.remat": "nothing_saveable"}
-            found["instead"] = summary(compile_cell(cell, less)) | {"overrides": less}
+        found = summary(compile_cell(cell, {}))
+        if found["status"] == "does not fit" and cell.less:
+            found["instead"] = summary(compile_cell(cell, cell.less)) | {"overrides": dict(cell.less)}
         made = {"config": cell.name, "topology": cell.topology, "overrides": dict(cell.overrides)}
         return made | {"stamp": dict(cell.stamp), "date": time.strftime("%Y-%m-%d"), **found}
 
@@ -249,10 +254,10 @@ and what they leave out.
 
 A slice that the config has a mesh preset for is planned with it, batch and rematerialisation as they stand. On another
 the rows a device stay as in the preset that divides the slice (copies of it along `data`), so a larger slice makes a
-larger update; `accum`, or a rollout's pairs or prompts, follow: the keys are in the last column. A judge's step that
-does not fit is tried with `model.remat=nothing_saveable`. Of online RL the throughput counts rollout and update, not
-scoring, and MFU is not predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip without one
-(tpu7x) is not recommended.
+larger update; `accum`, or a rollout's pairs or prompts, follow: the keys are in the last column. What does not fit is
+tried with `model.remat=nothing_saveable` where the config keeps more. Of online RL the throughput counts rollout and
+update, not scoring, and MFU is not predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip
+without one (tpu7x) is not recommended.
 
 "Smallest" has the fewest chips of the table's slices, "recommended" the lowest price a thousand of those planned.
 
