@@ -230,6 +230,9 @@ def test_checked_in_plans_fit():
             assert together == memory["together"] <= memory["usable_hbm"], name
 
 
+KEPT = ("rm_7b__v5e-4x4", "rm_7b__v6e-2x4", "rm_72b__v5p-4x4x4", "rrm_7b__v5e-4x4", "editreward_7b__v5e-4x4")
+
+
 def test_recommended_presets_repeat_little_and_leave_room():
     """Executed by model FLOPs at most 1.15, a peak of at most 90% of the memory."""
     for name in KEPT:
@@ -238,9 +241,6 @@ def test_recommended_presets_repeat_little_and_leave_room():
         memory, done = program["bytes_per_device"], program["flops"]
         assert memory["together"] <= 0.9 * memory["usable_hbm"], name
         assert max(done["executed"], done["program"]) <= 1.15 * done["model"], name
-
-
-KEPT = ("rm_7b__v5e-4x4", "rm_7b__v6e-2x4", "rm_72b__v5p-4x4x4", "rrm_7b__v5e-4x4", "editreward_7b__v5e-4x4")
 
 
 def test_checked_in_plans_are_those_of_the_configs():
