@@ -209,7 +209,8 @@ def page(table: Cells, order: Sequence[Cell], prices: Mapping[str, float], comma
     """Writes the page in Markdown: for each config which slice to take, then every cell."""
     now = {c.key: table.get(c.key) if not stale(c, table.get(c.key), old=True) else None for c in order}
     missing = sum(cell is None for cell in now.values())
-    lines = [INTRODUCTION.format(command=command, missing=missing, cells=len(now)) + HEAD]
+    old = sum(stale(c, table.get(c.key)) for c in order) - missing
+    lines = [INTRODUCTION.format(command=command, missing=missing, cells=len(now), old=old) + HEAD]
     chips_of = lambda where: math.prod(chips.parse(where)[1])
     for name in CONFIGS:
         fits = {w: found for w in SLICES if (found := fitting(now.get(f"{name} on {w}")))}
@@ -249,8 +250,8 @@ def _row(cell: Mapping[str, Any] | None, name: str, where: str, now: Mapping[str
 INTRODUCTION = """# Which slice for which config
 
 Written by `{command}`, which compiles each config for each slice and goes on where it stopped;
-{missing} of {cells} cells are not planned yet. Nothing here was run on a TPU: [plan](plan.md) says what the figures are
-and what they leave out.
+{missing} of {cells} cells are not planned yet, {old} were planned with other code of this version. Nothing here was run on
+a TPU: [plan](plan.md) says what the figures are and what they leave out.
 
 A slice that the config has a mesh preset for is planned with it, batch and rematerialisation as they stand. On another
 the rows a device stay as in the preset that divides the slice (copies of it along `data`), so a larger slice makes a
@@ -259,7 +260,7 @@ tried with `model.remat=nothing_saveable` where the config keeps more. Of online
 update, not scoring, and MFU is not predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip
 without one (tpu7x) is not recommended.
 
-"Smallest" has the fewest chips of the table's slices, "recommended" the lowest price a thousand of those planned.
+Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.
 
 """
 HEAD = "| config | smallest slice | recommended | throughput there | USD a thousand |\n|---|---|---|---|---|"
