@@ -250,8 +250,8 @@ def _row(cell: Mapping[str, Any] | None, name: str, where: str, now: Mapping[str
 INTRODUCTION = """# Which slice for which config
 
 Written by `{command}`, which compiles each config for each slice and goes on where it stopped;
-{missing} of {cells} cells are not planned yet, {old} were planned with other code of this version. Nothing here was run on
-a TPU: [plan](plan.md) says what the figures are and what they leave out.
+{missing} of {cells} cells are not planned yet, {old} were planned with other code of this version. Nothing here was
+run on a TPU: [plan](plan.md) says what the figures are and what they leave out.
 
 A slice that the config has a mesh preset for is planned with it, batch and rematerialisation as they stand. On another
 the rows a device stay as in the preset that divides the slice (copies of it along `data`), so a larger slice makes a
