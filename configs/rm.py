@@ -83,8 +83,7 @@ SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
 MESHES["qwen3_32b"] |= SMALL
 SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
 # What is kept of a layer where a chip has room for it: a peak of at most 90% of each TPU of MESHES.
-KEPT = {"7b": "gate_up", "72b": "gate_up"}
-KEPT_OF_PAIRS = {"7b": "feed_forward", "72b": "feed_forward"}  # their rows have 4,096 places
+KEPT = {"rm_7b": "gate_up", "rrm_7b": "gate_up", "rm_72b": "gate_up", "editreward_7b": "feed_forward"}
 
 
 def get_config(which="7b"):
@@ -101,8 +100,7 @@ def get_config(which="7b"):
     c.model.lora.rank = 32
     c.model.lora.alpha = 64.0
     c.model.dtype = "bfloat16"
-    kept = KEPT_OF_PAIRS if objective == "editreward" else KEPT
-    c.model.remat = kept.get(size, c.model.remat)
+    c.model.remat = KEPT.get(c.name, c.model.remat)
     c.data.workers = 16
     c.data.on_bad_record = "skip"
     c.optim.lr = 1e-4
