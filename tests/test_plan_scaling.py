@@ -67,13 +67,13 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
     assert not any(scaling.stale(c, table[c.key] | {"status": "failed"}) for c in todo[:4])
     assert scaling.stale(todo[0], table[todo[0].key] | {"status": "out of time"})
     text = scaling.page(table, cells, PRICES, "COMMAND")
-    rows = {line.split(" | ")[0] + line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("|")}
+    rows = {"".join(line.split("|")[1:3]).replace(" ", ""): line for line in text.splitlines() if line[:1] == "|"}
     # the price is that of 16 chips at 1 USD, 10 rows a second
-    assert "| v5e:4x4 | v5e:4x4 | 10 packed rows/s | 0.444 |" in text and "`COMMAND`" in text
+    assert "| tpu7x:2x2x2 | v5e:4x4 | 10 packed rows/s | 0.444 |" in text and "`COMMAND`" in text
     assert "8.0 of 16.0 GiB (50%) | 1 s | 50% | compute | 10 packed rows/s | 0.444 | preset |" in text
-    assert "nothing_saveable (as it stands it does not fit by 1.50 gib a device)" in rows["| `rm_7b`v6e:4x4"].lower()
-    assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["| `rm_7b`v5p:4x4x4"]
-    assert "not planned yet" in rows["| `rm_7b`v5e:16x16"] and "50 of 54 cells are not planned yet, 0 were" in text
+    assert "nothing_saveable (as it stands it does not fit by 1.50 gib a device)" in rows["`rm_7b`v6e:4x4"].lower()
+    assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["`rm_7b`v5p:4x4x4"]
+    assert "not planned yet" in rows["`rm_7b`v5e:16x16"] and "50 of 54 cells are not planned yet, 0 were" in text
     assert {line.count("|") for line in rows.values()} == {6, 10}
 
     old = json.loads(json.dumps(table).replace(todo[0].stamp["source"], "other"))

@@ -240,7 +240,7 @@ def _row(cell: Mapping[str, Any] | None, name: str, where: str, now: Mapping[str
         reason = cell.get("reason", cell["status"]).replace("|", "/")
         larger = [w for w in SLICES if fitting(now.get(f"{name} on {w}"))]
         would = f"; what fits: {', '.join(larger)}" if larger else ""
-        return f"{reason.split(': ')[0] if cell['status'] == 'does not fit' else reason}{would} | | | | | {given}"
+        return f"{reason.split(': ')[0] if cell['status'] == 'does not fit' else reason}{would} | | | | | | {given}"
     if found is not cell:
         given += " with " + " ".join(f"{k}={v}" for k, v in found["overrides"].items())
         given += " (as it stands it " + cell["reason"].split(":")[0].lower() + ")"
