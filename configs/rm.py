@@ -22,9 +22,6 @@ arXiv 2604.27505, gives no recipe):
 
     python scripts/train_rm.py --config configs/rrm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rrm_7b
 
-The configs of 7B and 72B keep most of what a layer computes (`model.remat`), so that little is computed twice; one H100
-has no room for that with 7B: --config.topology=h100:1 --config.model.remat=nothing_saveable.
-
 | size | hardware | licence of the base | to expect |
 |---|---|---|---|
 | 3b | a v5e-8 or larger; one H100 | Qwen Research License (no commercial use) | no figure is published |
@@ -82,8 +79,6 @@ MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b")
 SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
 MESHES["qwen3_32b"] |= SMALL
 SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
-# What is kept of a layer where a chip has room for it: a peak of at most 90% of each TPU of MESHES.
-KEPT = {"rm_7b": "gate_up", "rrm_7b": "gate_up", "rm_72b": "gate_up", "editreward_7b": "feed_forward"}
 
 
 def get_config(which="7b"):
@@ -100,7 +95,6 @@ def get_config(which="7b"):
     c.model.lora.rank = 32
     c.model.lora.alpha = 64.0
     c.model.dtype = "bfloat16"
-    c.model.remat = KEPT.get(c.name, c.model.remat)
     c.data.workers = 16
     c.data.on_bad_record = "skip"
     c.optim.lr = 1e-4
