@@ -86,7 +86,7 @@ def plan(args, overrides) -> dict:
     chip, devices = chips.describe(args.topology, args.slices)
     price = predict.prices(args.prices).get(chip.name)
     if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
-        config.topology = args.topology
+        config = config_lib.load(args.config, {"topology": args.topology} | overrides)
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
