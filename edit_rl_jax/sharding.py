@@ -130,9 +130,10 @@ DEFAULT_RULES = Rules(
 def shardings(abstract_state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """The tree of NamedSharding of a (possibly abstract) state of Variables with `axes` metadata.
 
-    Prints once, for the tree, by what factor KV heads are replicated when there are fewer than the tensor axis.
+    Prints once, for the tree, when there are fewer KV heads than the tensor axis has chips: their keys and values are
+    then kept so many times, and their weights lie whole on every chip.
     """
-    replicated: dict[str, int] = {}
+    replicated: dict[str, tuple[int, int]] = {}
 
     def one(path, v):
         axes = v.get_metadata().get("axes")
@@ -146,12 +147,12 @@ def shardings(abstract_state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> 
                 want = dict(rules.table)[axis[0]]
                 parts = mesh.shape.get(want, 1) if isinstance(want, str) else 1
                 if parts > axis[1]:
-                    replicated[axis[0]] = parts // axis[1]
+                    replicated[axis[0]] = parts // axis[1], parts
         return v.replace(NamedSharding(mesh, spec))
 
     tree = jax.tree.map_with_path(one, abstract_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    for logical, factor in replicated.items():
-        print(f"sharding: {logical} replicated {factor}x over the tensor axis of {dict(mesh.shape)}")
+    for logical, (factor, parts) in replicated.items():
+        print(f"sharding: {logical} replicated {factor}x over the tensor axis of {dict(mesh.shape)}, weights {parts}x")
     return tree
 
 

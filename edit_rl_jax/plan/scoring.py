@@ -203,7 +203,8 @@ def abstract_stores(scoring: Scoring, sizes: Sizes) -> tuple[cache.Stores, Any]:
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     up = lambda n: -(-n // data) * data
     args = (sizes.shape, up(sizes.contexts), up(8192), sizes.new_tokens, data)
-    stores, features = make_stores(scoring.graphdef, scoring.state, *args)
+    with jax.set_mesh(mesh):
+        stores, features = make_stores(scoring.graphdef, scoring.state, *args)
 
     def placed(x, axes):
         spec = DEFAULT_RULES.spec("store", x.shape, axes, mesh) if axes else PartitionSpec()
