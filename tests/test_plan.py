@@ -247,7 +247,7 @@ def test_checked_in_plans_are_those_of_the_configs():
 
 @pytest.mark.slow  # a real compilation
 def test_a_decode_loop_copies_no_weights_first():
-    """29,568 / 16 is no multiple of 128: as the compiler lays them out two matrices of three were copied at each call."""
+    """29,568 / 16 is no multiple of 128: as the compiler lays weights, each call first copied two matrices of three."""
     chip, devices = chips.describe("v5e:4x4")
     config = config_lib.load(ROOT / "configs/rm_72b.py")
     cfg = interfaces.model(config).model_config(config)
