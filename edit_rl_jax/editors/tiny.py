@@ -5,6 +5,7 @@ A scene of 84 pixels is 21 x 21 latents of the autoencoder, as 3 x 3 patches of 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from typing import Any
 
@@ -32,9 +33,15 @@ VAE = VAEConfig(
 
 
 def tokenizer() -> tokenizers.Tokenizer:
-    """Trains the world's tokenizer on its instructions. Deterministic, takes a second."""
+    """Makes the world's tokenizer, trained on its instructions; one's own to change. Deterministic."""
+    return tokenizers.Tokenizer.from_str(_trained())
+
+
+@functools.cache
+def _trained() -> str:
+    """Its JSON; takes a second."""
     texts = [random_edit(world_rng("corpus", s, i), s).instruction for s in SPLITS for i in range(1200)]
-    return world.train(f"user\n{t}" for t in texts)
+    return world.train(f"user\n{t}" for t in texts).to_str()
 
 
 def loaded(backend: tokenizers.Tokenizer) -> Any:
