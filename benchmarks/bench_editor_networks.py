@@ -50,15 +50,15 @@ def cost(network: str, updates: int = 24) -> dict:
     flops = [program.model_flops(bucket) for bucket in program.batches]
     batches = given.batches(sources.source(config, "train"))
     fed = feed.feed(batches, mesh, feed.data_shard(mesh, config.rows)[1])
+    items = [next(fed) for _ in range(updates)]
+    batches.close()  # making them costs both the same, and is not timed
     seconds, counted = [], []
-    for _ in range(updates):
-        item = next(fed)
+    for item in items:
         began = time.process_time()
         with jax.set_mesh(mesh):
             state, _ = jax.block_until_ready(steps[item.meta.bucket](state, frozen, item.batch, np.int32(0)))
         seconds.append(time.process_time() - began)
         counted.append(flops[item.meta.bucket])
-    batches.close()
     sizes = {"trained": program.trainable, "frozen": program.frozen}
     parameters = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in sizes.items()}
     return {"parameters": parameters, "seconds": float(np.mean(seconds[4:])), "flops": float(np.mean(counted))}
@@ -124,6 +124,7 @@ def main() -> None:
         sampled[name] = steps * r.prompts * r.group
         for seed, folder in enumerate(runs[name]):
             keys_of = start | {"steps": steps, "seed": seed, "rl.eval_prompts": args.prompts}
+            keys_of |= {"eval.every": 0, "rl.eval_during": 0}
             commands.append(words("train_grpo.py", f"{RL}:{recipe}", folder, keys_of))
     run_all(unfinished(commands), args.cores)
     for name, of in runs.items():
