@@ -14,7 +14,7 @@ from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.params import Trainable
 from edit_rl_jax.nn.safetensors_io import read_header
 from edit_rl_jax.training import config as config_lib
-from edit_rl_jax.training import interfaces
+from edit_rl_jax.training import interfaces, on_mesh
 
 pytestmark = pytest.mark.standard_promotion
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ CONFIG = ROOT / "configs/editor_tiny.py"
 def test_networks_have_as_many_parameters():
     config = config_lib.load(f"{CONFIG}:flux_kontext")
     kind = interfaces.model(config)
-    make = kind.make(config, kind.model_config(config), None, jnp.float32)
+    make = kind.make(config, kind.model_config(config), on_mesh.make_mesh(config, jax.devices()[:1]), jnp.float32)
     state = nnx.state(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
     trained = {part: count(nnx.filter_state(state[part], Trainable)) for part in state}
