@@ -59,10 +59,10 @@ def _config(file: Path, alpha: float | None, naming: Naming) -> dict[str, Any]:
     stored = {k: v for k, v in stored.items() if k not in _WHERE}
     checked(stored.get("lora_alpha"), "float | None", f"{file}: lora_alpha", 1e-9, 1e9)
     ranks = sorted(set(found.values()))
+    if "r" not in stored and len(ranks) > 1:
+        raise WeightsError(f"{file}: ranks {ranks} differ, and it does not say their alphas")
     if "lora_alpha" not in stored and alpha is None:
         raise WeightsError(f"{file}: does not say its alpha (rank {', '.join(map(str, ranks))}): give it")
-    if "r" not in stored and len(ranks) > 1:
-        raise WeightsError(f"{file}: ranks {ranks} differ, and it does not say which is whose")
     modules = sorted(naming.canonical(m + ".")[:-1] for m in found)
     config = {"peft_type": "LORA", "bias": "none", "r": ranks[0], "lora_alpha": alpha, **stored}
     config["target_modules"] = "|".join(map(re.escape, modules))  # a list would reach all modules that end so

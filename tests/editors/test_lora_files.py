@@ -60,7 +60,7 @@ KINDS = {
     ),
     "step1x_edit": Kind(
         step1x_files, step1x, step1x_released.released, step1x_released.NAMES["v1.1"],
-        r"proj_out|time_embed\.in_layer|.*_blocks\.1\.attn\.to_v|connector\.(.*self_attn_qkv|global_proj_out)|.*mlp\.0",
+        r"proj_out|time_embed\.in_layer|.*_blocks\.1\.attn\.(to_q|to_v)|connector\.(.*self_attn_qkv|global_proj_out)|.*mlp\.0",
     ),
 }  # fmt: skip
 CASES = {
@@ -101,12 +101,11 @@ def adapted(name: str, case: str) -> tuple[Path, list[np.ndarray]]:
 @functools.cache
 def abstract(name: str, rank: int, targets: str):
     """The Trainable part of the transformer's state."""
-    kind = KINDS[name]
-    make = kind.files.FOLDER.editor
-    options = {"rngs": nnx.Rngs(0), "lora": LoRAConfig(rank=rank), "targets": targets}
-    return nnx.state(nnx.eval_shape(lambda: make(kind.files.configs(kind.released()), **options)), Trainable)[
-        "transformer"
-    ]
+    files, folder = KINDS[name].files, KINDS[name].released()
+    make = lambda: files.FOLDER.editor(
+        files.configs(folder), rngs=nnx.Rngs(0), lora=LoRAConfig(rank=rank), targets=targets
+    )
+    return nnx.state(nnx.eval_shape(make), Trainable)["transformer"]
 
 
 def read(name: str, path: Path):
@@ -126,8 +125,7 @@ def test_adapters_of_diffusers_and_peft_are_read_and_written_back(name, case, tm
     """Each form gives the same numbers; what is written of them gives the same velocities there."""
     kind, (folder, want) = KINDS[name], adapted(name, case)
     found, state = read(name, folder / "peft")
-    rank = 5 if case == "mixed" and "to_q" in kind.some else 3
-    assert (found.rank, found.alpha) == (rank, rank if case == "mixed" else 6)
+    assert (found.rank, found.alpha) == ((5, 5) if case == "mixed" else (3, 6))
     assert found.uniform == (case != "mixed")
     assert kind.files.targets(found.layers) == (case if case != "mixed" else "all")
     forms = [p for p in folder.iterdir() if p.name != "peft"]
@@ -217,17 +215,14 @@ def test_left_over_and_wrong_entries_of_files_are_named(fault, tmp_path):
 
 def test_a_file_without_metadata_needs_its_alpha(tmp_path):
     """One of several ranks is refused: which alpha is whose, nothing says."""
-    for case, ranks in (("all", "rank 3"), ("mixed", "rank 2, 3, 5")):
-        folder, _ = adapted("qwen_image_edit", case)
-        file = tmp_path / f"{case}.safetensors"
-        safetensors.torch.save_file(safetensors.torch.load_file(folder / "pipeline" / lora_files.FILE), file)
-        with pytest.raises(WeightsError, match=rf"does not say its alpha \({ranks}\)"):
+    bare = {case: tmp_path / f"{case}.safetensors" for case in ("all", "mixed")}
+    for case, file in bare.items():
+        source = adapted("qwen_image_edit", case)[0] / "pipeline"
+        safetensors.torch.save_file(safetensors.torch.load_file(source / lora_files.FILE), file)
+        named = r"does not say its alpha \(rank 3\)" if case == "all" else r"ranks \[2, 3, 5\] differ"
+        with pytest.raises(WeightsError, match=named):
             qwen_files.read_lora(file)
-    assert (
-        qwen_files.read_lora(tmp_path / "all.safetensors", alpha=6.0).layers
-        == read("qwen_image_edit", adapted("qwen_image_edit", "all")[0] / "pipeline")[0].layers
-    )
-    with pytest.raises(WeightsError, match=r"ranks \[2, 3, 5\] differ"):
-        qwen_files.read_lora(file, alpha=6.0)
     with pytest.raises(WeightsError, match=r"differ in rank or alpha, so alpha 6\.0 is not theirs"):
-        qwen_files.read_lora(folder / "pipeline", alpha=6.0)
+        qwen_files.read_lora(source, alpha=6.0)
+    known = qwen_files.read_lora(adapted("qwen_image_edit", "all")[0] / "pipeline")
+    assert qwen_files.read_lora(bare["all"], alpha=6.0).layers == known.layers
