@@ -112,15 +112,16 @@ def figures(folder: Path) -> dict:
     return {k: v for k, v in found.items() if not isinstance(v, dict)} | {"by_task": found["oracle_success_by_task"]}
 
 
-def pooled(folders: list[Path]) -> dict:
-    """Mean gain of the seeds in points, its interval over prompts (each prompt's mean over the seeds)."""
-    gains = []
-    for folder in folders:
-        values = evaluation.read(folder)
-        first, last = values[min(values)], values[max(values)]
-        gains.append(np.subtract(last["oracle_success"], first["oracle_success"]))
-    mean = np.mean(gains, 0)
-    return {"gain_points": round(100 * float(mean.mean()), 2), "ci95": [round(100 * v, 2) for v in interval(mean)]}
+def gains(folders: list[Path]) -> np.ndarray:
+    """Each prompt's gain in the oracle's success, [prompts], the mean over the runs of some seeds."""
+    read = [evaluation.read(folder) for folder in folders]
+    ends = [(values[min(values)], values[max(values)]) for values in read]
+    return np.mean([np.subtract(last["oracle_success"], first["oracle_success"]) for first, last in ends], 0)
+
+
+def seen(gain: np.ndarray) -> dict:
+    """The mean gain in points and its interval over prompts."""
+    return {"gain_points": round(100 * float(gain.mean()), 2), "ci95": [round(100 * v, 2) for v in interval(gain)]}
 
 
 def say(out: dict, file: str | None) -> None:
@@ -185,7 +186,7 @@ def main() -> None:
             words = ["--control", str(minutes), "--seeds", str(seed + 1), "--workdir", str(folder.resolve())]
             commands.append((folder, [sys.executable, __file__, *words, *overrides]))
     run_all(commands, args.cores)
-    out = {name: {"pooled": pooled(folders), "seeds": [figures(f) for f in folders]} for name, folders in runs.items()}
+    out = {name: {"pooled": seen(gains(of)), "seeds": [figures(f) for f in of]} for name, of in runs.items()}
     out["supervised_control"] = {"seeds": [figures(f) for f in controls]}
     say(out, args.json)
 

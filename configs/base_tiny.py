@@ -6,7 +6,8 @@ Hardware: one CPU core, about 3 hours. The result is runs/base_tiny/model. The c
 one was trained: in stages, while these settings were found.
 
 configs/base_tiny.py:qwen3_vl is a Qwen3-VL of as many parameters (2,937,984 beside 2,940,480; the feed-forward of its
-decoder pays for the deepstack merger), by the same recipe; it has not been trained to the end.
+decoder pays for the deepstack merger), by the same recipe; it has not been trained to the end
+(after 1,000 steps of each their judges are alike: docs/figures.md).
 """
 
 import json

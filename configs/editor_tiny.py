@@ -7,18 +7,33 @@ autoencoder.
 The first instructions name cells and nothing else ("remove south"); what they teach, sentences then need not.
 Hardware: two CPU cores, 0.8 s a step, 40 minutes. To expect: assets/tiny_editor, made nearly so (its card says
 where its schedule differed) in 44 minutes, succeeds on 0.490 (0.445 to 0.533) of 512 held-out scenes by the oracle.
+
+configs/editor_tiny.py:flux_kontext is a FLUX.1-Kontext of as many parameters (3,597,284 beside 3,634,972) on the same
+autoencoder. Its T5 and its CLIP start at random and are trained with the transformer, as OmniGen2's language model is:
+no pretrained ones read this world's tokens. Its texts all have 32 tokens, for their padding is seen: 4.6e10 FLOPs a
+step beside 3.5e10 (texts of 18 tokens at most, the most frequent) and 5.0e10. It has not been trained to the end.
+--config.model.vae=edit_rl_jax/assets/tiny_editor/vae is the autoencoder of the packaged editor.
 """
 
-from edit_rl_jax.editors.omnigen2 import tiny, trainable
+from edit_rl_jax.editors.flux_kontext import tiny as flux_kontext
+from edit_rl_jax.editors.omnigen2 import tiny as omnigen2
+from edit_rl_jax.editors.omnigen2 import trainable
 from edit_rl_jax.training.config import default
 
+NETWORKS = {
+    "omnigen2": lambda: trainable.to_json(omnigen2.configs()),
+    "flux_kontext": lambda: flux_kontext.to_json(flux_kontext.configs()),
+}
 
-def get_config():
-    c = default(kind="omnigen2", objective="flow_matching")
-    c.name = "editor_tiny"
+
+def get_config(network="omnigen2"):
+    if network not in NETWORKS:
+        raise ValueError(f"no network '{network}'; there are {', '.join(NETWORKS)}")
+    c = default(kind=network, objective="flow_matching")
+    c.name = "editor_tiny" if network == "omnigen2" else f"editor_tiny_{network}"
     c.steps = 2800
     c.rows = 64
-    c.model.config = trainable.to_json(tiny.configs())
+    c.model.config = NETWORKS[network]()
     c.model.tokenizer = "editworld"
     c.model.trainable = "full"
     c.model.save_dtype = "bfloat16"
@@ -32,6 +47,9 @@ def get_config():
         c.data.options.terse = 0.3
     c.data.validation_size = 256
     c.data.buckets = ((18, 1, 84, 84), (36, 1, 84, 84))  # of 110,000 instructions one has 35 tokens
+    if network == "flux_kontext":
+        c.model.text = flux_kontext.TEXT
+        c.data.buckets = ((flux_kontext.TEXT, 1, 84, 84),)
     c.data.workers = 1
     c.flow.times = "uniform"
     c.flow.shift = "6"  # what to change, and where, is decided near the noise

@@ -2,6 +2,9 @@
 
     python scripts/train_grpo.py --config configs/grpo_tiny.py --workdir runs/rl --config.rl.judge.model=runs/demo/model
 
+With `:flux_kontext` after the file's name GRPO, and with `:flux_kontext_nft` DiffusionNFT, of the FLUX.1-Kontext that
+configs/editor_tiny.py:flux_kontext leaves in runs/editor_tiny_flux_kontext/model, with the oracle as reward and 192
+edits a step in both. Nothing measured yet: `benchmarks/bench_editor_networks.py` runs both.
 The reward is the reward model that `train_rm.py --config configs/rm_tiny.py` leaves in runs/demo/model; the oracle with
 --config.rl.rewards="(('oracle',1.0),)".
 GRPO proper: --config.rl.algorithm=policy_gradient --config.rl.steps=8 --config.rl.window=3
@@ -16,12 +19,17 @@ Hardware: one CPU core, 20 to 24 minutes. To expect, three seeds, 512 held-out p
 from pathlib import Path
 
 import edit_rl_jax
+from edit_rl_jax.editors.flux_kontext.tiny import TEXT
 from edit_rl_jax.rl.editors.config import default
 
+RECIPES = ("omnigen2", "flux_kontext", "flux_kontext_nft")
 
-def get_config():
-    c = default()
-    c.name = "grpo_tiny"
+
+def get_config(recipe="omnigen2"):
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe '{recipe}'; recipes: {', '.join(RECIPES)}")
+    c = default(recipe.removesuffix("_nft"))
+    c.name = "grpo_tiny" if recipe == "omnigen2" else f"grpo_tiny_{recipe}"
     c.steps = 60
     c.rows = 32
     c.model.init_from = str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_editor")
@@ -58,4 +66,30 @@ def get_config():
     c.rl.oracle_samples = 12
     c.rl.eval_prompts = 512
     c.rl.eval_during = 128
+    if recipe != "omnigen2":
+        kontext(c)
+    if recipe == "flux_kontext":
+        grpo(c)
     return c
+
+
+def kontext(c):
+    """Sets what the other network wants."""
+    c.model.init_from = "runs/editor_tiny_flux_kontext/model"
+    c.model.text = TEXT
+    c.rl.text = TEXT
+    c.rl.rewards = (("oracle", 1.0),)
+    c.rl.oracle_samples = 0
+
+
+def grpo(c):
+    """Sets the policy gradient: groups of their own scale, noise in three of the first steps."""
+    c.rl.algorithm = "policy_gradient"
+    c.rl.prompts = 12
+    c.rl.group = 16
+    c.rl.steps = 8
+    c.rl.window = 3
+    c.rl.window_range = (0, 4)
+    c.rl.loss.train_steps = 0
+    c.rl.loss.clip = (3e-4, 3e-4)
+    c.rl.advantage.std = "group"

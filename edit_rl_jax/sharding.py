@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -130,9 +131,10 @@ DEFAULT_RULES = Rules(
 def shardings(abstract_state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """The tree of NamedSharding of a (possibly abstract) state of Variables with `axes` metadata.
 
-    Prints once, for the tree, by what factor KV heads are replicated when there are fewer than the tensor axis.
+    Prints once, for the tree, when there are fewer KV heads than the tensor axis has chips: their keys and values are
+    then kept so many times, and their weights lie whole on every chip.
     """
-    replicated: dict[str, int] = {}
+    replicated: dict[str, tuple[int, int]] = {}
 
     def one(path, v):
         axes = v.get_metadata().get("axes")
@@ -146,13 +148,33 @@ def shardings(abstract_state: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> 
                 want = dict(rules.table)[axis[0]]
                 parts = mesh.shape.get(want, 1) if isinstance(want, str) else 1
                 if parts > axis[1]:
-                    replicated[axis[0]] = parts // axis[1]
+                    replicated[axis[0]] = parts // axis[1], parts
         return v.replace(NamedSharding(mesh, spec))
 
     tree = jax.tree.map_with_path(one, abstract_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    for logical, factor in replicated.items():
-        print(f"sharding: {logical} replicated {factor}x over the tensor axis of {dict(mesh.shape)}")
+    for logical, (factor, parts) in replicated.items():
+        print(f"sharding: {logical} replicated {factor}x over the tensor axis of {dict(mesh.shape)}, weights {parts}x")
     return tree
+
+
+def row_major(ndim: int, place: jax.sharding.Sharding) -> Format:
+    """Lays an array out by rows, as a decode loop reads weights.
+
+    By itself the TPU's compiler turns a matrix whose width is no multiple of 128, such as 29,568 / 16, to pad less; the
+    loop wants it by rows, so each call of it would first copy all such matrices.
+    """
+    return Format(Layout(tuple(range(ndim))), place)
+
+
+def laid_by_rows(state: Any) -> Any:
+    """Lays all arrays of a state out by rows, each given up for its copy; those that are so stay."""
+
+    def one(x: jax.Array) -> jax.Array:
+        wanted = row_major(x.ndim, x.sharding)
+        same = x.format.layout.major_to_minor == wanted.layout.major_to_minor
+        return x if same else jax.device_put(x, wanted, donate=True)
+
+    return jax.tree.map(one, state)
 
 
 def path_name(path) -> str:

@@ -46,7 +46,7 @@ VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in (
 VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
 QWEN3 = [(f"rm.py:qwen3_{b}", where) for b in ("4b", "8b", "32b") for where in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
-SCORING.remove(("rm_72b", "v5e:4x4"))  # does not fit: 8 KV heads are not split over 16 chips
+SCORING.append(("rm_72b", "v5e:8x8"))
 EDITING = {f"__{side}": ["--buckets", f"{side}x{side}"] for side in (512, 1024)} | {"__edit": ["--job", "edit"]}
 
 
@@ -86,7 +86,7 @@ def plan(args, overrides) -> dict:
     chip, devices = chips.describe(args.topology, args.slices)
     price = predict.prices(args.prices).get(chip.name)
     if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
-        config.topology = args.topology
+        config = config_lib.load(args.config, {"topology": args.topology} | overrides)
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
     job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}

@@ -1,5 +1,6 @@
 """Planning: topologies, collectives, refusals, FLOPs of the real sizes, and one real compilation for a TPU."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax import chips, flops, sharding
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import compiled, editing, hlo
+from edit_rl_jax.plan import compiled, editing, hlo, scoring
 from edit_rl_jax.plan import gcpo as gcpo_plan
 from edit_rl_jax.plan import rl as rl_plan
 from edit_rl_jax.training import config as config_lib
@@ -237,10 +238,26 @@ def test_checked_in_plans_are_those_of_the_configs():
         families = {"editreward": f"rm.py:{size},editreward"} | {k: f"{k}.py:{size}" for k in ("rrm", "gcpo")}
         families |= {"rm": f"rm.py:{size}"}
         name = families.get(objective, f"{made['config']}.py")
-        config = config_lib.load(ROOT / "configs" / name)
-        assert made["config"] == config.name and made["topology"] in config.mesh_presets
+        where = made["topology"]
+        config = config_lib.load(ROOT / "configs" / name, {"topology": where})
+        assert made["config"] == config.name and where in config.mesh_presets
         now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
         assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
+
+
+@pytest.mark.slow  # a real compilation
+def test_a_decode_loop_copies_no_weights_first():
+    """29,568 / 16 is no multiple of 128: as the compiler lays weights, each call first copied two matrices of three."""
+    chip, devices = chips.describe("v5e:4x4")
+    config = config_lib.load(ROOT / "configs/rm_72b.py")
+    cfg = interfaces.model(config).model_config(config)
+    cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, num_hidden_layers=4))
+    engine = scoring.describe(cfg, chip, devices, tensor=16)
+    with jax.default_matmul_precision("default"):
+        decode = next(job for job in scoring.jobs(engine, chip, 4) if job.name == "decode")
+        memory = decode.lowered.stage.compile().memory_analysis()
+    matrices = 2 * 4 * 8192 * 29568 // 16 * 2  # bytes of gate and up on a chip
+    assert memory.argument_size_in_bytes > matrices > 10 * memory.temp_size_in_bytes
 
 
 @pytest.mark.slow  # over a minute; the checked-in plans say the same, below

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, PartitionSpec
 
 from edit_rl_jax.nn.params import Frozen, Init, LoRAConfig, Trainable
@@ -15,6 +16,7 @@ from edit_rl_jax.sharding import (
     DEFAULT_RULES,
     ShardingError,
     batch_shardings,
+    laid_by_rows,
     make_mesh,
     shard,
     shardings,
@@ -148,3 +150,15 @@ def test_activation_constraint():
         assert y.sharding.spec == PartitionSpec("fsdp", "tensor")
         with pytest.raises(ShardingError, match="activation"):
             shard(x[:3], "batch", None)
+
+
+def test_weights_are_laid_by_rows_and_programs_take_them_so():
+    plain = jnp.arange(24.0).reshape(4, 6)
+    turned = jax.device_put(plain, Format(Layout((1, 0)), plain.sharding))
+    by_rows = laid_by_rows({"turned": turned, "plain": plain})
+    assert by_rows["plain"] is plain and turned.is_deleted()
+    assert by_rows["turned"].format.layout.major_to_minor == (0, 1)
+    np.testing.assert_array_equal(by_rows["turned"], plain)
+    columns = jax.device_put(plain, Format(Layout((1, 0)), plain.sharding))
+    (taken,) = jax.jit(jnp.sin).lower(columns).compile().input_formats[0]
+    assert taken.layout.major_to_minor == (1, 0), "a program takes what lies there as it lies"

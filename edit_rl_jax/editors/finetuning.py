@@ -1,4 +1,5 @@
-"""Shares what editors are as kinds of models (`training.interfaces`): fine-tuned from an `EditorFolder`."""
+"""Shares what editors are as kinds of models (`training.interfaces`): fine-tuned from an `EditorFolder`, or small and
+from scratch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
 from edit_rl_jax.nn.params import LoRA, LoRAConfig
 from edit_rl_jax.nn.peft import check_only_lora
-from edit_rl_jax.nn.weights import check_finite
+from edit_rl_jax.nn.weights import check_finite, load
 from edit_rl_jax.ranges import knob
 from edit_rl_jax.vlm.tokenizer import check_tokenizer
 
@@ -39,6 +40,12 @@ def check_text(config: Any) -> None:
             raise ConfigError(
                 f"config key 'data.buckets': {bucket[0]} text tokens are fewer than model.text={config.model.text}"
             )
+
+
+def check_encoders(config: Any) -> None:
+    """Raises ConfigError where the text encoders should be trained beside a LoRA."""
+    if config.model.train_text and config.model.trainable == "lora":
+        raise ConfigError("config key 'model.train_text' needs model.trainable=full: a LoRA is the transformer's alone")
 
 
 def check_sees(config: Any, name: str) -> None:
@@ -62,14 +69,16 @@ def chat_tokenizer(config: Any, base: Path | None, cfg: Any, *, load: Callable[[
 
 def model_config(config: Any, *, files: EditorFolder, released: str) -> Any:
     """Reads the configurations of `model.init_from` (the released model needs no download), or those in the JSON
-    {network: configuration} of `model.config`."""
+    {network: configuration} of `model.config`; with `model.vae`, that folder's autoencoder."""
     m = config.model
     if m.init_from == released and not Path(released).exists():
         return files.configurations(text=m.text)
     if m.init_from:
         return files.configs(files.local_folder(m.init_from, m.revision or None), m.text)
     given, where = read_config(m.config)
-    found = {part: cls.from_hf(section(given, part, where)) for part, (cls, _) in files.networks.items()}
+    given = {part: section(given, part, where) for part in files.networks}
+    given |= {"vae": m.vae} if m.get("vae") else {}
+    found = {part: cls.from_hf(given[part]) for part, (cls, _) in files.networks.items()}
     return files.configurations(**found, text=m.text)
 
 
@@ -95,7 +104,8 @@ def batch_format(config: Any, cfg: Any, tokenizer: Any) -> EditRows:
 
 
 def initial_weights(program: Any, base: Path | None, *, files: EditorFolder) -> tuple[st.Flat, st.Flat]:
-    """Makes (trainable, frozen): everything from the base, with a fresh or a given LoRA; without one, random.
+    """Makes (trainable, frozen): everything from the base, with a fresh or a given LoRA; without one, random but for
+    `model.vae`.
 
     Raises WeightsError for files that do not fit, and for what a LoRA run trains but could not export; ConfigError for
     an adapter that is not what the config says.
@@ -104,7 +114,12 @@ def initial_weights(program: Any, base: Path | None, *, files: EditorFolder) -> 
     if m.trainable == "lora":
         check_only_lora(program.trainable_state)
     if base is None:
-        return program.init(key)
+        trainable, frozen = program.init(key)
+        if folder := m.get("vae"):
+            verify(folder)
+            vae = load(Path(folder), program.with_shardings("frozen")["vae"], files.networks["vae"][1])
+            frozen |= st.flatten(nnx.State({"vae": vae}))
+        return trainable, frozen
     abstract = program.with_shardings("trainable")
     frozen = st.flatten(files.load(base, program.with_shardings("frozen")))
     if m.trainable == "full":
@@ -130,9 +145,11 @@ def export(
     *,
     files: EditorFolder,
     card: Callable[..., str],
+    tokenizer: Any,
     prompts: Any,
     facts: Any,
     revision: str = "",
+    frozen: st.Flat | None = None,
     **_: Any,
 ) -> Path:
     """Writes the released folder layout, or the LoRA files; with card and metadata. Every process must call. Raises
@@ -144,8 +161,18 @@ def export(
             check_finite(state["transformer"])
             files.save_lora(state["transformer"], m.lora.rank, m.lora.alpha, part, m.init_from or None)
         else:
-            base = files.local_folder(m.init_from, m.revision or None)
-            files.save(state, program.model_config, part, files_from=base, dtype=jnp.dtype(m.save_dtype))
+            how: dict[str, Any] = {"dtype": jnp.dtype(m.save_dtype)}
+            if m.init_from:
+                how["files_from"] = files.local_folder(m.init_from, m.revision or None)
+                how["parts"] = ("transformer", *(files.encoders if m.get("train_text") else ()))
+            else:
+                both = (state, st.unflatten(program.frozen_state, frozen))
+                state = nnx.from_flat_state([pair for half in both for pair in nnx.to_flat_state(half)])
+                shifted = "flow" in config and config.flow.shift in ("linear", "sqrt")
+                how["scheduler"] = {} if shifted else files.unshifted  # a fixed shift is the training's alone
+            files.save(state, program.model_config, part, **how)
         if jax.process_index() == 0:
+            if m.trainable == "full" and (not m.init_from or m.get("tokenizer")):
+                files.save_tokenizer(tokenizer, part)
             (part / "README.md").write_text(card(config, prompts, facts, revision))
     return folder

@@ -47,6 +47,9 @@ class EditorFolder:
       text: (a text's tokens where no folder says it, the most that one may say); None where texts have any length.
       single: {network: pattern of upstream's own file of it, at the folder's top}. files: further ones that go along.
       patterns: of a hub id's files that are fetched.
+      encoders: networks that read text, which `model.train_text` trains. tokenizers: folders of theirs, in the order of
+        what `folder_tokenizer` gives.
+      unshifted: of scheduler_config.json where an editor from scratch was not trained with a shift by size.
     """
 
     editor: Any
@@ -60,6 +63,9 @@ class EditorFolder:
     single: Mapping[str, str] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
     patterns: tuple[str, ...] = FILES
+    encoders: tuple[str, ...] = ()
+    tokenizers: tuple[str, ...] = ()
+    unshifted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def naming(self, part: str, state: Any) -> Naming:
         """Says what the tensors of a network's state are called in files that are read."""
@@ -81,6 +87,11 @@ class EditorFolder:
     def on_mesh(self, mesh: Mesh) -> dict[str, Any]:
         """Gives the options of the editor that a mesh asks for."""
         return {}
+
+    def save_tokenizer(self, tokenizer: Any, folder: Path) -> None:
+        """Writes the tokenizer, or each of several, where the editor's files have it."""
+        for name, one in zip(self.tokenizers, tokenizer if isinstance(tokenizer, tuple) else (tokenizer,), strict=True):
+            one.save_pretrained(str(folder / name))
 
     def local_folder(self, path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         """Finds a local folder, or the snapshot of a hub id: weights, configs and tokenizer files, no code."""

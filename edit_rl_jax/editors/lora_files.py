@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import safetensors.numpy
@@ -16,7 +17,10 @@ from edit_rl_jax.nn.safetensors_io import WeightsError, read_file
 from edit_rl_jax.nn.weights import Naming
 
 FILE, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # diffusers' names
-DIFFUSERS = r"(?:transformer\.)?(.+)\.lora_([AB])\.weight"  # its tensors', as peft.TENSOR
+# its tensors', as peft.TENSOR: as a pipeline saves them, as a model does, or as PEFT does
+DIFFUSERS = r"(?:transformer\.|(?:base_model\.model\.)+)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight"
+_WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Entries of the metadata that diffusers does not read: which modules are adapted, the tensors say."""
 
 
 def read(path: str | Path, alpha: float | None = None, *, naming: Naming) -> peft.Adapter:
@@ -29,14 +33,21 @@ def read(path: str | Path, alpha: float | None = None, *, naming: Naming) -> pef
     path = Path(path)
     if (path / peft.CONFIG).exists():
         adapter = peft.read_adapter(path, naming)
-        if alpha is not None and not adapter.uniform:
-            raise WeightsError(f"{path}: its layers differ in rank or alpha, so alpha {alpha} is not theirs")
-        _alpha(path, adapter.rank, adapter.alpha, alpha)
-        return adapter
-    file = path / FILE if path.is_dir() else path
+    else:
+        file = path / FILE if path.is_dir() else path
+        adapter = peft.describe(_config(file, alpha, naming), file, DIFFUSERS, naming)
+    if alpha is not None and not adapter.uniform:
+        raise WeightsError(f"{path}: its layers differ in rank or alpha, so alpha {alpha} is not theirs")
+    if alpha is not None and adapter.alpha != alpha:
+        raise WeightsError(f"{path}: alpha is {adapter.alpha} in the file, not {alpha}")
+    return adapter
+
+
+def _config(file: Path, alpha: float | None, naming: Naming) -> dict[str, Any]:
+    """The adapter_config.json that a diffusers file stands for: its metadata, for exactly the modules that it holds."""
     tensors, metadata = read_file(file)
-    ranks = {m[1]: t.shape[0] for t in tensors.values() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", t.name))}
-    if not ranks:
+    found = {m[1]: t.shape[0] for t in tensors.values() if (m := re.fullmatch(DIFFUSERS, t.name)) and m[2] == "A"}
+    if not found:
         raise WeightsError(f"{file}: no tensor named *.lora_A.weight")
     try:
         stored = json_files.loads(metadata.get(METADATA, "{}"), f"{file}: {METADATA}")
@@ -44,24 +55,19 @@ def read(path: str | Path, alpha: float | None = None, *, naming: Naming) -> pef
         raise WeightsError(str(e)) from None
     if not isinstance(stored, dict):
         raise WeightsError(f"{file}: {METADATA} is no object")
-    stored = {k.removeprefix("transformer."): v for k, v in stored.items()}
+    stored = {key.removeprefix("transformer."): v for key, v in stored.items() if v is not None}
+    stored = {k: v for k, v in stored.items() if k not in _WHERE}
     checked(stored.get("lora_alpha"), "float | None", f"{file}: lora_alpha", 1e-9, 1e9)
-    if len(set(ranks.values())) > 1:
-        raise WeightsError(f"{file}: ranks {sorted(set(ranks.values()))} differ")
-    rank = next(iter(ranks.values()))
-    targets = sorted(m.removeprefix("transformer.") for m in ranks)
-    config = {"peft_type": "LORA", "bias": "none", **stored, "r": rank, "target_modules": targets}
+    ranks = sorted(set(found.values()))
+    if "r" not in stored and len(ranks) > 1:
+        raise WeightsError(f"{file}: ranks {ranks} differ, and it does not say their alphas")
+    if "lora_alpha" not in stored and alpha is None:
+        raise WeightsError(f"{file}: does not say its alpha (rank {', '.join(map(str, ranks))}): give it")
+    modules = sorted(naming.canonical(m + ".")[:-1] for m in found)
+    config = {"peft_type": "LORA", "bias": "none", "r": ranks[0], "lora_alpha": alpha, **stored}
+    config["target_modules"] = "|".join(map(re.escape, modules))  # a list would reach all modules that end so
     peft_config.check(config, file)
-    config["lora_alpha"] = _alpha(file, rank, stored.get("lora_alpha"), alpha)
-    return peft.describe(config, file, DIFFUSERS, naming)
-
-
-def _alpha(path: Path, rank: int, stored: float | None, given: float | None) -> float:
-    if stored is None and given is None:
-        raise WeightsError(f"{path}: does not say its alpha (rank {rank}): give it")
-    if stored is not None and given is not None and float(stored) != float(given):
-        raise WeightsError(f"{path}: alpha is {stored} in the file, not {given}")
-    return float(given if stored is None else stored)
+    return config
 
 
 def load(path: str | Path, abstract, adapter: peft.Adapter, shardings=None):

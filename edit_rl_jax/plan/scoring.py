@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.plan.compiled import DoesNotFit, Job, lower
-from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, shardings
+from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, row_major, shardings
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.engine import cache
 from edit_rl_jax.vlm.engine.placement import FeatureRing, Placement
@@ -93,7 +93,8 @@ def describe(
     tensor = tensor or tensor_parallel(cfg, len(devices), chip.hbm, weight_bytes)
     mesh = make_mesh({"data": len(devices) // tensor, "tensor": tensor}, devices)
     places = shardings(abstract, mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, places)
+    by_rows = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=row_major(x.ndim, s))
+    state = jax.tree.map(by_rows, abstract, places)
     return Scoring(cfg, mesh, tensor, graphdef, state, weight_bytes, readout)
 
 
@@ -203,7 +204,8 @@ def abstract_stores(scoring: Scoring, sizes: Sizes) -> tuple[cache.Stores, Any]:
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     up = lambda n: -(-n // data) * data
     args = (sizes.shape, up(sizes.contexts), up(8192), sizes.new_tokens, data)
-    stores, features = make_stores(scoring.graphdef, scoring.state, *args)
+    with jax.set_mesh(mesh):
+        stores, features = make_stores(scoring.graphdef, scoring.state, *args)
 
     def placed(x, axes):
         spec = DEFAULT_RULES.spec("store", x.shape, axes, mesh) if axes else PartitionSpec()

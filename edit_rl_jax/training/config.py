@@ -153,12 +153,14 @@ def beside(file: str, name: str) -> Callable[[], ConfigDict]:
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Runs `get_config()` of FILE or FILE:ARGUMENT, applies overrides {dotted key: value or text}, checks the result.
 
+    Of the config's `presets` those of the topology are applied, too, unless an override says otherwise.
     Raises `ConfigError`, of one line, for a file that cannot be run, an unknown key, a value of the wrong type or out
     of its range, or values that do not fit together.
     """
     config = _made(path)
-    known = dict(flatten(config))
-    for key, text in (overrides or {}).items():
+    known, overrides = dict(flatten(config)), overrides or {}
+    fitting = config.get("presets", {}).get(overrides.get("topology", config.get("topology")))
+    for key, text in {**dict(flatten(fitting or {})), **overrides}.items():
         inside = [k for k in known if k.startswith(key + ".")]
         whole = next((k for k in known if key.startswith(k + ".") and isinstance(known[k], dict)), None)
         if inside or whole:

@@ -19,7 +19,7 @@ LARGEST = 2**24  # number of a bucket
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, leaf value)."""
     for key, value in config.items():
-        if isinstance(value, (ConfigDict, dict)) and key not in ("mesh_presets", "options"):
+        if isinstance(value, (ConfigDict, dict)) and key not in ("mesh_presets", "presets", "options"):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value.to_dict() if isinstance(value, ConfigDict) else value
@@ -84,9 +84,15 @@ def check_mesh(key: str, mesh: Any) -> None:
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for values that cannot work, before anything is loaded."""
     check_values(config, sections(config.model.kind, config.objective))
+    known = [key for key, _ in flatten(config)]
     check_mesh("mesh", config.mesh.to_dict())
     for name, mesh in config.mesh_presets.items():
         check_mesh(f"mesh_presets.{name}", mesh.to_dict() if isinstance(mesh, ConfigDict) else mesh)
+    for name, values in config.presets.items():
+        if not isinstance(values, (ConfigDict, dict)):
+            raise ConfigError(f"config key 'presets.{name}' takes a part of a config, as {{'rows': 32}}; got {values}")
+        if wrong := [key for key, _ in flatten(values) if key not in known]:
+            raise ConfigError(f"config key 'presets.{name}': no key '{wrong[0]}'{nearest(wrong[0], known)}")
     if config.topology and config.topology not in config.mesh_presets:
         have = list(config.mesh_presets)
         raise ConfigError(

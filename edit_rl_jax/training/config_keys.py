@@ -30,6 +30,7 @@ class Run:
     steps: int = knob(0, INT32_OR_0)  # optimizer steps; 0 = from epochs
     rows: int = knob(8, "[1, 65536]")  # rows of one microbatch over all devices and processes
     mesh_presets: dict = knob(dict)  # topology name ("v5p:4x4x4") -> mesh, for `--config.topology` and plan.py
+    presets: dict = knob(dict)  # topology name -> what of a config fits it, where it is not said otherwise
     topology: str = knob("")  # name of a preset to use instead of `mesh`
     max_bad_steps: int = knob(10, INT32)  # stop after this many non-finite steps in a row
     compilation_cache: str = knob("~/.cache/edit_rl_jax/xla")  # "" = none

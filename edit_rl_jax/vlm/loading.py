@@ -12,7 +12,7 @@ from edit_rl_jax.nn import model_files, peft, peft_config, weights
 from edit_rl_jax.nn.model_files import METADATA
 from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.safetensors_io import WeightsError
-from edit_rl_jax.sharding import shardings
+from edit_rl_jax.sharding import laid_by_rows, shardings
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.folders import base_folder, local_folder
 from edit_rl_jax.vlm.patches import ImageSettings
@@ -140,7 +140,7 @@ def load_model(
     state = weights.load(local_folder(folder), state, kind.NAMING, places)
     if adapter and merge:
         graphdef, state = nnx.split(nnx.eval_shape(lambda: make(None)))[0], peft.merge(state, adapter[1].scale)
-    return nnx.merge(graphdef, state)
+    return nnx.merge(graphdef, laid_by_rows(state))
 
 
 def lora_of(adapter: peft.Adapter, kind: Any) -> LoRAConfig:

@@ -99,10 +99,11 @@ class Inputs:
     text: list[np.ndarray]
     pooled: np.ndarray
     t: np.ndarray
+    placed = staticmethod(layout)
 
     def jax(self, bucket: TokenLengths = BUCKET, fill: float = 0.0):
         """(latents, t, condition); `fill` goes where padding is."""
-        index = layout(
+        index = self.placed(
             [r.text for r in self.rows], [r.references for r in self.rows], [r.size for r in self.rows], bucket
         )
         joined = [np.concatenate([np.zeros((0, self.noise[0].shape[-1]), np.float32), *r]) for r in self.references]
@@ -129,14 +130,19 @@ class Inputs:
 
 
 def inputs(name: str, rows: tuple[Row, ...] = ROWS, seed: int = 0) -> Inputs:
-    c, rng = CONFIGS[name], np.random.default_rng(seed)
+    return drawn(Inputs, CONFIGS[name], rows, seed)
+
+
+def drawn(kind: type[Inputs], c: dict, rows: tuple[Row, ...], seed: int) -> Inputs:
+    """Random inputs of a configuration."""
+    rng = np.random.default_rng(seed)
     tokens = lambda size: rng.normal(size=(size[0] * size[1], c["in_channels"])).astype(np.float32)
-    return Inputs(
+    return kind(
         rows,
         [tokens(r.size) for r in rows],
         [[tokens(s) for s in r.references] for r in rows],
         [rng.normal(size=(r.text, c["joint_attention_dim"])).astype(np.float32) for r in rows],
-        rng.normal(size=(len(rows), c["pooled_projection_dim"])).astype(np.float32),
+        rng.normal(size=(len(rows), c.get("pooled_projection_dim", 1))).astype(np.float32),
         rng.uniform(0, 1, len(rows)).astype(np.float32),
     )
 
@@ -237,11 +243,14 @@ def rung_layers(name: str) -> dict[str, float]:
 
 @functools.cache
 def torch_velocity(name: str) -> list[np.ndarray]:
-    """Velocities of the ragged rows."""
+    return velocities(torch_model(name), name)
+
+
+@torch.no_grad()
+def velocities(model: torch.nn.Module, name: str) -> list[np.ndarray]:
+    """Of the ragged rows, by torch."""
     i, guided = inputs(name), CONFIGS[name]["guidance_embeds"]
-    with torch.no_grad():
-        found = [torch_model(name)(**i.torch(b, guided)).sample[0] for b in range(len(i.rows))]
-    return [-x[: len(n)].numpy() for x, n in zip(found, i.noise)]
+    return [-model(**i.torch(b, guided)).sample[0, : len(x)].numpy() for b, x in enumerate(i.noise)]
 
 
 def rung_network(name: str) -> dict[str, float]:

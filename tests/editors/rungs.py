@@ -47,7 +47,8 @@ def torch_gradients(model, i, velocity: Callable) -> tuple[float, dict[str, np.n
         total = total + ((out - torch.tensor(target)) ** 2).sum()
         count += out.numel()
     (total / count).backward()
-    return (total / count).item(), {n: p.grad.numpy() for n, p in model.named_parameters()}
+    unread = lambda p: torch.zeros_like(p) if p.grad is None else p.grad
+    return (total / count).item(), {n: unread(p).numpy() for n, p in model.named_parameters()}
 
 
 def gradients(theirs: tuple[float, dict], velocities: list[np.ndarray], model, naming: Naming, i, args) -> dict:

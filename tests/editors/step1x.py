@@ -283,9 +283,14 @@ def rung_positions(name: str) -> dict[str, float]:
 
 @functools.cache
 def torch_velocity(name: str) -> list[np.ndarray]:
+    return velocities(torch_model(name), name)
+
+
+@torch.no_grad()
+def velocities(model: nn.Module, name: str) -> list[np.ndarray]:
+    """Of the ragged rows, by torch."""
     i = inputs(name)
-    with torch.no_grad():
-        return [-torch_model(name)(*i.torch(b))[0, : len(x)].numpy() for b, x in enumerate(i.noise)]
+    return [-model(*i.torch(b))[0, : len(x)].numpy() for b, x in enumerate(i.noise)]
 
 
 def rung_network(name: str) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """FLUX.1-Kontext as an Editor: a whole pipeline against diffusers', sizes, files in both layouts, LoRA files."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -17,27 +16,21 @@ from flax import nnx
 from PIL import Image
 
 from edit_rl_jax.data.images import ImageError
-from edit_rl_jax.editors import lora_files
 from edit_rl_jax.editors.base import EditError, Editor, Processor, Request, TokenLengths
 from edit_rl_jax.editors.flux_kontext import weights as kontext
 from edit_rl_jax.editors.flux_kontext.editor import Configs
 from edit_rl_jax.editors.flux_kontext.processor import PREFERRED
-from edit_rl_jax.editors.mmdit import bfl, blocks
+from edit_rl_jax.editors.mmdit import bfl
 from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings
 from edit_rl_jax.flow.guidance import EmbeddedGuidance
 from edit_rl_jax.flow.sampling import Denoising
-from edit_rl_jax.nn import peft, weights
-from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.sharding import make_mesh
-from tests.editors import flux
-from tests.editors.flux_released import NAME, abstract, editor, pipeline, released
+from tests.editors.flux_released import editor, pipeline, released
 from tests.editors.pictures import picture
 from tests.editors.test_omnigen2_editor import same
 from tests.parity.ladder import FAST, NETWORK, error, jit
-
-LORA = LoRAConfig(rank=3, alpha=6.0)
-velocity = jit(lambda model, *args: model.velocity(*args))
 
 
 @pytest.mark.parametrize("size, text, guidance", [((20, 28), "make it red", 2.5), (None, "x" * 60, 4.0)])
@@ -265,38 +258,3 @@ def test_schedules_of_folders(tmp_path):
     file.write_text(json.dumps(kontext.SCHEDULER | {"base_shift": 0.4}))
     with pytest.raises(WeightsError, match="not implemented: .*base_shift"):
         kontext.schedule(tmp_path, 4)
-
-
-@functools.cache
-def adapter(targets: str):
-    """Random LoRA leaves of the transformer, A and B both non-zero."""
-    state = nnx.split(abstract(lora=LORA, targets=targets), Trainable, Frozen)[1]["transformer"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape) * 0.2, jnp.float32), state)
-
-
-SLOW = [pytest.param(t, marks=pytest.mark.slow) for t in ("attention", "feed_forward")]
-
-
-@pytest.mark.parametrize("targets", [*SLOW, "all"])
-def test_diffusers_and_peft_compute_our_velocity_from_our_adapter(tmp_path, targets):
-    kontext.save_lora(adapter(targets), LORA.rank, LORA.alpha, tmp_path)
-    file = tmp_path / lora_files.FILE
-    found = kontext.read_lora(file)
-    assert (found.rank, found.alpha, found.scale) == (3, 6.0, 2.0) and kontext.targets(found.layers) == targets
-    for other in blocks.TARGETS:
-        assert kontext.targets(peft.modules(adapter(other), kontext.TRANSFORMER)) == other
-    model = copy.deepcopy(flux.torch_model(NAME))
-    model.load_lora_adapter(str(tmp_path), weight_name=file.name, prefix="transformer")
-    inputs = flux.inputs(NAME)
-    with torch.no_grad():
-        want = [-model(**inputs.torch(b, True)).sample[0, : len(x)] for b, x in enumerate(inputs.noise)]
-    for source in (tmp_path, file):
-        got = velocity(kontext.from_folder(released(), lora=source), *inputs.jax())
-        assert max(error(x[: len(y)], y) for x, y in zip(got, want)) < NETWORK
-    assert min(error(x, y) for x, y in zip(flux.torch_velocity(NAME), want)) > 0.01  # the adapter matters
-    both = nnx.state(kontext.from_folder(released(), lora=tmp_path).transformer)
-    graphdef, state = nnx.split(editor())
-    state["transformer"] = peft.merge(both, found.scale)
-    got = velocity(nnx.merge(graphdef, state), *inputs.jax())
-    assert max(error(x[: len(y)], y) for x, y in zip(got, want)) < NETWORK

@@ -1,7 +1,6 @@
 """Step1X-Edit as an Editor: tokens and states of its language model, guidance, a whole edit, files, LoRA files."""
 
 import argparse
-import copy
 import functools
 import shutil
 
@@ -17,7 +16,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from edit_rl_jax.cli import editor_flags
 from edit_rl_jax.data.images import ImageError
-from edit_rl_jax.editors import lora_files
 from edit_rl_jax.editors.base import EditError, Editor, Processor, Request, TokenLengths
 from edit_rl_jax.editors.mmdit import bfl
 from edit_rl_jax.editors.registry import editor_files
@@ -31,12 +29,12 @@ from edit_rl_jax.flow.guidance import EmbeddedGuidance, Guidance
 from edit_rl_jax.flow.sampling import Denoising, sample
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import weights
-from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
+from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.editors import golden, step1x
 from tests.editors.pictures import picture
-from tests.editors.step1x_released import NAMES, PREFIX, SHA256, abstract, editor, mllm, released, torch_vae
+from tests.editors.step1x_released import NAMES, PREFIX, SHA256, editor, mllm, released, torch_vae
 from tests.editors.test_flux_editor import bfl_autoencoder, bfl_names
 from tests.parity.ladder import FAST, NETWORK, error, jit
 
@@ -328,30 +326,6 @@ def test_a_written_folder_is_read_again(tmp_path):
         for v, w in zip(*(weights.flatten(s)[1] for s in (again, state))):
             np.testing.assert_array_equal(v.get_value(), w.get_value())
     assert files.folder_tokenizer(tmp_path / "1").prefix == PREFIX
-
-
-@functools.cache
-def adapter(targets: str):
-    """Random LoRA leaves of the transformer, A and B both non-zero."""
-    state = nnx.split(abstract(lora=LORA, targets=targets), Trainable, Frozen)[1]["transformer"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape) * 0.2, jnp.float32), state)
-
-
-@pytest.mark.parametrize("targets", [pytest.param("attention", marks=pytest.mark.slow), "all"])
-def test_peft_computes_our_velocity_from_our_adapter(tmp_path, targets):
-    import peft
-
-    files.save_lora(adapter(targets), LORA.rank, LORA.alpha, tmp_path)
-    found = files.read_lora(tmp_path / lora_files.FILE)
-    assert (found.rank, found.alpha) == (3, 6.0) and files.targets(found.layers) == targets
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(step1x.torch_model(NAMES["v1.1"])), str(tmp_path)).eval()
-    inputs = step1x.inputs(NAMES["v1.1"])
-    with torch.no_grad():
-        want = [-model(*inputs.torch(b))[0, : len(x)].numpy() for b, x in enumerate(inputs.noise)]
-    got = velocity(files.from_folder(released(), lora=tmp_path), *inputs.jax())
-    assert max(error(x[: len(y)], y) for x, y in zip(got, want)) < NETWORK
-    assert min(error(x, y) for x, y in zip(step1x.torch_velocity(NAMES["v1.1"]), want)) > 0.01  # it matters
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------

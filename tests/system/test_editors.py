@@ -16,7 +16,6 @@ from edit_rl_jax.editors.step1x_edit import weights as step1x
 from edit_rl_jax.evals import best_of_n
 from edit_rl_jax.nn.model_files import stored_metadata
 from edit_rl_jax.training import metrics
-from scripts import edit
 from tests.editors import flux_released, qwen_image_released, step1x_released
 from tests.system import editor_jobs
 
@@ -112,28 +111,3 @@ def test_it_is_planned(done):
     names = {job: [p["program"].split()[0] for p in plan["programs"]] for job, plan in plans.items()}
     assert names["edit"] == ["encode", "condition", "sample", "decode"] and names["rl"] == ["rollout", "update"]
     assert len(names["train"]) == 1
-
-
-@pytest.mark.usefixtures("quick_compilation")
-def test_photographs_of_odd_sizes(shared, tmp_path):
-    """Whatever the size of the photograph, the result has the preferred one of its aspect, made small here."""
-    photos = sorted((shared / "data/photo_edits/images").glob("*_source.jpg"))[:2]
-    sizes = [decode_image(p).shape[:2] for p in photos]
-    lines = [json.dumps({"source": str(p), "instruction": "make it night"}) + "\n" for p in photos]
-    lines.append(json.dumps({"source": str(photos[0]), "instruction": "wider", "size": [37, 101]}) + "\n")
-    (tmp_path / "asked.jsonl").write_text("".join(lines))
-    command = [
-        "--model",
-        str(flux_released.released()),
-        "--editor-kind",
-        "flux_kontext",
-        "--input",
-        str(tmp_path / "asked.jsonl"),
-    ]
-    assert edit.main([*command, "--output", str(tmp_path / "out"), "--max-pixels", "1024", "--steps", "2"]) == 0
-    found = [json.loads(x) for x in (tmp_path / "out" / "edits.jsonl").read_text().splitlines()]
-    fit = flux.configs(flux_released.released()).processor.fit
-    for line, size in zip(found, sizes):
-        made = decode_image(tmp_path / "out" / line["edited"])
-        assert made.shape[:2] == fit([size], None, 1024, 1568, "it")[1] and made.std() > 1
-    assert decode_image(tmp_path / "out" / found[2]["edited"]).shape == (37, 101, 3)

@@ -83,6 +83,24 @@ def test_overrides_keep_types():
     assert (c.optim.lr, c.rows, c.data.shuffle, c.data.buckets) == (3e-4, 32, False, ((64, 1, 64, 8),))
 
 
+def test_presets_of_a_topology_give_way_to_what_is_said(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from edit_rl_jax.training.config import default\n"
+        "def get_config():\n"
+        "    c = default()\n"
+        "    c.steps, c.model.init_from = 1, 'somewhere'\n"
+        "    with c.unlocked():\n"
+        "        c.mesh_presets = {'a': {'fsdp': 4}, 'b': {'fsdp': 8}}\n"
+        "        c.presets = {'a': {'rows': 32, 'model': {'remat': 'gate_up'}}}\n"
+        "    return c\n"
+    )
+    keys = lambda **given: (lambda c: (c.rows, c.model.remat))(config_lib.load(file, given))
+    plain = keys()
+    assert plain == keys(topology="b") and plain != (32, "gate_up") == keys(topology="a")
+    assert keys(topology="a", rows="16") == (16, "gate_up")
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)

@@ -156,6 +156,10 @@ WRONG = {  # what a user may write -> what the line says besides the key
         "{'a': {'fsdp': 1.5}}": "'mesh_presets.a'",
         "{'a': 4}": "'mesh_presets.a'",
     },
+    "presets": {
+        "{'a': 4}": "'presets.a' takes a part of a config",
+        "{'a': {'model': {'remit': 'none'}}}": "'presets.a': no key 'model.remit'.*'model.remat'",
+    },
     "flow.shift": {"6": "in this config: one of objective=flow_matching has it"},
     "rl.steps": {"6": "no config key 'rl.steps'"},
     "log.profile_steps": {v: "first:last" for v in ("5:3", "0:3", "3", "1:2:3", "-1:2", "1:" + "9" * 5000)},
@@ -218,6 +222,7 @@ def test_values_that_stay_right(files):
         "data.options": "{'terse': 0.3}",
         "log.profile_steps": "10:10",
         "mesh_presets": "{'v5e:4x4': {'fsdp': -1, 'tensor': 4}}",
+        "presets": "{'v5e:4x4': {'model': {'remat': 'gate_up'}}}",
         "data.max_pixels": "3136",
     }.items():
         config_lib.load(files / "base.py", {key: text})

@@ -36,24 +36,30 @@ class Configs:
         pairs = {
             "pooled_projection_dim": (self.text_encoder.hidden_size, self.transformer.pooled_projection_dim),
             "joint_attention_dim": (self.text_encoder_2.d_model, self.transformer.joint_attention_dim),
-            "in_channels": (PATCH**2 * self.vae.channels, self.transformer.in_channels),
+            "in_channels": (self.patch**2 * self.vae.channels, self.transformer.in_channels),
         }
         if wrong := [f"the transformer's {k} is {b}, not {a}" for k, (a, b) in pairs.items() if a != b]:
             raise ValueError("; ".join(wrong))
 
     @property
+    def patch(self) -> int:
+        """Latents of a token's side: 2 as released; an autoencoder that makes patches makes whole tokens."""
+        return 1 if self.vae.patch_channels else PATCH
+
+    @property
     def processor(self) -> Processor:
         """The half of the editor that works on the host; a token is 16 x 16 pixels as released."""
         down, clip = self.vae.downscale, self.text_encoder.max_position_embeddings
-        return Processor(down * PATCH, down, self.transformer.in_channels, self.text, clip)
+        return Processor(down * self.patch, down, self.transformer.in_channels, self.text, clip)
 
 
 class FluxKontext(MMDiTEditor):
     """The editor; see `editors.base.Editor`.
 
     Args:
-      lora, targets, trainable, remat, attention: of the transformer; the encoders and the autoencoder are Frozen.
+      lora, targets, trainable, remat, attention: of the transformer; the autoencoder is Frozen.
       dtype: of all activations and frozen weights.
+      train_text: the text encoders are Trainable too (small ones from scratch); else Frozen.
     """
 
     def __init__(
@@ -67,13 +73,16 @@ class FluxKontext(MMDiTEditor):
         dtype: Any = jnp.float32,
         remat: str = "nothing_saveable",
         attention: str | None = None,
+        train_text: bool = False,
     ):
-        self.text_encoder = CLIPText(cfg.text_encoder, rngs=rngs, dtype=dtype)
-        self.text_encoder_2 = T5Encoder(cfg.text_encoder_2, rngs=rngs, dtype=dtype)
+        self.text_encoder = CLIPText(cfg.text_encoder, rngs=rngs, dtype=dtype, full=train_text)
+        self.text_encoder_2 = T5Encoder(cfg.text_encoder_2, rngs=rngs, dtype=dtype, full=train_text)
         options = {"lora": lora, "targets": targets, "trainable": trainable, "remat": remat, "attention": attention}
         self.transformer = FluxTransformer(cfg.transformer, rngs=rngs, dtype=dtype, **options)
         self.vae = Autoencoder(cfg.vae, rngs=rngs, dtype=dtype)
         self.cfg = cfg
+
+    patch = property(lambda self: self.cfg.patch)
 
     def condition(self, arrays: Arrays, references: Float[Array, "B S C"]) -> Condition:
         """`FluxTransformer.__call__`'s condition for the one branch that there is."""

@@ -90,6 +90,9 @@ FOLDER = EditorFolder(
     text=(512, 512),
     single={"transformer": "flux1-*kontext*.safetensors", "vae": "ae.safetensors"},  # BFL's
     patterns=("*.json", "*/*.safetensors", "*.txt", "*.model"),  # weights once: in diffusers' folders
+    encoders=("text_encoder", "text_encoder_2"),
+    tokenizers=("tokenizer", "tokenizer_2"),
+    unshifted={"use_dynamic_shifting": False, "shift": 1.0},
 )
 local_folder, configs, load, from_folder = FOLDER.local_folder, FOLDER.configs, FOLDER.load, FOLDER.from_folder
 save, read_lora, save_lora = FOLDER.save, FOLDER.read_lora, FOLDER.save_lora

@@ -10,19 +10,23 @@ from jaxtyping import Array, Float
 
 from edit_rl_jax.editors.base import Arrays, Condition
 from edit_rl_jax.editors.mmdit.chats import SHOWN, TOKENS
-from edit_rl_jax.editors.mmdit.packing import pack, unpack
+from edit_rl_jax.editors.mmdit.packing import PATCH, pack, unpack
 from edit_rl_jax.nn.params import LoRAConfig
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
 
 class MMDiTEditor(nnx.Module):
-    """Has a `transformer` for the velocity, a `vae` for the images and, in `cfg`, the `processor`."""
+    """Has a `transformer` for the velocity, a `vae` for the images and, in `cfg`, the `processor`.
 
+    patch: latents of a token's side.
+    """
+
+    patch: int = PATCH
     processor = property(lambda self: self.cfg.processor)
 
     def encode(self, pixels: Float[Array, "B H W 3"], keys: Array | None = None) -> Float[Array, "B N C"]:
-        """Latents of images in [-1, 1] whose sides are multiples of 16; tokens row by row."""
-        return pack(self.vae.encode(pixels, keys))
+        """Latents of images in [-1, 1] whose sides are multiples of 16, as released; tokens row by row."""
+        return pack(self.vae.encode(pixels, keys), self.patch)
 
     def velocity(
         self, latents: Float[Array, "B N C"], t: Float[Array, B], condition: Condition
@@ -33,7 +37,7 @@ class MMDiTEditor(nnx.Module):
     def decode(self, latents: Float[Array, "B N C"], height: int, width: int) -> Float[Array, "B height width 3"]:
         """Pixels of latents whose first tokens are an image of height x width pixels."""
         down = self.cfg.vae.downscale
-        return self.vae.decode(unpack(latents, height // down, width // down))
+        return self.vae.decode(unpack(latents, height // down, width // down, self.patch))
 
 
 class SeeingEditor(MMDiTEditor):

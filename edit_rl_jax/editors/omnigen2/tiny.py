@@ -1,12 +1,8 @@
-"""The tiny editor of EditWorld: an OmniGen2 and an autoencoder small enough for two CPU cores, and its tokenizer.
-
-A scene of 84 pixels is 21 x 21 latents of the autoencoder, as 3 x 3 patches of fewer numbers: one a cell and a token.
-"""
+"""The tiny editor of EditWorld: an OmniGen2 small enough for two CPU cores, and its tokenizer."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +11,15 @@ import numpy as np
 import tokenizers
 from flax import nnx
 
+from edit_rl_jax.editors import tiny as shared
 from edit_rl_jax.editors.omnigen2 import prompts, weights
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
 from edit_rl_jax.editors.omnigen2.editor import Configs, OmniGen2
+from edit_rl_jax.editors.tiny import VAE
 from edit_rl_jax.editors.vae.flux_vae import VAEConfig
 from edit_rl_jax.editworld import tokenizer as world
-from edit_rl_jax.editworld.edits import random_edit
-from edit_rl_jax.editworld.scene import SPLITS
-from edit_rl_jax.editworld.scene import rng as world_rng
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
-from edit_rl_jax.vlm.tokenizer import load_tokenizer
 
-VAE = VAEConfig(
-    latent_channels=3,
-    block_out_channels=(8, 16, 32),
-    layers_per_block=1,
-    norm_num_groups=4,
-    scaling_factor=1.0,
-    shift_factor=0.0,
-    sample_size=84,
-    mid_block_add_attention=False,
-    patch=7,
-    patch_channels=48,
-)
 TRANSFORMER = OmniGen2Config(
     patch_size=1,
     in_channels=VAE.channels,
@@ -60,8 +42,7 @@ def tokenizer() -> tokenizers.Tokenizer:
     """The world's tokenizer on its instructions. The three parts of the turns that every chat shares are an entry
     each: on a CPU the length of the text is most of the cost, but they are also what stands where the three rows and
     columns of cells do (see `omnigen2.layout`), for the network to tell them by. Deterministic, trained in a second."""
-    texts = [random_edit(world_rng("corpus", s, i), s).instruction for s in SPLITS for i in range(1200)]
-    found = world.train(f"user\n{t}" for t in texts)
+    found = shared.tokenizer()
     turns = (f"{system}<|im_end|>\n" for system in (prompts.EDIT, prompts.DROPPED))
     heads = ["<|im_start|>system\n", "<|im_start|>user\n", *turns]
     found.add_special_tokens([tokenizers.AddedToken(h, special=True, normalized=False) for h in heads])
@@ -70,16 +51,14 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 def transformers_tokenizer() -> Any:
     """The same as `transformers` loads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        world.save(folder, tokenizer())
-        return load_tokenizer(folder)
+    return shared.loaded(tokenizer())
 
 
 def configs(vae: VAEConfig = VAE) -> Configs:
     """The three networks."""
     ids = {name: world.SPECIAL.index(f"<|{token}|>") for name, token in _TOKENS.items()}
     text = {
-        "vocab_size": -(-tokenizer().get_vocab_size() // 64) * 64,
+        "vocab_size": shared.vocabulary(tokenizer()),
         "hidden_size": TRANSFORMER.text_feat_dim,
         "intermediate_size": 256,
         "num_hidden_layers": 2,

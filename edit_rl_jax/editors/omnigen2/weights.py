@@ -85,6 +85,9 @@ FOLDER = OmniGen2Folder(
     classes=_CLASSES,
     pipeline="OmniGen2Pipeline",
     scheduler=SCHEDULER,
+    encoders=("mllm",),
+    tokenizers=("processor",),
+    unshifted={"dynamic_time_shift": False},
 )
 local_folder, configs, load, from_folder = FOLDER.local_folder, FOLDER.configs, FOLDER.load, FOLDER.from_folder
 save, read_lora, save_lora = FOLDER.save, FOLDER.read_lora, FOLDER.save_lora

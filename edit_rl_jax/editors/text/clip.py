@@ -102,10 +102,10 @@ class Layer(nnx.Module):
 
 
 class CLIPText(nnx.Module):
-    """Tokens to states. All Frozen in `dtype`."""
+    """Tokens to states. All Frozen in `dtype`; with `full` Trainable in fp32, cast to it at use."""
 
-    def __init__(self, cfg: CLIPConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        init, D = Init(jnp.dtype(dtype)), cfg.hidden_size
+    def __init__(self, cfg: CLIPConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, full: bool = False):
+        init, D = Init(jnp.dtype(dtype), full), cfg.hidden_size
         self.token_embedding = init.base(rngs, (cfg.vocab_size, D), ("vocab", "embed"), EMBED_INIT)
         self.position_embedding = init.base(rngs, (cfg.max_position_embeddings, D), (None, "embed"), EMBED_INIT)
         self.layers = stack(lambda r: Layer(cfg, rngs=r, init=init), cfg.num_hidden_layers, rngs)

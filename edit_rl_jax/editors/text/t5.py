@@ -126,10 +126,10 @@ class Block(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Tokens to states. All Frozen in `dtype`."""
+    """Tokens to states. All Frozen in `dtype`; with `full` Trainable in fp32, cast to it at use."""
 
-    def __init__(self, cfg: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        init = Init(jnp.dtype(dtype))
+    def __init__(self, cfg: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32, full: bool = False):
+        init = Init(jnp.dtype(dtype), full)
         self.shared = Embedding(cfg.vocab_size, cfg.d_model, rngs=rngs, init=init)
         table = (cfg.relative_attention_num_buckets, cfg.num_heads)
         self.relative_attention_bias = init.base(rngs, table, (None, ("heads", cfg.num_heads)), EMBED_INIT)

@@ -22,7 +22,7 @@ from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.safetensors_io import WeightsError, open_folder
 from edit_rl_jax.rewards.editreward.model import Reward, names, of
 from edit_rl_jax.rewards.editreward.prompts import TOKEN
-from edit_rl_jax.sharding import shardings
+from edit_rl_jax.sharding import laid_by_rows, shardings
 from edit_rl_jax.vlm import export as vlm_export
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.export import LICENCES, image_settings
@@ -97,14 +97,14 @@ def load(found: ModelFolder, *, dtype: Any = None, merge: bool = True, mesh: Any
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings(state, mesh)
         )
     if found.adapter is None:
-        return nnx.merge(graphdef, weights.load(found.home, state, naming(cfg)))
+        return nnx.merge(graphdef, laid_by_rows(weights.load(found.home, state, naming(cfg))))
     folder, adapter = found.adapter
     base = peft.load(folder, part(state, lambda p: not added(p)), kind.NAMING)
     base = weights.load(found.home, base, kind.NAMING)
     heads = weights.load(folder, part(state, added), dataclasses.replace(naming(cfg), stem=STEM))
     if merge:
         graphdef, base = split(None)[0], peft.merge(base, adapter.scale)
-    return nnx.merge(graphdef, joined(base, heads))
+    return nnx.merge(graphdef, laid_by_rows(joined(base, heads)))
 
 
 def export(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from edit_rl_jax.vlm.engine.cache import KV, attend_part, merge_parts, to_heads
+from edit_rl_jax.vlm.engine.cache import KV, attend_part, copied, merge_parts, to_heads
 
 CHUNK = 64  # nodes whose logits exist at once
 
@@ -60,7 +60,7 @@ def score_tree(
     sees = jnp.broadcast_to(jnp.asarray(tree.sees), (R, n, n))
 
     def attend(q, k, v, layer):
-        k, v = to_heads(k), to_heads(v)
+        k, v = to_heads(copied(k)), to_heads(copied(v))
         grouped = to_heads(q).reshape(R, k.shape[1], -1, k.shape[3])
         parts = [attend_part(grouped, (k, v), sees)]
         for i, store in enumerate(layer):

@@ -1,7 +1,7 @@
 """Keys and values: where they are kept, and attention that leaves them where they are.
 
-Four stores, each [L, rows, Hkv, tokens, d] (L layers, Hkv key-value heads of size d; heads stand before tokens, so that
-both products of attention are plain batched matrix products):
+Four stores, each [L, rows, Hkv, tokens, d] (L layers, Hkv key-value heads of size d, see `copied`; heads stand before
+tokens, so that both products of attention are plain batched matrix products):
 
     contexts  C rows   prefixes that several prompts share, whole from the first token; a cache across calls
     tiles     G rows   the shared prefixes of the answers being written, each for up to Q of them
@@ -13,6 +13,7 @@ and [P, K] for the prompts, and the parts of one softmax are merged by log-sum-e
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -47,6 +48,13 @@ def empty(layers: int, rows: int, heads: int, tokens: int, dim: int, dtype) -> K
 
 def to_heads(x: Float[Array, "R T H d"]) -> Float[Array, "R H T d"]:
     return jnp.swapaxes(x, 1, 2)
+
+
+def copied(x: Float[Array, "R T Hkv d"]) -> Float[Array, "R T H d"]:
+    """Gives every chip of a mesh's tensor axis a KV head to keep: where there are fewer, each stands several times."""
+    tensor = dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
+    times = math.lcm(x.shape[2], tensor) // x.shape[2]
+    return x if times == 1 else jnp.repeat(x, times, axis=2)
 
 
 def write(store: Float[Array, "L B H N d"], x: Float[Array, "L B H d"], at: Int[Array, " B"]) -> Array:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from edit_rl_jax.nn.attention import attention
 from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.engine.automaton import Automaton
-from edit_rl_jax.vlm.engine.cache import AXES, KV, attend_part, merge_parts, route, routed_part, to_heads, write
+from edit_rl_jax.vlm.engine.cache import AXES, KV, attend_part, copied, merge_parts, route, routed_part, to_heads, write
 from edit_rl_jax.vlm.engine.sampler import TokenSampling, answer_keys, sample
 
 
@@ -105,12 +105,12 @@ def extend(
     def begin(q, k, v, _):
         ids = mask.astype(jnp.int32)
         out = attention(q, k, v, q_segments=ids, kv_segments=ids, causal=True, impl=model.attention)
-        return out, (to_heads(k), to_heads(v)) if keep else None
+        return out, (to_heads(copied(k)), to_heads(copied(v))) if keep else None
 
     def follow(q, k, v, layer):
         _, rows, known = context  # pyright: ignore[reportGeneralTypeIssues] (None goes the other way)
         n, T, H, d = q.shape
-        k, v = to_heads(k), to_heads(v)
+        k, v = to_heads(copied(k)), to_heads(copied(v))
         grouped = to_heads(q).reshape(n, k.shape[1], -1, d)
         before = layer if rows is None else tuple(x[rows] for x in layer)
         seen_before = (jnp.arange(before[0].shape[2])[None] < known[:, None])[:, None]
@@ -185,7 +185,7 @@ def decode_chunk(
 
         def attend(q, k, v, layer):
             shared, alone, mine = layer
-            k, v = k[:, 0], v[:, 0]
+            k, v = copied(k)[:, 0], copied(v)[:, 0]
             q = q[:, 0].reshape(B, k.shape[1], -1, k.shape[2])
             written = (jnp.arange(N)[None] < fed[:, None])[:, None]
             itself = jnp.einsum("bhgd,bhd->bhg", q, k, preferred_element_type=jnp.float32) * k.shape[2] ** -0.5

@@ -95,7 +95,9 @@ def make_stores(
         model = nnx.merge(graphdef, state)
         tokens = jnp.zeros((rows, 1), jnp.int32)
         positions = jnp.zeros((rows, model.cfg.position_axes, 1), jnp.int32)
-        _, keys = model.language_model(model.embed(tokens), positions, lambda q, k, v, _: (q, cache.to_heads(k)))
+        _, keys = model.language_model(
+            model.embed(tokens), positions, lambda q, k, v, _: (q, cache.to_heads(cache.copied(k)))
+        )
         side = model.cfg.images().merge_size
         slots = model.cfg.vision_slots((1, side, side))
         arrays = model.cfg.vision_arrays(model.cfg.vision_rows(1, slots).layout())

@@ -13,6 +13,7 @@ from edit_rl_jax.sharding import make_mesh, shardings
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.engine import Engine
 from edit_rl_jax.vlm.engine.prefill import Counters
+from edit_rl_jax.vlm.engine.programs import make_stores
 from edit_rl_jax.vlm.engine.prompt import Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.packing import Bucket
@@ -239,32 +240,65 @@ def test_what_cannot_be_loaded_is_a_problem_of_its_own(model, warmly):
         run(small, [b])
 
 
-@pytest.mark.slow
-def test_other_shapes_and_meshes_change_rounding_only(model, warmly):
-    """By how much: the log-probabilities of every token after the prompt, and the sampled answers."""
+def written(engine, cfg, **shape):
+    """(tokens, log-probabilities of every token after the prompt) of the answers of an engine with the tree of all."""
+    found = engine.generate(prompts(cfg), answers=3, branch_at=lambda tokens: -1, **shape)
+    found = sorted(found, key=lambda a: a.index)
+    tokens = [tuple(a.tokens.tolist()) for f in found for a in f.answers]
+    return tokens, np.concatenate([a.branch for f in found for a in f.answers])
 
-    def of(engine, **shape):
-        found = sorted(
-            engine.generate(prompts(model.cfg), answers=3, branch_at=lambda tokens: -1, **shape), key=lambda a: a.index
-        )
-        tokens = [tuple(a.tokens.tolist()) for f in found for a in f.answers]
-        return tokens, np.concatenate([a.branch for f in found for a in f.answers])
 
-    mesh = make_mesh({"data": 2, "tensor": 2})
+def on_mesh(model, tensor):
+    """An engine on two rows of `tensor` devices."""
+    mesh = make_mesh({"data": 2, "tensor": tensor})
     graphdef, state = nnx.split(model)
     placed = nnx.merge(graphdef, jax.device_put(state, shardings(state, mesh)))
-    engine = Engine(placed, WARM, slots=16, mesh=mesh, tree=ALL)
-    mine = Shape.of(prompts(model.cfg), 3, 16, engine.rows)
-    tokens, logp = of(warmly)
-    others = {"a mesh": of(engine, shape=mine), "another shape": of(warmly, shape=Shape(96, 96, 5, 4, 3, 3, 5))}
+    return Engine(placed, WARM, slots=16, mesh=mesh, tree=ALL)
+
+
+def check_rounding(name, one, other):
+    """The log-probabilities of every token, and the sampled answers, are alike."""
+    (tokens, logp), (theirs, their_logp) = one, other
+    changed = np.mean([a != b for a, b in zip(tokens, theirs)])
+    print(f"{name}: log-probabilities within {np.abs(logp - their_logp).max():.1e}, {changed:.3f} answers changed")
+    assert np.abs(logp - their_logp).max() <= 1e-4 and changed <= 1 / 12
+
+
+@pytest.mark.slow
+def test_other_shapes_and_meshes_change_rounding_only(model, warmly):
+    engine = on_mesh(model, 2)
+    mine, plain = Shape.of(prompts(model.cfg), 3, 16, engine.rows), written(warmly, model.cfg)
+    check_rounding("a mesh", plain, written(engine, model.cfg, shape=mine))
+    check_rounding("another shape", plain, written(warmly, model.cfg, shape=Shape(96, 96, 5, 4, 3, 3, 5)))
     compiled = engine.compilations
-    for name, (theirs, their_logp) in others.items():
-        changed = np.mean([a != b for a, b in zip(tokens, theirs)])
-        print(f"{name}: log-probabilities within {np.abs(logp - their_logp).max():.1e}, {changed:.3f} answers changed")
-        assert np.abs(logp - their_logp).max() <= 1e-4 and changed <= 1 / 12
     again = [tiny.sample(30 + i, grids, text=4 + i) for i, grids in enumerate(GRIDS)]
     run(engine, [make.of_sample(model.cfg, s) for s in again], answers=3, shape=mine)
     assert engine.compilations == compiled
+
+
+@pytest.fixture(scope="module")
+def few_heads():
+    """Two KV heads where all else divides by four."""
+    config = tiny.CONFIGS["all_windowed"]
+    config = config | {"text_config": config["text_config"] | {"num_key_value_heads": 2}}
+    return Qwen25VL(Config.from_hf(config), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.slow
+def test_more_chips_than_kv_heads_change_rounding_only(few_heads):
+    plain, wide = Engine(few_heads, WARM, slots=16, tree=ALL), on_mesh(few_heads, 4)
+    check_rounding("KV heads twice", written(plain, few_heads.cfg), written(wide, few_heads.cfg))
+
+
+def test_every_chip_keeps_one_kv_head_where_there_are_fewer(few_heads):
+    """Kept whole on every chip they would take as much room as all of them on one."""
+    graphdef, state = nnx.split(few_heads)
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 4})):
+        stores, _ = make_stores(graphdef, state, Shape(8, 8, 2, 2, 1, 2, 1), 2, 8, 4, rows=2)
+        made = jax.jit(stores)()
+    for keys, values in (made.contexts, made.tiles, made.own, made.answers):
+        assert keys.shape[2] == values.shape[2] == 4
+        assert {x.data.shape[2] for x in keys.addressable_shards} == {1}
 
 
 def test_other_weights_compile_nothing_and_leave_nothing_behind(model, warmly):
