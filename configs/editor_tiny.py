@@ -13,6 +13,7 @@ autoencoder. Its T5 and its CLIP start at random and are trained with the transf
 no pretrained ones read this world's tokens. Its texts all have 32 tokens, for their padding is seen: 4.6e10 FLOPs a
 step beside 3.5e10 (texts of 18 tokens at most, the most frequent) and 5.0e10. It has not been trained to the end.
 --config.model.vae=edit_rl_jax/assets/tiny_editor/vae is the autoencoder of the packaged editor.
+As a released Kontext it would enlarge an image to a million pixels: edit.py and eval_editor.py want --max-pixels 7056.
 """
 
 from edit_rl_jax.editors.flux_kontext import tiny as flux_kontext
