@@ -65,7 +65,7 @@ def test_it_edits_and_is_evaluated(trained, tmp_path):
     lines = [json.dumps({"source": "a.png", "instruction": t}) + "\n" for t in ("remove south", "remove north")]
     (tmp_path / "asked.jsonl").write_text("".join(lines))
     which = ["--model", trained / "model", "--editor-kind", "flux_kontext", "--steps", "2"]
-    run("edit.py", *which, "--input", tmp_path / "asked.jsonl", "--output", tmp_path / "out", "--max-pixels", 84**2)
+    run("edit.py", *which, "--input", tmp_path / "asked.jsonl", "--output", tmp_path / "out", "--max-pixels", "7056")
     found = [json.loads(x) for x in (tmp_path / "out" / "edits.jsonl").read_text().splitlines()]
     first, second = (decode_image(tmp_path / "out" / x["edited"]).astype(int) for x in found)
     assert first.shape == (84, 84, 3) and (first != second).any()
