@@ -238,7 +238,8 @@ class PolicyGradient:
             "policy_loss": over(each),
             "clip_share": over(clipped.astype(jnp.float32)),
             "kl_old": over(divergence),
-            "ratio_changed": over((ratio != 1).astype(jnp.float32)),
+            # by more than the rounding of 1, which two programs may differ by on one processor and not on another
+            "ratio_changed": over((jnp.abs(ratio - 1) > jnp.finfo(jnp.float32).eps).astype(jnp.float32)),
         }
         extremes = {"log_ratio_abs_max": jnp.max(jnp.where(rows.keep, jnp.abs(log_ratio), 0.0))}
         for name, side in (("positive", jnp.where(a > 0, keep, 0.0)), ("negative", jnp.where(a < 0, keep, 0.0))):
