@@ -104,7 +104,8 @@ def test_a_sample_has_the_posteriors_moments_and_depends_on_its_key_alone():
     keys = jax.random.split(jax.random.key(0), 2)
     encode = jit(lambda m, x, k: m.encode(x, k))
     both, swapped = encode(ours, x, keys), encode(ours, x[::-1], keys[::-1])
-    np.testing.assert_array_equal(both, swapped[::-1])
+    # the noise is that of the key; on some processors a convolution rounds the rows of a batch differently
+    np.testing.assert_allclose(both, swapped[::-1], rtol=1e-5, atol=1e-5)
     mean, log_variance = jit(lambda m, x: m.moments(x))(ours, x)
     z = (both / ours.cfg.scaling_factor + ours.cfg.shift_factor - mean) / jnp.exp(0.5 * log_variance)
     noise = jnp.stack([jax.random.normal(k, mean.shape[1:]) for k in keys])
