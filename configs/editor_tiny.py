@@ -17,14 +17,12 @@ As a released Kontext it would enlarge an image to a million pixels: edit.py and
 """
 
 from edit_rl_jax.editors.flux_kontext import tiny as flux_kontext
+from edit_rl_jax.editors.flux_kontext.weights import FOLDER as FLUX_KONTEXT
 from edit_rl_jax.editors.omnigen2 import tiny as omnigen2
-from edit_rl_jax.editors.omnigen2 import trainable
+from edit_rl_jax.editors.omnigen2.weights import FOLDER as OMNIGEN2
 from edit_rl_jax.training.config import default
 
-NETWORKS = {
-    "omnigen2": lambda: trainable.to_json(omnigen2.configs()),
-    "flux_kontext": lambda: flux_kontext.to_json(flux_kontext.configs()),
-}
+NETWORKS = {"omnigen2": (OMNIGEN2, omnigen2), "flux_kontext": (FLUX_KONTEXT, flux_kontext)}
 
 
 def get_config(network="omnigen2"):
@@ -34,7 +32,8 @@ def get_config(network="omnigen2"):
     c.name = "editor_tiny" if network == "omnigen2" else f"editor_tiny_{network}"
     c.steps = 2800
     c.rows = 64
-    c.model.config = NETWORKS[network]()
+    folder, tiny = NETWORKS[network]
+    c.model.config = folder.to_json(tiny.configs())
     c.model.tokenizer = "editworld"
     c.model.trainable = "full"
     c.model.save_dtype = "bfloat16"

@@ -88,6 +88,10 @@ class EditorFolder:
         """Gives the options of the editor that a mesh asks for."""
         return {}
 
+    def to_json(self, cfg: Any) -> str:
+        """Gives the networks' configurations as `model.config` takes them."""
+        return json.dumps({part: getattr(cfg, part).to_hf() for part in self.networks})
+
     def save_tokenizer(self, tokenizer: Any, folder: Path) -> None:
         """Writes the tokenizer, or each of several, where the editor's files have it."""
         for name, one in zip(self.tokenizers, tokenizer if isinstance(tokenizer, tuple) else (tokenizer,), strict=True):

@@ -43,6 +43,7 @@ __all__ = [
 RESUME_MAY_CHANGE = (
     "log",
     "compilation_cache",
+    "presets",  # what they gave stands in the other keys
     "checkpoint.keep",
     "checkpoint.max_failed",
     "checkpoint.rehearse",

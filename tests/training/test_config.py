@@ -145,6 +145,7 @@ def test_a_run_of_an_earlier_version_goes_on():
     new = config_lib.load(CONFIGS / "rm_7b.py").to_dict()
     old = new | {"flow": {"times": "uniform"}, "model": new["model"] | {"vae": "", "train_text": False}}
     assert config_lib.difference(old, new) == {}
+    assert config_lib.difference({k: v for k, v in old.items() if k != "presets"}, new) == {}
     assert config_lib.difference(old | {"mine": {"depth": 3}}, new) == {"mine.depth": (3, None)}
 
 

@@ -7,7 +7,6 @@ distilled into the network.
 from __future__ import annotations
 
 import functools
-import json
 
 from tokenizers.processors import TemplateProcessing
 
@@ -67,9 +66,3 @@ def configs(vae: VAEConfig = shared.VAE) -> Configs:
         num_heads=8,
     )
     return Configs(clip, t5, TRANSFORMER, vae, TEXT)
-
-
-def to_json(cfg: Configs) -> str:
-    """What `finetuning.model_config` reads."""
-    parts = ("text_encoder", "text_encoder_2", "transformer", "vae")
-    return json.dumps({part: getattr(cfg, part).to_hf() for part in parts})

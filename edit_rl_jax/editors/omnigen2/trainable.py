@@ -1,7 +1,6 @@
 """OmniGen2 as a kind of model (see `training.interfaces`): fine-tuned from its folder, or small and from scratch."""
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ card = partial(exports.card, title="An image editor")
 check = finetuning.check_encoders
 initial_weights = partial(finetuning.initial_weights, files=FOLDER)
 export = partial(finetuning.export, files=FOLDER, card=card)
+to_json = FOLDER.to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,6 @@ def model_config(config: Any) -> Configs:
     mllm, transformer = (section(parts, part, where) for part in ("mllm", "transformer"))
     vae = VAEConfig.from_hf(m.vae or section(parts, "vae", where))
     return Configs(Config.from_hf(mllm), OmniGen2Config.from_hf(transformer), vae)
-
-
-def to_json(cfg: Configs) -> str:
-    """What `model_config` reads."""
-    return json.dumps({part: getattr(cfg, part).to_hf() for part in weights.PARTS})
 
 
 def make(config: Any, cfg: Configs, mesh: Mesh, dtype: Any) -> partial:
