@@ -22,6 +22,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 STRICT = {"jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"}
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # most of the time would be the compiler's; see `optimized`
 for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
 
@@ -59,11 +60,11 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """For files whose tests spend most of their time in the compiler."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """For files about what the compiler makes of a program."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -189,8 +191,9 @@ def test_rm_7b_compiles_for_a_v5e_and_fits(script, capsys, tmp_path):
     (bucket,) = json.loads(out.read_text())["programs"]
     memory = bucket["bytes_per_device"]
     assert 2**30 < memory["arguments"] < memory["peak"] <= memory["usable_hbm"] == int(15.75 * 2**30)
-    # LoRA with everything rematerialised repeats the forward pass: 3 passes executed for 2 of the mathematics.
-    assert 1.3 < bucket["flops"]["executed"] / bucket["flops"]["model"] < 1.55
+    assert memory["peak"] <= 0.9 * memory["usable_hbm"]
+    # The preset keeps gate and up, the widest products: little is computed twice (1.5 times with nothing kept).
+    assert 1.02 < bucket["flops"]["executed"] / bucket["flops"]["model"] < 1.15
     # In each of the 2 microbatches, forward and backward: the layers once, the head once for each of its 5 chunks.
     gathered = 2 * 2 * (7.2e9 + 5 * 152064 * 3584) * 2 * 15 / 16
     assert sum(c["bytes"] for c in bucket["collectives"].values()) == pytest.approx(gathered, rel=0.15)

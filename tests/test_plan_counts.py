@@ -11,6 +11,8 @@ from edit_rl_jax import chips, flops, sharding
 from edit_rl_jax.plan import counts
 from edit_rl_jax.plan.hlo import Module, _axes, _groups, collectives
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 LAYERS, ROWS, WIDTH = 5, 64, 256
 
 

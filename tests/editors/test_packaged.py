@@ -38,7 +38,7 @@ def test_is_what_its_config_trains(folder):
     assert trainable.to_json(found) == trainable.to_json(tiny.configs(vae))
 
 
-def test_it_edits(folder, tmp_path, quick_compilation):
+def test_it_edits(folder, tmp_path):
     """64 held-out scenes, eight of each task: 24 succeeded where it was trained; of scenes left alone none does."""
     words = ["--benchmark", "editworld", "--model", str(folder), "--output", "none", "--steps", "8"]
     sampler, _ = editor_flags.from_arguments(eval_editor.parse(words))

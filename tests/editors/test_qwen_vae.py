@@ -26,7 +26,6 @@ from tests.editors import golden
 from tests.parity.ladder import LAYER, NETWORK, error, jit
 from tests.parity.tiny import randomise
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 FILE = "diffusion_pytorch_model.safetensors"
 MEAN, STD = (0.3, -0.7, 1.1, 0.2), (1.5, 0.8, 2.5, 1.1)
 CONFIGS = {

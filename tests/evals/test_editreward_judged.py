@@ -8,7 +8,7 @@ from edit_rl_jax.evals.judges import public
 from edit_rl_jax.rewards.base import Edit
 from tests.rewards import test_editreward_judge as tiny
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]  # it compiles the reader
+pytestmark = pytest.mark.slow  # it compiles the reader
 model_and_tokenizer, make = tiny.model_and_tokenizer, tiny.make
 
 

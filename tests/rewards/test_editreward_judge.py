@@ -25,7 +25,6 @@ from edit_rl_jax.vlm.rows import empty_batch, write_row
 from edit_rl_jax.vlm.samples import encode_example
 from tests.rewards.test_reward import byte_tokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOLLOWING, QUALITY = PREFERENCE_DIMENSIONS
 RL = SimpleNamespace(rl=SimpleNamespace(dimensions=((QUALITY, 1.0),)))
 IMAGES = ImageSettings(max_pixels=84 * 84)

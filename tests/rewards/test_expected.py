@@ -23,7 +23,6 @@ from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.vlm.qwen2_5_vl.tiny import tiny
 
 ASSET = "edit_rl_jax/assets/tiny_vl"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (2, 56, 84, 3), np.uint8)
 TRIPLE = (PICTURE[0], PICTURE[1], "make it red")

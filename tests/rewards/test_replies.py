@@ -286,10 +286,17 @@ UNITS += [
 ]
 
 
+@pytest.fixture(scope="module")
+def most() -> float:
+    """Seconds that 40 plain loops over 200,000 characters take here: the worst reply takes 10 to 20."""
+    text = "x" * 200_000
+    return 40 * min(seconds(lambda: sum(c == '"' for c in text), 0) for _ in range(3))
+
+
 @pytest.mark.parametrize(
     "head", ["", '{"reasoning": "the "ball" ', '{"score": ['], ids=["alone", "in a string", "in a list"]
 )
-def test_a_megabyte_of_anything_takes_no_time(head):
+def test_200_000_characters_of_anything_are_read_in_linear_time(head, most):
     for unit in UNITS if not head else [u for u in UNITS if not u.isalnum()]:
-        text = head + unit * (1_000_000 // len(unit)) + ('", "score": [20, 22]}' if head else "")
-        assert seconds(partial(parse, text), 0.2) < 0.2, repr(unit)
+        text = head + unit * (200_000 // len(unit)) + ('", "score": [20, 22]}' if head else "")
+        assert seconds(partial(parse, text), most) < most, repr(unit)

@@ -36,7 +36,6 @@ from scripts import score
 from tests.vlm.qwen2_5_vl import peft
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 RECORDS = [
     EditRecord(

@@ -38,7 +38,6 @@ from edit_rl_jax.rewards.serving.client import RewardClient, Service, ServiceErr
 from edit_rl_jax.vlm.engine.prompt import Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a token"
 LIMITS = S.Limits(body=200_000, items=3, pixels=500_000, read=1.0, answer=2.0, queue=8, batch=16)

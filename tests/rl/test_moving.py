@@ -23,7 +23,7 @@ from tests.rl.test_program import built, folder, weights_of
 
 __all__ = ["folder"]
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("quick_compilation")]  # optax
+pytestmark = pytest.mark.standard_promotion  # optax
 NFT = dict(rl__algorithm="nft", rl__window=0, rl__loss__train_steps=1)
 MOVING = NFT | dict(rl__old=0.4, rl__old_rise=0.3, rl__reference_every=2, rl__reference_stays=0.25)
 

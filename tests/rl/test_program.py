@@ -14,7 +14,7 @@ from edit_rl_jax.training import interfaces
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.rl import tiny_editor
 
-pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("quick_compilation")]  # optax
+pytestmark = pytest.mark.standard_promotion  # optax
 GUIDED = {"text": 4.0, "image": 2.0, "start": 0.0, "stop": 0.5}
 
 

@@ -13,7 +13,7 @@ from edit_rl_jax.plan import compiled, editing, gcpo, rl, scoring, training
 from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import interfaces, on_mesh
 
-pytestmark = [pytest.mark.slow, pytest.mark.standard_promotion]
+pytestmark = [pytest.mark.slow, pytest.mark.standard_promotion, pytest.mark.usefixtures("optimized")]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CHIP = CHIPS["v6e"]  # whose memory decides how wide stores are; nothing else of it is looked at

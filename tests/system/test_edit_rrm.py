@@ -26,7 +26,6 @@ from tests.rl import tiny_editor
 from tests.system.test_editreward import compiled_once  # noqa: F401
 from tests.system.test_toy_judge import served
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 MESH = make_mesh({"data": 1}, jax.devices()[:1])
 PRINCIPLES = [{"question": "extra none", "category": "Follow"}, {"question": "blur none", "category": "Quality"}]
 EXTRAS = {"principles": PRINCIPLES}

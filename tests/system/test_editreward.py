@@ -33,7 +33,6 @@ from tests.rewards.editreward import reference
 from tests.rl import tiny_editor
 from tests.system.test_toy_judge import served
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOLLOWING, QUALITY = PREFERENCE_DIMENSIONS
 MESH = make_mesh({"data": 1}, jax.devices()[:1])
 

@@ -96,7 +96,6 @@ def count(folder: Path) -> int:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "flux_kontext_shallow")) for n in CASES]
 )
-@pytest.mark.usefixtures("quick_compilation")
 def test_photographs_of_odd_sizes(name, shared, tmp_path, monkeypatch):
     """A result has the size of upstream's rule, made small here, or the one that is asked for; of several references it
     is the last one's."""

@@ -22,7 +22,7 @@ from scripts import score
 from tests.system.test_toy_judge import served
 from tests.system.test_train_rm import ROOT, train_rm  # noqa: F401
 
-pytestmark = [pytest.mark.slow, pytest.mark.standard_promotion, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = [pytest.mark.slow, pytest.mark.standard_promotion]
 TOKENS = {k: v for k, v in ARCHITECTURE.items() if k.endswith("_id")}
 TEXT = {
     "hidden_size": 48,

@@ -23,7 +23,7 @@ from tests.system.test_train_rm import ROOT, on_mesh, train_rm  # noqa: F401
 from tests.toys import family as toy_family
 from tests.training import toy
 
-pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.standard_promotion
 ARCH = toy_family.Toy()
 
 

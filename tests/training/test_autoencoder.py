@@ -20,8 +20,6 @@ from tests.training import micro_editor
 
 SIZE = 16
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

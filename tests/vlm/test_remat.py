@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from edit_rl_jax import flops
@@ -11,8 +10,6 @@ from edit_rl_jax.nn.attention import attention
 from edit_rl_jax.nn.params import Init
 from edit_rl_jax.vlm.qwen_config import TextConfig
 from edit_rl_jax.vlm.text import TextModel
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS, LENGTH, WIDTH, HEADS, KV, HEAD, INNER, LAYERS = 2, 8, 16, 4, 2, 8, 48, 2
 

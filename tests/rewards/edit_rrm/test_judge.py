@@ -20,7 +20,6 @@ from edit_rl_jax.rewards.edit_rrm.prompts import STANDARD, TINY, from_json
 from edit_rl_jax.rewards.edit_rrm.replies import WEIGHTS, parse, write
 from tests.rewards.edit_rrm import chain
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOUR = tuple(Principle(q, c) for q, c in (("a", "Follow"), ("b", "Follow"), ("c", "Keep"), ("d", "Quality")))
 RNG = np.random.default_rng(0)
 PICTURES = [encode_png(RNG.integers(0, 256, (56, 56, 3), dtype=np.uint8)) for _ in range(4)]

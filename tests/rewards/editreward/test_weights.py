@@ -22,8 +22,6 @@ from edit_rl_jax.vlm import loading
 from tests.parity.ladder import FAST
 from tests.rewards.editreward import reference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def config(kind: str, base, **changes):
     c = config_keys.default("editreward", "editreward")

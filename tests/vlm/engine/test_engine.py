@@ -26,7 +26,6 @@ from edit_rl_jax.vlm.samples import Encoded
 from tests.parity import tiny
 from tests.vlm.engine import prompts as make
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRIDS = [((1, 6, 10),), ((1, 10, 14), (1, 4, 6)), (), ((1, 2, 18),)]
 ALL = Tree(np.zeros(1, np.int32), np.full(1, -1, np.int32), np.arange(300, dtype=np.int32)[None])  # every token's logit
 WARM = TokenSampling(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=12)

@@ -20,7 +20,6 @@ from edit_rl_jax.vlm.samples import Encoded
 from tests.parity import tiny
 from tests.vlm.engine.test_engine import distinct_prefix_tokens, edits_of_one_source, prompts, samples
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SHARED = 96
 
 

@@ -20,6 +20,8 @@ from edit_rl_jax.vlm.qwen3_vl.config import Config
 from edit_rl_jax.vlm.qwen3_vl.model import Qwen3VL
 from edit_rl_jax.vlm.rows import empty_batch
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 BASE = Config.from_hf(sizes.config("4B"))
 
 
