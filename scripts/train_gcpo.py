@@ -20,6 +20,7 @@ from edit_rl_jax.data.pipeline import fingerprint
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.rl.editors import evaluation as files
+from edit_rl_jax.rl.shares import Sharing
 from edit_rl_jax.rl.vlm import config as rl_config
 from edit_rl_jax.rl.vlm import evaluation, figures, hosts, rollout
 from edit_rl_jax.rl.vlm.pairs import Reader
@@ -51,9 +52,10 @@ def train(run: session.Session) -> None:
     with jax.set_mesh(hosts.own(mesh)):
         model = program.merge(*hosts.weights((trainable, frozen), mesh))
     writer = rollout.Writer(config, model, tokenizer, prompts, program.packer.images, mesh)
-    held_out = []
+    sharing, held_out = Sharing(jax.process_index(), jax.process_count(), processes.everyone), []
     if r.eval_pairs:
-        held_out = Reader(sources.source(config, "validation"), config, sets).take(r.eval_pairs, writer.asked)
+        test = Reader(sources.source(config, "validation"), config, sets, sharing=sharing)
+        held_out = test.take(r.eval_pairs, writer.asked)
 
     # -- Resume --------------------------------------------------------------------------------------------------------
     revision = model_files.revision(base)
@@ -61,7 +63,7 @@ def train(run: session.Session) -> None:
     facts = dict(data_hash=data, base_hash=st.whole_checksum({**trainable, **frozen}))
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=config.steps, base_revision=revision, **facts)
-    reader = Reader(source, config, sets, position)
+    reader = Reader(source, config, sets, position, sharing)
     if run.lead:
         files.fetch(folder, run.remote)
         files.read(folder, run.done or -1)
@@ -105,6 +107,7 @@ def train(run: session.Session) -> None:
     for step in steps:
         began, compiled, counted = time.monotonic(), compilations(), figures.counts(writer.engine)
         hand_over(state["trainable"])
+        before = sharing.reads.bytes
         asked = reader.take(r.pairs, writer.asked)
         replies = writer.write(asked, (step - 1) * r.pairs, step)
         sampled = time.monotonic()
@@ -116,6 +119,7 @@ def train(run: session.Session) -> None:
             log.warning("%s", problem)
         values = figures.summary(outs, batches) | shown | figures.since(writer.engine, counted)
         values |= {"ties_passed_over": reader.ties, "bad_records": reader.bad}
+        values |= {"bytes_read": sharing.reads.bytes - before}
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
         values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
         run.record(step, values)

@@ -22,6 +22,7 @@ from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, figures, prompts
 from edit_rl_jax.rl.editors.program import build_program
+from edit_rl_jax.rl.shares import Sharing
 from edit_rl_jax.training import interfaces, metrics, processes, session
 from edit_rl_jax.training.optim import averaged
 
@@ -39,12 +40,13 @@ def train(run: session.Session) -> None:
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
     source = prompts.source(config, "train")
     test = prompts.source(config, "test") if r.eval_prompts else ()
-    read = lambda source, i: prompts.take(source, i, config.data.on_bad_record, program.check)
+    sharing = Sharing(jax.process_index(), jax.process_count(), processes.everyone)
+    read = lambda source, items: prompts.read(source, items, config.data.on_bad_record, program.check, sharing)
     base, kind = interfaces.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     program = build_program(config, mesh, architecture, tokenizer)
-    held_out = [read(test, i) for i in range(min(r.eval_prompts, len(test)))]
+    held_out = read(test, range(min(r.eval_prompts, len(test))))
     with jax.set_mesh(mesh):
         trainable, frozen = interfaces.initial_weights(kind, program, base)
     run.say("%s", program.sizes)
@@ -69,7 +71,7 @@ def train(run: session.Session) -> None:
     def draw(step, weights):
         """(prompts of rollout `step`, the host batch, its condition, images and trajectories on the devices)."""
         items = prompts.numbers(config, len(source), step - 1)
-        asked = [read(source, i) for i in items]
+        asked = read(source, items)
         batch = program.batch(asked, items, r.group)
         with jax.set_mesh(mesh):
             condition, drawn = program.rollout(weights, frozen, program.put(batch), seed, np.int32(step), np.int32(-1))
@@ -110,6 +112,7 @@ def train(run: session.Session) -> None:
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
     steps, compilations, pending = run.steps(), processes.count_compilations(), None
+    told = sharing.reads.bytes
     if held_out and not processes.agreed((folder / "evaluations" / "000000.json").exists()):
         run.say("before: %s", evaluate(0, len(held_out), trainable))
     del trainable  # the policy's own copy goes on
@@ -135,6 +138,8 @@ def train(run: session.Session) -> None:
             values |= figures.oracle_figures([asked[i] for i in batch["prompt"].ravel()], images, r.oracle_samples)
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
         values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
+        values |= {"bytes_read": sharing.reads.bytes - told}  # with `rl.overlap` those of the next rollout
+        told = sharing.reads.bytes
         run.record(step, values)
         if held_out and r.eval_during and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             run.say("step %d, held out: %s", step, evaluate(step, r.eval_during, averaged(state)))

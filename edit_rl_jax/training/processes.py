@@ -55,6 +55,17 @@ def number(answer: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(answer)) if jax.process_count() > 1 else answer)
 
 
+def everyone(mine: bytes) -> list[bytes]:
+    """Gives every process what each one says, in their order, over the devices' links; for more than a few numbers."""
+    if jax.process_count() == 1:
+        return [mine]
+    lengths = multihost_utils.process_allgather(np.int32(len(mine))).tolist()
+    padded = np.zeros(1 << max(lengths).bit_length(), np.uint8)  # few shapes: each is compiled once
+    padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+    every = multihost_utils.process_allgather(padded)
+    return [row[:length].tobytes() for row, length in zip(every, lengths, strict=True)]
+
+
 def wait_for_all(name: str) -> None:
     """Returns when every process is here."""
     if jax.process_count() > 1:

@@ -47,14 +47,16 @@ def prepare(folder: Path) -> Path:
     return folder / "straight"
 
 
-def two_processes(folder: Path) -> tuple[list, list]:
-    """Runs it in two processes of one device each, and in one of two; returns the metrics of both, a row a step."""
+def two_processes(folder: Path, *more: str) -> tuple[list, list]:
+    """Runs it in two processes of one device each, and in one of two; returns the metrics of both, a row a step.
+    more: flags."""
     from edit_rl_jax.training import metrics
 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    mesh, words = ("--config.mesh.data=2", "--config.mesh.fsdp=1"), ("--coordinator", address, "--processes", "2")
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=1", *more)
+    words = ("--coordinator", address, "--processes", "2")
     log = folder / "two.log"
     both = [start(folder, folder / "two", log, *mesh, *words, "--process", str(i)) for i in (0, 1)]
     if any(codes := [p.wait() for p in both]):

@@ -23,7 +23,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-TIMED = {"rollout_s", "score_s", "update_s", "step_s", "compilations"}  # what a clock or a fresh process says
+# what a clock or a fresh process says, and how far ahead was read
+TIMED = {"rollout_s", "score_s", "update_s", "step_s", "compilations", "bytes_read"}
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
 KINDS = ("kill", "save", "term")
 

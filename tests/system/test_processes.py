@@ -1,8 +1,9 @@
-"""Training in two processes: what one does, each reading its part; who dies or hangs is noticed, and named.
+"""Training and RL in two processes: what one does, each reading its part; who dies or hangs is noticed, and named.
 
 Processes of four CPU devices each on this machine; the toy runs of `resume`.
 """
 
+import json
 import os
 import re
 import signal
@@ -11,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
+from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.training import metrics
-from tests.system import resume
+from tests.system import resume, resume_gcpo, resume_grpo
 
 DIFFERS = resume.TIMED | {"failed_saves"}
 
@@ -116,3 +118,41 @@ def test_a_process_that_hangs_in_the_restore_is_named(run):
         for p in hang:
             p.kill()
     assert codes[0] and re.search(r"process 1 is missing \(in .*hang", log.read_text()), log.read_text()[-3000:]
+
+
+def share_of_bytes(name: str, one: list, two: list) -> float:
+    """What the first of two processes read, of what one process read."""
+    share = sum(row["bytes_read"] for row in two) / sum(row["bytes_read"] for row in one)
+    print(f"{name}: the first of two processes reads {share:.3f} of one's bytes")
+    return share
+
+
+@pytest.mark.slow
+def test_grpo_in_two_processes_reads_half(tmp_path):
+    from tests.rl import tiny_editor
+
+    tiny_editor.save(tmp_path / "editor")
+    rng, lines = np.random.default_rng(0), []
+    for i in range(16):
+        (tmp_path / f"{i}.png").write_bytes(encode_png(rng.integers(0, 256, (32, 32, 3), np.uint8)))
+        lines.append(json.dumps({"source": f"{i}.png", "instruction": f"edit {i}"}))
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    changes = {"data.train": tmp_path / "lines.jsonl", "rl.rewards": "(('saturation', 1.0),)", "rl.eval_prompts": 0}
+    changes |= {"rl.oracle_samples": 0, "rl.overlap": False, "steps": 4, "eval.every": 0}
+    words = [f"--config.{k}={v}" for k, v in changes.items()]
+    resume_grpo.finish(tmp_path, tmp_path / "one", tmp_path / "one.log", *words)
+    resume_grpo.finish_two(tmp_path, tmp_path / "two", tmp_path / "two.log", *words)
+    one, two = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 4 and all(a.keys() == b.keys() for a, b in zip(one, two))
+    np.testing.assert_allclose(two[0]["reward_mean"], one[0]["reward_mean"], atol=1e-4)
+    np.testing.assert_allclose([r["reward_mean"] for r in two], [r["reward_mean"] for r in one], rtol=0.02)
+    assert share_of_bytes("train_grpo", one, two) == 0.5
+
+
+@pytest.mark.slow
+def test_gcpo_in_two_processes_reads_half(tmp_path):
+    """That its figures are one process's is tested in `test_train_gcpo.py`, of three pairs a step."""
+    resume_gcpo.prepare(tmp_path)
+    two, one = resume_gcpo.two_processes(tmp_path, "--config.rl.pairs=4")
+    assert [row["win_share"] for row in two] == [row["win_share"] for row in one]
+    assert 0.4 < share_of_bytes("train_gcpo", one, two) < 0.65  # a pair in place of a tie is the first one's

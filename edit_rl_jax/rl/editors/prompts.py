@@ -1,5 +1,6 @@
 """What an editor is asked in RL: sources of (source image, instruction), in an order that is a function of the step."""
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +23,7 @@ from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.names import ConfigError, nearest, resolve
 from edit_rl_jax.rl.editors.config import evaluation_size
+from edit_rl_jax.rl.shares import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +153,37 @@ def take(
             if on_bad_record == "error" or i == index + len(source) - 1:
                 raise
             log.warning("skipped: %s", e)
+
+
+def read(
+    source: Source, items: Sequence[int], on_bad_record: str, check: Callable[[Prompt], None], sharing: Sharing
+) -> list[Prompt]:
+    """Reads prompts as `take` does: those of `Lines` each in one process, others (the world's, drawn and not read; a
+    function's, of which JSON may not hold everything) in every one. Raises RecordError or ImageError, everywhere."""
+
+    def one(index: int) -> Prompt:
+        found = take(source, index, on_bad_record, check)
+        sharing.reads.add(found)
+        return found
+
+    if not isinstance(source, Lines):
+        return [one(i) for i in items]
+    out = []
+    for found in sharing.read(items, one, _to_json, _from_json):
+        if isinstance(found, ValueError):
+            raise found
+        out.append(found)
+    return out
+
+
+def _to_json(prompt: Prompt) -> dict[str, Any]:
+    told = {k: getattr(prompt, k) for k in ("key", "instruction", "task")} | {"extras": dict(prompt.extras)}
+    return told | {"shape": prompt.source.shape, "source": base64.b64encode(prompt.source.tobytes()).decode()}
+
+
+def _from_json(told: dict[str, Any]) -> Prompt:
+    picture = np.frombuffer(base64.b64decode(told.pop("source")), np.uint8).reshape(told.pop("shape"))
+    return Prompt(source=picture, **told)
 
 
 def numbers(config: Any, size: int, step: int) -> list[int]:

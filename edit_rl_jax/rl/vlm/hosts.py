@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.rl.shares import part
 from edit_rl_jax.vlm.engine.engine import Answer
 
 
@@ -45,8 +46,7 @@ def weights(tree: Any, mesh: Mesh) -> Any:
 
 def share(count: int) -> range:
     """Gives the items of this process, of `count`: neighbours, as many as of every other but the last."""
-    most = -(-count // jax.process_count())
-    return range(count)[jax.process_index() * most :][:most]
+    return part(count, jax.process_index(), jax.process_count())
 
 
 def gather(found: Sequence[tuple[Answer, ...]], pairs: int, group: int, longest: int) -> list[tuple[Answer, ...]]:

@@ -1,5 +1,6 @@
 """Human pairs for a verifier's RL: read in an order that can be resumed, ties left out, with principles and labels."""
 
+import base64
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from edit_rl_jax.data import principles as principles_lib
 from edit_rl_jax.data.preferences import LABEL_RANGE, totals
 from edit_rl_jax.data.records import SCORE_RANGE, VERIFIER_SCALE, PreferenceRecord, Principle, RecordError, expect
+from edit_rl_jax.rl.shares import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,27 @@ def pair(record: Any, sets: Mapping[str, Sequence[Principle]], needed: bool = Tr
     return Pair(record.key, record.source, swap(record.edited), record.instruction, found, swap(gold), swap(verdicts))
 
 
+def to_json(found: Pair | None) -> Any:
+    """Gives a pair as `from_json` reads it; None, a tie, stays None."""
+    if found is None:
+        return None
+    pictures = [base64.b64encode(x).decode() for x in (found.source, *found.images)]
+    kept = {k: getattr(found, k) for k in ("key", "instruction", "gold", "verdicts")}
+    return kept | {"pictures": pictures, "principles": [dataclasses.asdict(p) for p in found.principles]}
+
+
+def from_json(told: Any) -> Pair | None:
+    """Reads what `to_json` gave."""
+    if told is None:
+        return None
+    source, better, worse = (base64.b64decode(x) for x in told["pictures"])
+    asked = tuple(Principle(**p) for p in told["principles"])
+    gold, verdicts = told["gold"] and tuple(told["gold"]), told["verdicts"] and tuple(map(tuple, told["verdicts"]))
+    return Pair(told["key"], source, (better, worse), told["instruction"], asked, gold, verdicts)
+
+
 class Reader:
-    """Reads pairs from a source of records, one pass after another.
+    """Reads pairs from a source of records, one pass after another. sharing: with whom.
 
     Attributes:
       position: the next record's place in the order.
@@ -76,7 +97,9 @@ class Reader:
         config: Any,
         sets: Mapping[str, Sequence[Principle]],
         state: Mapping[str, int] | None = None,
+        sharing: Sharing | None = None,
     ):
+        self.sharing = sharing or Sharing()
         self.source, self.config, self.sets = source, config, sets
         self.position, self.ties, self.bad = ((state or {}).get(k, 0) for k in ("position", "ties", "bad"))
         self._order: tuple[int, Any] = (-1, None)
@@ -98,21 +121,28 @@ class Reader:
         """Reads the next pairs. check: raises RecordError for one that cannot be asked about. Raises RecordError for a
         bad record unless they are skipped, and where a whole pass gave too few."""
         out, end = [], self.position + len(self.source)
+
+        def read(index: int) -> Pair | None:
+            record = self.source[index]
+            self.sharing.reads.add(record)
+            found = pair(record, self.sets, self.config.rl.mode != "think")
+            if found is not None:
+                check(found)
+            return found
+
         while len(out) < count:
             if self.position >= end:
                 raise RecordError("the data", "too few pairs", f"{len(out)} of {count} in {len(self.source)} records")
-            index, self.position = self._index(self.position), self.position + 1
-            try:
-                found = pair(self.source[index], self.sets, self.config.rl.mode != "think")
+            there = range(self.position, min(self.position + count - len(out), end))  # all of them are needed
+            self.position = there.stop
+            for found in self.sharing.read([self._index(p) for p in there], read, to_json, from_json):
                 if found is None:
                     self.ties += 1
-                    continue
-                check(found)
-            except ValueError as e:  # RecordError and ImageError are
-                if self.config.data.on_bad_record == "error":
-                    raise
-                self.bad += 1
-                log.warning("skipped: %s", e)
-                continue
-            out.append(found)
+                elif not isinstance(found, ValueError):
+                    out.append(found)
+                elif self.config.data.on_bad_record == "error":
+                    raise found
+                else:
+                    self.bad += 1
+                    log.warning("skipped: %s", found)
         return out
