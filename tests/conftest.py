@@ -19,10 +19,12 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+from tests import quick  # noqa: E402
+
 STRICT = {"jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"}
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)  # most of the time would be the compiler's; see `optimized`
+quick.use()  # not for those that ask for `optimized`
 for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests import quick
+
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
 INSTRUCTIONS = ("make it red", "x" * 600, "make it blue")
 
 
@@ -77,9 +77,8 @@ KINDS = {
 
 def done(kind: str, model: Path, folder: Path, sha256: str = "") -> Path:
     """Runs `go` in a process of its own; returns the folder of results."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": "1"}
     words = [sys.executable, __file__, kind, model, folder, sha256]
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    done = subprocess.run(words, env=quick.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return folder
 

@@ -10,7 +10,6 @@ the data.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
@@ -23,7 +22,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # what a clock says, and how far ahead was read
 TIMED = {
     "input_wait_s",
@@ -53,9 +51,10 @@ def command(folder: Path, workdir: Path, **changes: object) -> list[str]:
 
 def start(folder: Path, workdir: Path, log: Path, *words: object, flags: str = "", devices: int = 1, **changes: object):
     """The process, whose programs are compiled quickly; words: further arguments; flags: more of XLA's."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICKLY} {flags}"}
-    env["JAX_NUM_CPU_DEVICES"] = str(devices)
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # small programs as well: a run is started many times
+    from tests import quick
+
+    env = quick.environment(devices)
+    env["XLA_FLAGS"] += f" {flags}"
     with open(log, "a") as out:
         arguments = [*command(folder, workdir, **changes), *map(str, words)]
         return subprocess.Popen(arguments, env=env, stdout=out, stderr=out)

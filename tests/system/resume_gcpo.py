@@ -8,7 +8,6 @@ compares with the uninterrupted run, bit for bit: weights, optimizer, metrics, e
 """
 
 import argparse
-import os
 import random
 import signal
 import socket
@@ -19,14 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
 KINDS = ("kill", "save", "term")
 CONFIG = ROOT / "tests" / "rl" / "vlm" / "micro.py"
 
 
 def start(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> subprocess.Popen:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "EDIT_RL_TOY": str(folder)}
-    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    from tests import quick
+
+    env = quick.environment(devices, EDIT_RL_TOY=str(folder))
     command = [sys.executable, str(ROOT / "scripts" / "train_gcpo.py"), "--config", str(CONFIG)]
     with open(log, "a") as out:
         return subprocess.Popen([*command, "--workdir", str(workdir), *more], env=env, stdout=out, stderr=out)

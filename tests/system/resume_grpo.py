@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 # what a clock or a fresh process says, and how far ahead was read
 TIMED = {"rollout_s", "score_s", "update_s", "step_s", "compilations", "bytes_read"}
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
 KINDS = ("kill", "save", "term")
 
 
@@ -41,8 +40,9 @@ def get_config():
 
 
 def start(folder: Path, workdir: Path, log: Path, *more: str, devices: int = 1) -> subprocess.Popen:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "EDIT_RL_TOY": str(folder)}
-    env |= {"XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    from tests import quick
+
+    env = quick.environment(devices, EDIT_RL_TOY=str(folder))
     script = ROOT / "scripts" / "train_grpo.py"
     command = [sys.executable, str(script), "--config", __file__, "--workdir", str(workdir), *more]
     with open(log, "a") as out:

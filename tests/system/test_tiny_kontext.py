@@ -1,7 +1,6 @@
 """The tiny FLUX.1-Kontext of EditWorld goes the way of the tiny OmniGen2: from scratch, edits, evaluation, both RLs."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -16,7 +15,8 @@ from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.editors import editworld
 from edit_rl_jax.nn.weights import flatten
 from edit_rl_jax.training import metrics
-from tests.system.editor_jobs import FLAGS, ROOT
+from tests import quick
+from tests.system.editor_jobs import ROOT
 
 pytestmark = pytest.mark.slow
 VAE = ROOT / "edit_rl_jax/assets/tiny_editor/vae"
@@ -24,9 +24,8 @@ VAE = ROOT / "edit_rl_jax/assets/tiny_editor/vae"
 
 def run(script: str, *words) -> None:
     """A script in a process of its own, of one device."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, ROOT / "scripts" / script, *words]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=quick.environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
 
 

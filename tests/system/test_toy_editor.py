@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +14,11 @@ from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.editors.base import Editor, Processor
 from edit_rl_jax.evals import best_of_n
 from edit_rl_jax.training import metrics
+from tests import quick
 from tests.editors.pictures import picture
 from tests.toys import editor as toy
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile quickly
 TEXTS = ("make it red", "a b c d e f g h i j k l m n o p q r", "make it blue")
 GUIDANCE = {"own": [], "two": ["--text-guidance", "2"], "none": ["--text-guidance", "1"]}
 
@@ -54,8 +53,7 @@ def go(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy_editor")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run([sys.executable, __file__, folder], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, folder], env=quick.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return folder
 
