@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs.base_tiny import ARCHITECTURE
 from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import peft
@@ -23,7 +22,9 @@ from tests.system.test_toy_judge import served
 from tests.system.test_train_rm import ROOT, train_rm  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.standard_promotion]
-TOKENS = {k: v for k, v in ARCHITECTURE.items() if k.endswith("_id")}
+BASE = json.loads((ROOT / "edit_rl_jax/assets/tiny_vl/config.json").read_text())
+BASE |= BASE["text_config"]
+TOKENS = {k: v for k, v in BASE.items() if k.endswith("_id")}
 TEXT = {
     "hidden_size": 48,
     "num_hidden_layers": 3,
@@ -31,7 +32,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "intermediate_size": 64,
-    "vocab_size": ARCHITECTURE["vocab_size"] + 64,  # free rows for the reward token
+    "vocab_size": BASE["vocab_size"] + 64,  # free rows for the reward token
     "rope_theta": 1e4,
     "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2]},
     "max_position_embeddings": 2048,

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-# Two are slow: "save" is SIGKILL, too, and so is the trial of test_train_grpo.py; SIGTERM is sent to one of two, below.
+# Two are slow: "save" is SIGKILL, too, and test_train_grpo.py has SIGTERM.
 TERM, KILL = (pytest.param(*trial, marks=pytest.mark.slow) for trial in (("term", 0), ("kill", 1)))
 
 
@@ -29,6 +29,7 @@ def test_interrupted_equals_uninterrupted(folder, kind, seed):
     print(resume.trial(folder, kind, seed))
 
 
+@pytest.mark.slow  # a minute and a half; that two processes do what one does is held by test_sharded_step.py
 def test_sigterm_to_one_of_two_processes_stops_both(folder):
     """They agree on the step, save it and exit with status 0. One process goes on from it: the data and, but for
     rounding, the losses are those of the uninterrupted run."""

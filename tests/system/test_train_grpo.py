@@ -44,7 +44,7 @@ def test_a_run_leaves_its_figures(folder):
 
 
 def test_interrupted_equals_uninterrupted(folder):
-    print(resume_grpo.trial(folder, "kill", 0))
+    print(resume_grpo.trial(folder, "term", 0))
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def replies(config, split):
 def sft():
     """The config of the SFT, for `train_rm.py`."""
     c = micro.config(
-        steps=150, rows=8, accum=1, data__train="tests.rl.vlm.micro:replies", data__buckets=(BUCKET,), eval__batches=0,
+        steps=60, rows=8, accum=1, data__train="tests.rl.vlm.micro:replies", data__buckets=(BUCKET,), eval__batches=0,
         model__tokenizer=os.environ["EDIT_RL_TOY"] + "/tokenizer", model__remat="none", optim__lr=1e-2,
         optim__warmup=10, log__every=50, log__tensorboard=False, checkpoint__every=1000,
     )  # fmt: skip
