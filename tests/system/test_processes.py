@@ -146,10 +146,11 @@ def test_grpo_in_two_processes_reads_half(tmp_path):
     assert len(one) == len(two) == 4 and all(a.keys() == b.keys() for a, b in zip(one, two))
     np.testing.assert_allclose(two[0]["reward_mean"], one[0]["reward_mean"], atol=1e-4)
     np.testing.assert_allclose([r["reward_mean"] for r in two], [r["reward_mean"] for r in one], rtol=0.02)
-    assert share_of_bytes("train_grpo", one, two) == 0.5
+    assert 0.49 < share_of_bytes("train_grpo", one, two) < 0.51  # pictures are not all of one size
 
 
 @pytest.mark.slow
+@pytest.mark.standard_promotion
 def test_gcpo_in_two_processes_reads_half(tmp_path):
     """That its figures are one process's is tested in `test_train_gcpo.py`, of three pairs a step."""
     resume_gcpo.prepare(tmp_path)
