@@ -15,7 +15,7 @@ import json
 from edit_rl_jax.editworld import tokenizer
 from edit_rl_jax.training.config import default
 
-TOKENIZER = tokenizer.train()  # deterministic, takes a fraction of a second
+TOKENIZER = tokenizer.train()  # deterministic, takes seconds
 ARCHITECTURE = {
     "model_type": "qwen2_5_vl",
     "hidden_size": 192,

@@ -11,7 +11,8 @@ from pathlib import Path
 # only for the version of JAX that was tried.
 EMITTERS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 EMITTERS = EMITTERS if importlib.metadata.version("jax").startswith("0.10.") else ""
-PLAIN = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of one program
+PLAIN = " ".join(f"--{name}={value}".lower() for name, value in OPTIONS.items())
 FLAGS = f"{PLAIN} {EMITTERS}"
 
 

@@ -56,7 +56,8 @@ def number(answer: int) -> int:
 
 
 def everyone(mine: bytes) -> list[bytes]:
-    """Gives every process what each one says, in their order, over the devices' links; for more than a few numbers."""
+    """Gives every process what each one says, in their order, over the devices' links: for pictures, which are too
+    large for the coordination service, where `Exchange` tells numbers."""
     if jax.process_count() == 1:
         return [mine]
     lengths = multihost_utils.process_allgather(np.int32(len(mine))).tolist()

@@ -11,10 +11,11 @@ from edit_rl_jax.nn import attention as attention_lib
 from edit_rl_jax.nn import rotary
 from edit_rl_jax.vlm import positions
 from edit_rl_jax.vlm.qwen2_5_vl import vision
+from tests import quick
 from tests.parity import tiny
 
 # compiling is most of the ladder's time; without LLVM's optimisations it is halved and the arithmetic is the same
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST = quick.OPTIONS
 jit = functools.partial(jax.jit, compiler_options=FAST)
 
 

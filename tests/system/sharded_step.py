@@ -21,6 +21,7 @@ from edit_rl_jax.training import feed, on_mesh, sources
 from edit_rl_jax.training.processes import exchange
 from edit_rl_jax.training.program import build_program
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
+from tests import quick
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import toy
@@ -53,7 +54,7 @@ ARCHITECTURE = {
     },
 }
 # LLVM's optimisations take longer than the step.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST = quick.OPTIONS
 
 
 def config(tokenizer):

@@ -1,4 +1,4 @@
-"""Show g: interrupted and resumed equals uninterrupted, bit for bit. Two trials here, more by `resume.py` (slow)."""
+"""Show g: interrupted and resumed equals uninterrupted, bit for bit. One trial here, more by `resume.py` (slow)."""
 
 import json
 import signal

@@ -12,11 +12,9 @@ from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
 from edit_rl_jax.vlm.positions import Grid, pack_vision, rope_index
 from edit_rl_jax.vlm.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from edit_rl_jax.vlm.qwen2_5_vl.model import Qwen25VL
+from tests import quick
 
-# Compiling is most of the time of these tests.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+jit = functools.partial(jax.jit, compiler_options=quick.OPTIONS)
 IMAGE, START, END = 90, 91, 92
 PATCH_DIM = 2 * 2 * 2 * 3
 TEXT = TextConfig(
