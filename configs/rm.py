@@ -79,8 +79,21 @@ MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b")
 SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
 MESHES["qwen3_32b"] |= SMALL
 SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
-# What is kept of a layer for the backward pass where a chip has room for it: a peak of at most 90% of its memory.
-KEPT = {"rm_7b": {"v5e:4x4": "gate_up"}}
+# What is kept of a layer for the backward pass: on TPU slices all products, but for these, where a peak would go over
+# 90% of a chip's memory; on GPUs nothing, for no compiler has said what fits.
+TIGHT = {
+    "rm_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"},
+    "rm_qwen3_8b": {"v5e:4x4": "feed_forward"},
+    "rm_qwen3_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention", "v5e:4x4": "", "v6e:2x4": ""},
+    "editreward_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
+    "editreward_32b": {"v5e:8x8": "gate", "v6e:4x4": "attention", "v5e:4x4": "", "v6e:2x4": ""},
+    "editreward_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
+    "editreward_qwen3_32b": {"v5e:8x8": "gate", "v6e:4x4": "attention", "v5e:4x4": "", "v6e:2x4": ""},
+    "rrm_7b": {"v5e:4x4": "feed_forward"},
+}
+for size in ("32b", "qwen3_8b", "qwen3_32b"):
+    TIGHT[f"rrm_{size}"] = TIGHT[f"rm_{size}"]
+HALVES = ("v5e:2x4", "v6e:2x2")  # 3b: half the rows at once, for the same reason
 
 
 def get_config(which="7b"):
@@ -104,9 +117,16 @@ def get_config(which="7b"):
     c.checkpoint.every = 250
     c.eval.every = 250
     with c.unlocked():
-        c.presets = {where: {"model": {"remat": kept}} for where, kept in KEPT.get(c.name, {}).items()}
         c.mesh_presets = MESHES[size] | (SHORT.get(size, {}) if objective == "editreward" else {})
+        c.presets = {where: fitting(c, where) for where in c.mesh_presets if not where.startswith("h100")}
     return c
+
+
+def fitting(c, where):
+    """Gives what of a config a TPU slice has room for."""
+    kept = TIGHT.get(c.name, {}).get(where, "gate_up") or "nothing_saveable"
+    rows = {"rows": c.rows // 2, "accum": c.accum * 2} if where in HALVES else {}
+    return rows | {"model": {"remat": kept}}
 
 
 def editscore(qwen3=False, objective="editscore"):

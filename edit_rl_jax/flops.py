@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # Share of a splash kernel's dots that are not recomputation: dq repeats scores and dp, dkv repeats scores, keeps dp.
 _SPLASH_MODEL_SHARE = {"_dq": 1 / 3, "_dkv": 3 / 4}
@@ -35,7 +36,10 @@ def count(fn: Callable[..., Any], *args: Any, remat: bool = False, while_trips: 
 def count_by_kind(fn: Callable[..., Any], *args: Any, remat: bool = False, while_trips: int = 1) -> dict[str, int]:
     """As `count`, split: "linear" (dots without batch dimensions), "batched" (attention by dots), "conv", "kernel"."""
     totals: dict[str, float] = defaultdict(float)
-    _walk(jax.make_jaxpr(fn)(*args).jaxpr, 1.0, remat, while_trips, totals)
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    if remat:  # what nothing reads is not run: `jax.checkpoint` repeats whole kernels whose results were kept
+        jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    _walk(jaxpr, 1.0, remat, while_trips, totals)
     return {kind: round(value) for kind, value in totals.items()}
 
 

@@ -105,3 +105,18 @@ def test_splash_counts_the_blocks_it_runs(causal):
         (1, 2048, 1, dim), jnp.float32
     )  # 4 blocks of 512: 10 of 16 are on or under the diagonal
     assert count_by_kind(attend, long, long, long)["kernel"] == 4 * 2048**2 * dim * (10 / 16 if causal else 1)
+
+
+def test_a_kernel_whose_results_are_kept_is_not_run_again():
+    from edit_rl_jax.nn.attention_splash import splash_attention
+    from edit_rl_jax.nn.stack import checkpointed
+
+    x = jax.ShapeDtypeStruct((1, 256, 1, 128), jnp.float32)
+    forward = 4 * 256**2 * 128
+
+    def executed(policy):
+        attend = checkpointed(lambda x: splash_attention(x, x, x, interpret=True), policy)
+        return count_by_kind(jax.value_and_grad(lambda x: attend(x).sum()), x, remat=True)["kernel"]
+
+    assert executed("attention") == executed("none") == 4.5 * forward
+    assert executed("nothing_saveable") == 5.5 * forward

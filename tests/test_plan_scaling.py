@@ -26,12 +26,19 @@ def layout(name, where):
 def test_rows_a_device_stay_as_in_the_preset():
     assert layout("rm.py:7b", "v5e:4x4") == layout("grpo_omnigen2_fast.py", "v6e:4x4") == {}
     mesh = lambda data, fsdp, tensor: {"mesh.data": str(data), "mesh.fsdp": str(fsdp), "mesh.tensor": str(tensor)}
-    wide = mesh(16, 16, 1) | {"rows": "256", "accum": "1"}
-    assert layout("rm.py:7b", "v5e:16x16") == layout("rm.py:7b", "v6e:16x16") == wide
-    assert layout("rm.py:72b", "v6e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"}
+    wide, kept = mesh(16, 16, 1) | {"rows": "256", "accum": "1"}, {"model.remat": "gate_up"}
+    assert layout("rm.py:7b", "v5e:16x16") == layout("rm.py:7b", "v6e:16x16") == wide | kept
+    assert layout("rm.py:72b", "v6e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"} | kept
     assert layout("rm.py:72b", "tpu7x:2x2x2") == mesh(1, 16, 1) | {"rows": "16", "accum": "2"}  # 8 chips of 2 devices
-    assert layout("gcpo.py:7b", "v5e:16x16") == mesh(64, 1, 4) | {"rows": "128", "rl.pairs": "256"}
-    assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | {"rows": "384", "rl.prompts": "192"}
+    halves = kept | {"rows": "64", "rl.microbatches": "32", "rl.pairs": "256"}
+    assert layout("gcpo.py:7b", "v5e:16x16") == mesh(64, 1, 4) | halves
+    assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | kept | {"rows": "384", "rl.prompts": "192"}
+
+
+def test_what_another_chip_keeps_is_taken_where_there_is_room():
+    remat = lambda name, where: layout(name, where).get("model.remat")
+    assert remat("rm.py:32b", "tpu7x:2x2x2") == remat("rm.py:7b", "tpu7x:2x2x2") == "gate_up"  # as v5p
+    assert remat("rm.py:32b", "v5e:4x4") is remat("rm.py:72b", "v5e:16x16") is None  # v5p's, which has more
 
 
 def test_the_table_has_every_cell_once_the_most_useful_first(cells):

@@ -11,8 +11,9 @@ from flax import nnx
 
 M = TypeVar("M", bound=nnx.Module)
 
-# What a decoder layer names of what it computes (`vlm.text`), by the rematerialisation that each saves a token: the
-# rotated q, k and v; the attention's output; its projection; the halves of the gated feed-forward.
+# What a layer names of what it computes (`vlm.text`, the editors' blocks), by the rematerialisation that each saves a
+# token: the projections q, k and v; the attention's output; its projection; the halves of the gated feed-forward (a
+# plain one has "up" alone); what it gives ("down"), where the backward pass wants it.
 ATTENTION = ("qkv", "attention", "attended")
 _save = jax.checkpoint_policies.save_only_these_names
 
@@ -21,8 +22,8 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": _save(*ATTENTION),
     "gate": _save(*ATTENTION, "gate"),
-    "feed_forward": _save("attended", "gate", "up"),
-    "gate_up": _save(*ATTENTION, "gate", "up"),
+    "feed_forward": _save("attended", "gate", "up", "down"),
+    "gate_up": _save(*ATTENTION, "gate", "up", "down"),
     "everything_saveable": jax.checkpoint_policies.everything_saveable,
 }
 

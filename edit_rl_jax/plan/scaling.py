@@ -63,7 +63,8 @@ def layout(config: Any, topology: str) -> dict[str, str]:
     """Says how a config is spread over a slice, as overrides; {} where it has a mesh preset for it.
 
     Copies, along "data", of the preset that divides the slice: one of its chip before others, one with the fewest chips
-    along "tensor", the largest of those. Rows a device stay as in that preset; microbatches, or a rollout's pairs or
+    along "tensor", the largest of those, that of the chip with the most memory up to the slice's. Rows a device stay as
+    there, and what else its `presets` say unless its chip has more memory; microbatches, or a rollout's pairs or
     prompts, follow. Where no preset is as small as the slice: all devices along "fsdp", a row to each.
     """
     chip, grid = chips.parse(topology)
@@ -73,20 +74,24 @@ def layout(config: Any, topology: str) -> dict[str, str]:
         return {}
     size = lambda name: math.prod(presets[name].values())
     across = lambda mesh: mesh.get("data", 1) * mesh.get("fsdp", 1)
-    rank = lambda name: (name.startswith(f"{chip.name}:"), -presets[name].get("tensor", 1), size(name))
+    of = lambda name: chips.CHIPS[name.split(":")[0]]
+    room = lambda name: of(name).hbm <= 1.02 * chip.hbm  # v5p and tpu7x differ by 1%
+    memory = lambda name: of(name).hbm * room(name)
+    rank = lambda name: (of(name) == chip, -presets[name].get("tensor", 1), size(name), memory(name))
     if parts := [name for name in presets if devices % size(name) == 0]:
         name = max(parts, key=rank)
-        base = presets[name]
+        base, said = presets[name], dict(config_lib.flatten(config.presets.get(name, {}))) if room(name) else {}
         mesh = base | {"data": base.get("data", 1) * (devices // size(name))}
-        rows = config.rows // across(base) * across(mesh)
+        rows = said.get("rows", config.rows) // across(base) * across(mesh)
     else:
-        mesh, rows = {"fsdp": devices}, devices
-    out = {f"mesh.{axis}": str(mesh.get(axis, 1)) for axis in ("data", "fsdp", "tensor")} | {"rows": str(rows)}
+        mesh, said, rows = {"fsdp": devices}, {}, devices
+    out = {f"mesh.{axis}": str(mesh.get(axis, 1)) for axis in ("data", "fsdp", "tensor")}
+    out |= {key: str(value) for key, value in said.items()} | {"rows": str(rows)}
     if "accum" in config:
         out["accum"] = str(max(1, config.accum * config.rows // rows))
     for key in ("pairs", "prompts"):
         if key in config.get("rl", {}) and isinstance(config.rl[key], int):
-            out[f"rl.{key}"] = str(config.rl[key] * rows // config.rows)
+            out[f"rl.{key}"] = str(config.rl[key] * rows // said.get("rows", config.rows))
     return out
 
 
@@ -110,8 +115,10 @@ def cells(root: Path) -> Iterator[Cell]:
     configs = {name: config_lib.load(file) for name, file in files.items()}
     for name, where in sorted(order, key=lambda pair: pair not in few):
         config, overrides = configs[name], layout(configs[name], where)
-        less = {} if config.model.remat == LEAST else {"model.remat": LEAST}
-        settings = {k: str(v) for k, v in config_lib.flatten(config)} | overrides
+        said = dict(config_lib.flatten(config.presets.get(where, {}))) | {"mesh": config.mesh_presets.get(where)}
+        settings = {k: str(v) for k, v in (dict(config_lib.flatten(config)) | said | overrides).items()}
+        settings = {k: v for k, v in settings.items() if k not in ("presets", "mesh_presets")}  # those of other slices
+        less = {} if settings["model.remat"] == LEAST else {"model.remat": LEAST}
         made = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         stamp = {"config": made, "source": code, "versions": versions}
         yield Cell(name, files[name], where, overrides, less, stamp)

@@ -12,7 +12,7 @@ from edit_rl_jax.ranges import problem
 from edit_rl_jax.training import interfaces
 from edit_rl_jax.training.config_keys import AXIS, REINFORCEMENT, REPLIES, Sections, knobs, no_key, sections
 
-NAMED = ("attention", "gate", "feed_forward", "gate_up")  # of `nn.stack.REMAT_POLICIES`: by the names of `vlm.text`
+NAMED = ("attention", "gate", "feed_forward", "gate_up")  # of `nn.stack.REMAT_POLICIES`: by names of a layer's parts
 LARGEST = 2**24  # number of a bucket
 
 
@@ -47,8 +47,8 @@ def check_values(config: ConfigDict, parts: Sections) -> None:
             raise ConfigError(f"config key '{key}' is one of {', '.join(allowed)}; got '{value}'")
         if allowed and isinstance(allowed, str) and (wrong := problem(value, allowed)):
             raise ConfigError(f"config key '{key}' {wrong}")
-    if flat.get("model.remat") in NAMED and config.objective in ("flow_matching", "autoencoder", REINFORCEMENT):
-        raise ConfigError(f"config key 'model.remat': '{flat['model.remat']}' names parts of a VLM's decoder layer")
+    if flat.get("model.remat") in NAMED and config.objective == "autoencoder":
+        raise ConfigError(f"config key 'model.remat': '{flat['model.remat']}' names parts of a transformer's layer")
 
 
 def check_buckets(buckets: Any, least: Mapping[str, int]) -> None:

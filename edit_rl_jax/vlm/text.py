@@ -41,10 +41,10 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], cos, sin, attend: Attend, state):
         split = lambda y, axis: shard(y.reshape(*y.shape[:2], -1, self.head_dim), "batch", None, axis, None)
         normed = lambda norm, y: y if norm is None else norm(y)
-        q = rotate(normed(self.q_norm, split(self.q_proj(x), "heads")), cos, sin)
-        k = rotate(normed(self.k_norm, split(self.k_proj(x), "kv_heads")), cos, sin)
-        q, k, v = checkpoint_name((q, k, split(self.v_proj(x), "kv_heads")), "qkv")
-        out, state = attend(q, k, v, state)
+        q, k, v = checkpoint_name((self.q_proj(x), self.k_proj(x), self.v_proj(x)), "qkv")
+        q = rotate(normed(self.q_norm, split(q, "heads")), cos, sin)
+        k = rotate(normed(self.k_norm, split(k, "kv_heads")), cos, sin)
+        out, state = attend(q, k, split(v, "kv_heads"), state)
         out = checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1), "attention")
         return checkpoint_name(self.o_proj(out), "attended"), state
 

@@ -68,11 +68,12 @@ def test_choices_are_those_of_the_code():
             config_lib.load(CONFIGS / "rm_7b.py", {key: "?"})
 
 
-def test_names_that_an_editor_lacks_are_refused():
-    """Nothing in an editor bears them: it would save nothing, without a word."""
-    assert config_lib.load(CONFIGS / "rm_7b.py", {"model.remat": "gate_up"}).model.remat == "gate_up"
-    with pytest.raises(ConfigError, match=r"model.remat.*'gate_up' names parts of a VLM's decoder layer"):
-        config_lib.load(CONFIGS / "editor_omnigen2.py", {"model.remat": "gate_up"})
+def test_names_that_a_network_lacks_are_refused():
+    """Nothing in an autoencoder bears them: it would save nothing, without a word."""
+    for file in ("rm_7b.py", "editor_omnigen2.py"):
+        assert config_lib.load(CONFIGS / file, {"model.remat": "gate_up"}).model.remat == "gate_up"
+    with pytest.raises(ConfigError, match=r"model.remat.*'gate_up' names parts of a transformer's layer"):
+        config_lib.load(CONFIGS / "vae_tiny.py", {"model.remat": "gate_up"})
 
 
 def test_overrides_keep_types():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from edit_rl_jax.nn.attention import attention
@@ -91,7 +92,8 @@ class FeedForward(nnx.Module):
         self.down = Linear(F, D, ("mlp", "embed"), rngs=rngs, init=init, bias=True)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.down(shard(jax.nn.gelu(self.up(x), approximate=True), "batch", None, "mlp"))
+        h = jax.nn.gelu(checkpoint_name(self.up(x), "up"), approximate=True)
+        return checkpoint_name(self.down(shard(h, "batch", None, "mlp")), "down")
 
 
 class Attention(nnx.Module):
@@ -113,11 +115,8 @@ class Attention(nnx.Module):
 
     def image(self, x: Float[Array, "B L D"]) -> list[Float[Array, "B L H d"]]:
         """Normed queries and keys, and values, of the first set of weights."""
-        return [
-            self.norm_q(self._heads(self.to_q(x))),
-            self.norm_k(self._heads(self.to_k(x))),
-            self._heads(self.to_v(x)),
-        ]
+        q, k, v = (self._heads(p(x)) for p in (self.to_q, self.to_k, self.to_v))
+        return [self.norm_q(q), self.norm_k(k), v]
 
     def text(self, x: Float[Array, "B L D"]) -> list[Float[Array, "B L H d"]]:
         """The same of the text's weights."""
@@ -127,9 +126,10 @@ class Attention(nnx.Module):
     def attend(self, q, k, v, rotary: Rotary, segments: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         q, k = (rotate_pairs(x, *rotary) for x in (q, k))
         out = attention(q, k, v, q_segments=segments, kv_segments=segments, impl=self.sizes.impl)
-        return shard(out, "batch", None, "heads", None).reshape(*q.shape[:2], -1)
+        return checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*q.shape[:2], -1), "attention")
 
     def _heads(self, y: Float[Array, "B L D"]) -> Float[Array, "B L H d"]:
+        y = checkpoint_name(y, "qkv")
         return shard(y.reshape(*y.shape[:2], -1, self.sizes.head_dim), "batch", None, "heads", None)
 
 
@@ -164,8 +164,8 @@ class DoubleBlock(nnx.Module):
         )
         out = self.attn.attend(*(jnp.concatenate(x, axis=1) for x in both), rotary, segments)
         T = text.shape[1]
-        text = text + gate_t * self.attn.to_add_out(out[:, :T])
-        image = image + gate_i * self.attn.to_out(out[:, T:])
+        text = text + gate_t * checkpoint_name(self.attn.to_add_out(out[:, :T]), "attended")
+        image = image + gate_i * checkpoint_name(self.attn.to_out(out[:, T:]), "attended")
         return self._second(text, self.ff_context, second_t), self._second(image, self.ff, second_i)
 
     def _second(self, x, feed_forward: FeedForward, modulation):
@@ -190,9 +190,9 @@ class SingleBlock(nnx.Module):
         x = shard(x, "batch", None, None)
         shift, scale, gate = self.modulation(temb)
         h = self.norm(x) * (1 + scale) + shift
-        inner = jax.nn.gelu(self.proj_mlp(h), approximate=True)
+        inner = jax.nn.gelu(checkpoint_name(self.proj_mlp(h), "up"), approximate=True)
         out = self.attn.attend(*self.attn.image(h), rotary, segments)
-        return x + gate * self.proj_out(jnp.concatenate([out, inner], axis=-1))
+        return x + gate * checkpoint_name(self.proj_out(jnp.concatenate([out, inner], axis=-1)), "down")
 
 
 class Output(nnx.Module):

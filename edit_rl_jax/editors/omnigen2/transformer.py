@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from edit_rl_jax.editors.base import Condition
@@ -63,11 +64,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"], cos, sin, segments: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         split = lambda y, axis: shard(y.reshape(*y.shape[:2], -1, self.head_dim), "batch", None, axis, None)
-        q = rotate_pairs(self.norm_q(split(self.to_q(x), "heads")), cos, sin)
-        k = rotate_pairs(self.norm_k(split(self.to_k(x), "kv_heads")), cos, sin)
-        v = split(self.to_v(x), "kv_heads")
-        out = attention(q, k, v, q_segments=segments, kv_segments=segments, impl=self.impl)
-        return self.to_out[0](shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1))
+        q, k, v = checkpoint_name((self.to_q(x), self.to_k(x), self.to_v(x)), "qkv")
+        q = rotate_pairs(self.norm_q(split(q, "heads")), cos, sin)
+        k = rotate_pairs(self.norm_k(split(k, "kv_heads")), cos, sin)
+        out = attention(q, k, split(v, "kv_heads"), q_segments=segments, kv_segments=segments, impl=self.impl)
+        out = checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1), "attention")
+        return checkpoint_name(self.to_out[0](out), "attended")
 
 
 class FeedForward(nnx.Module):
@@ -80,7 +82,8 @@ class FeedForward(nnx.Module):
         self.linear_3 = Linear(D, F, ("embed", "mlp"), rngs=rngs, init=init, valid=(real, F))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.linear_2(shard(jax.nn.silu(self.linear_1(x)) * self.linear_3(x), "batch", None, "mlp"))
+        h = jax.nn.silu(checkpoint_name(self.linear_1(x), "gate")) * checkpoint_name(self.linear_3(x), "up")
+        return checkpoint_name(self.linear_2(shard(h, "batch", None, "mlp")), "down")
 
 
 class Modulation(nnx.Module):
