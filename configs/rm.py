@@ -81,14 +81,15 @@ MESHES["qwen3_32b"] |= SMALL
 SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
 # What is kept of a layer for the backward pass: on TPU slices all products, but for these, where a peak would go over
 # 90% of a chip's memory; on GPUs nothing, for no compiler has said what fits.
+NONE = {"v5e:4x4": "nothing_saveable", "v6e:2x4": "nothing_saveable"}
 TIGHT = {
     "rm_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"},
     "rm_qwen3_8b": {"v5e:4x4": "feed_forward"},
-    "rm_qwen3_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention", "v5e:4x4": "", "v6e:2x4": ""},
+    "rm_qwen3_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"} | NONE,
     "editreward_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
-    "editreward_32b": {"v5e:8x8": "gate", "v6e:4x4": "attention", "v5e:4x4": "", "v6e:2x4": ""},
+    "editreward_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | NONE,
     "editreward_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
-    "editreward_qwen3_32b": {"v5e:8x8": "gate", "v6e:4x4": "attention", "v5e:4x4": "", "v6e:2x4": ""},
+    "editreward_qwen3_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | NONE,
     "rrm_7b": {"v5e:4x4": "feed_forward"},
 }
 for size in ("32b", "qwen3_8b", "qwen3_32b"):
@@ -124,7 +125,7 @@ def get_config(which="7b"):
 
 def fitting(c, where):
     """Gives what of a config a TPU slice has room for."""
-    kept = TIGHT.get(c.name, {}).get(where, "gate_up") or "nothing_saveable"
+    kept = TIGHT.get(c.name, {}).get(where, "gate_up")
     rows = {"rows": c.rows // 2, "accum": c.accum * 2} if where in HALVES else {}
     return rows | {"model": {"remat": kept}}
 
