@@ -31,7 +31,7 @@ MESHES = {
     },
 }
 
-# What is kept of a layer for the backward pass; half the rows at once where chips are small.
+# 7b: what is kept of a layer for the backward pass; half the rows at once where chips are small.
 HALVES = {"rows": 4, "model": {"remat": "gate_up"}, "rl": {"microbatches": 32}}
 KEPT = {"v5e:4x4": HALVES, "v6e:2x4": HALVES, "v5p:2x2x4": {"model": {"remat": "gate_up"}}}
 
@@ -66,5 +66,5 @@ def get_config(size="7b"):
     c.rl.eval_pairs = 128
     with c.unlocked():
         c.mesh_presets = MESHES[size]
-        c.presets = {where: kept for where, kept in KEPT.items() if size == "7b"}
+        c.presets = KEPT if size == "7b" else {}
     return c

@@ -9,7 +9,8 @@ Conventions
     shard_map    body x number of devices of its manual axes: the result is always the total over all devices.
     pallas_call  kernel body x grid. Splash kernels with a causal mask: only the blocks on or under the diagonal.
     remat=False  *model* FLOPs, what MFU wants: what `jax.checkpoint` computes again in the backward pass, and the
-                 scores that a flash kernel computes again there, are left out. `remat=True`: what the device executes.
+                 scores that a flash kernel computes again there, are left out. `remat=True`: what the device executes,
+                 so without what nothing reads (`jax.checkpoint` repeats whole kernels whose results were kept).
 Masked-out scores that are computed count: plain dots as the jaxpr has them, kernels by whole blocks. For weights of N
 entries a token then costs 2N forward, 4N with gradients of adapters only (LoRA), 6N with gradients of all weights,
 plus attention.
@@ -37,7 +38,7 @@ def count_by_kind(fn: Callable[..., Any], *args: Any, remat: bool = False, while
     """As `count`, split: "linear" (dots without batch dimensions), "batched" (attention by dots), "conv", "kernel"."""
     totals: dict[str, float] = defaultdict(float)
     jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-    if remat:  # what nothing reads is not run: `jax.checkpoint` repeats whole kernels whose results were kept
+    if remat:
         jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     _walk(jaxpr, 1.0, remat, while_trips, totals)
     return {kind: round(value) for kind, value in totals.items()}

@@ -130,14 +130,12 @@ def search(args, overrides) -> int:
     words = [f"--config.{key}={value}" for key, value in overrides.items()]
     command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
     command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
-    editor = config.objective == "flow_matching"  # whose layers have no names that a policy could keep
-    policies = ("dots", "nothing_saveable") if editor else searching.POLICIES
-    families, results = searching.candidates(batch, len(devices), args.slices, policies), []
+    families, results = searching.candidates(batch, len(devices), args.slices), []
     with tempfile.TemporaryDirectory() as folder:
         for found in searching.search(command, families, Path(folder), args.minutes * 60):
             print(f"{found['label']}: {found['status']}", file=sys.stderr, flush=True)
             results.append(found)
-    script = "train_editor" if editor else "train_rm"
+    script = "train_editor" if config.objective == "flow_matching" else "train_rm"
     run = " ".join([f"python scripts/{script}.py --config {args.config} --workdir DIR", *words])
     print(searching.text(results, run))
     if args.json:

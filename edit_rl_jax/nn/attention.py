@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 # name -> "module:function"; every function has xla_attention's signature. Imported on first use.
@@ -45,8 +46,11 @@ def attention(
         q_segments = jnp.ones(q.shape[:2], jnp.int32) if q_segments is None else q_segments
         kv_segments = jnp.ones(k.shape[:2], jnp.int32) if kv_segments is None else kv_segments
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    fn = implementation(impl or default_implementation(jax.default_backend(), q.dtype))
-    return fn(q, k, v, q_segments=q_segments, kv_segments=kv_segments, causal=causal, scale=scale)
+    name = impl or default_implementation(jax.default_backend(), q.dtype)
+    fn = implementation(name)
+    out = fn(q, k, v, q_segments=q_segments, kv_segments=kv_segments, causal=causal, scale=scale)
+    # named for rematerialisation (nn/stack.py); the splash kernel names its own, which would be kept twice
+    return out if name.startswith("splash") else checkpoint_name(out, "attention")
 
 
 def default_implementation(platform: str, dtype) -> str:

@@ -88,7 +88,7 @@ def layout(config: Any, topology: str) -> dict[str, str]:
     out = {f"mesh.{axis}": str(mesh.get(axis, 1)) for axis in ("data", "fsdp", "tensor")}
     out |= {key: str(value) for key, value in said.items()} | {"rows": str(rows)}
     if "accum" in config:
-        out["accum"] = str(max(1, config.accum * config.rows // rows))
+        out["accum"] = str(max(1, said.get("accum", config.accum) * said.get("rows", config.rows) // rows))
     for key in ("pairs", "prompts"):
         if key in config.get("rl", {}) and isinstance(config.rl[key], int):
             out[f"rl.{key}"] = str(config.rl[key] * rows // said.get("rows", config.rows))
@@ -261,8 +261,9 @@ Written by `{command}`, which compiles each config for each slice and goes on wh
 run on a TPU: [plan](plan.md) says what the figures are and what they leave out.
 
 A slice that the config has a mesh preset for is planned with it, batch and rematerialisation as they stand. On another
-the rows a device stay as in the preset that divides the slice (copies of it along `data`), so a larger slice makes a
-larger update; `accum`, or a rollout's pairs or prompts, follow: the keys are in the last column. What does not fit is
+the rows a device, and what the backward pass keeps unless that chip has more memory, stay as in the preset that divides
+the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs or prompts,
+follow: the keys are in the last column. What does not fit is
 tried with `model.remat=nothing_saveable` where the config keeps more. Of online RL the throughput counts rollout and
 update, not scoring, and MFU is not predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip
 without one (tpu7x) is not recommended.

@@ -28,7 +28,7 @@ class QwenVL(nnx.Module):
       lora: adapters on every decoder linear (and the tower's, merger's, ... when it says so), or None.
       trainable: "lora" (base Frozen in `dtype`) or "full" (base Trainable in fp32, cast to `dtype` at use).
       dtype: of activations and frozen weights.
-      remat: "nothing_saveable", "dots", "everything_saveable" or "none".
+      remat: policy name of nn/stack.py.
       attention: implementation (see nn/attention.py), None = by platform.
       text_only: neither vision tower nor head: for `hidden` of rows without images.
     """

@@ -45,7 +45,7 @@ class SelfAttention(nnx.Module):
         q = rotate(normed(self.q_norm, split(q, "heads")), cos, sin)
         k = rotate(normed(self.k_norm, split(k, "kv_heads")), cos, sin)
         out, state = attend(q, k, split(v, "kv_heads"), state)
-        out = checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1), "attention")
+        out = shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1)
         return checkpoint_name(self.o_proj(out), "attended"), state
 
 

@@ -126,7 +126,7 @@ class Attention(nnx.Module):
     def attend(self, q, k, v, rotary: Rotary, segments: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         q, k = (rotate_pairs(x, *rotary) for x in (q, k))
         out = attention(q, k, v, q_segments=segments, kv_segments=segments, impl=self.sizes.impl)
-        return checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*q.shape[:2], -1), "attention")
+        return shard(out, "batch", None, "heads", None).reshape(*q.shape[:2], -1)
 
     def _heads(self, y: Float[Array, "B L D"]) -> Float[Array, "B L H d"]:
         y = checkpoint_name(y, "qkv")

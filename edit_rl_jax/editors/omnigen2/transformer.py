@@ -68,7 +68,7 @@ class Attention(nnx.Module):
         q = rotate_pairs(self.norm_q(split(q, "heads")), cos, sin)
         k = rotate_pairs(self.norm_k(split(k, "kv_heads")), cos, sin)
         out = attention(q, k, split(v, "kv_heads"), q_segments=segments, kv_segments=segments, impl=self.impl)
-        out = checkpoint_name(shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1), "attention")
+        out = shard(out, "batch", None, "heads", None).reshape(*x.shape[:2], -1)
         return checkpoint_name(self.to_out[0](out), "attended")
 
 
