@@ -48,6 +48,4 @@ def get_config():
     c.rl.eval_prompts = 0
     with c.unlocked():
         c.mesh_presets = {"v5e:4x4": {"fsdp": 16}, "v6e:4x4": {"fsdp": 16}, "v5p:2x2x4": {"fsdp": 16}}
-        kept = {"v6e:4x4": "attention", "v5p:2x2x4": "gate_up"}  # of a layer, where a chip has room for it
-        c.presets = {where: {"model": {"remat": what}} for where, what in kept.items()}
     return c

@@ -79,20 +79,23 @@ MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b")
 SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
 MESHES["qwen3_32b"] |= SMALL
 SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
-# What is kept of a layer for the backward pass: on TPU slices all products, but for these, where a peak would go over
-# 90% of a chip's memory; on GPUs nothing, for no compiler has said what fits.
-NONE = {"v5e:4x4": "nothing_saveable", "v6e:2x4": "nothing_saveable"}
+# What is kept of a layer for the backward pass of a LoRA: on TPU slices all products, but for these, where a peak would
+# go over 90% of a chip's memory, or (v6e:2x4) no plan has been made. By the plans in benchmarks/plans and
+# docs/scaling.md; where those have none, by arithmetic from them. On GPUs nothing: no compiler has said what fits.
+NOTHING = "nothing_saveable"
+SMALLEST = {"v5e:4x4": NOTHING, "v6e:2x4": NOTHING}
 TIGHT = {
     "rm_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"},
-    "rm_qwen3_8b": {"v5e:4x4": "feed_forward"},
-    "rm_qwen3_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"} | NONE,
+    "rm_qwen3_4b": {"v6e:2x4": NOTHING},
+    "rm_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
+    "rm_qwen3_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"} | SMALLEST,
     "editreward_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
-    "editreward_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | NONE,
-    "editreward_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
-    "editreward_qwen3_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | NONE,
-    "rrm_7b": {"v5e:4x4": "feed_forward"},
+    "editreward_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | SMALLEST,
+    "editreward_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
+    "editreward_qwen3_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | SMALLEST,
+    "rrm_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
 }
-for size in ("32b", "qwen3_8b", "qwen3_32b"):
+for size in ("32b", "qwen3_4b", "qwen3_8b", "qwen3_32b"):
     TIGHT[f"rrm_{size}"] = TIGHT[f"rm_{size}"]
 HALVES = ("v5e:2x4", "v6e:2x2")  # 3b: half the rows at once, for the same reason
 

@@ -32,7 +32,7 @@ def test_rows_a_device_stay_as_in_the_preset():
     assert layout("rm.py:72b", "tpu7x:2x2x2") == mesh(1, 16, 1) | {"rows": "16", "accum": "2"}  # 8 chips of 2 devices
     halves = kept | {"rows": "64", "rl.microbatches": "32", "rl.pairs": "256"}
     assert layout("gcpo.py:7b", "v5e:16x16") == mesh(64, 1, 4) | halves
-    assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | kept | {"rows": "384", "rl.prompts": "192"}
+    assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | {"rows": "384", "rl.prompts": "192"}
 
 
 def test_what_another_chip_keeps_is_taken_where_there_is_room():
@@ -47,6 +47,25 @@ def test_the_table_has_every_cell_once_the_most_useful_first(cells):
     assert {c.topology for c in cells[:12]} == {"v5e:4x4", "v6e:4x4", "v5p:4x4x4"}
     for c in cells:  # a layout is one that the config takes
         config_lib.load(c.config, c.overrides)
+
+
+def test_a_cell_is_made_of_its_own_preset_alone(cells, monkeypatch):
+    """What another slice keeps makes nothing stale; what this one keeps does, and decides what there is to try."""
+    load = config_lib.load
+
+    def changed(file, overrides=None):
+        config = load(file, overrides)
+        if config.name == "rm_7b":
+            config.presets["v6e:4x4"].model.remat = "nothing_saveable"
+        return config
+
+    monkeypatch.setattr(config_lib, "load", changed)
+    now = {c.key: c for c in scaling.cells(ROOT)}
+    copies = {f"rm_7b on {where}" for where in ("v6e:4x4", "v6e:16x16", "tpu7x:2x2x2")}
+    assert {c.key for c in cells if now[c.key].stamp != c.stamp} == copies
+    was = {c.key: c.less for c in cells}
+    for key in copies:
+        assert was[key] == {"model.remat": "nothing_saveable"} and now[key].less == {}
 
 
 def plan(per_s, peak=0.5):

@@ -102,6 +102,20 @@ def test_presets_of_a_topology_give_way_to_what_is_said(tmp_path):
     assert keys(topology="a", rows="16") == (16, "gate_up")
 
 
+FAMILIES = [f"rm.py:{size}{what}" for size in ("3b", "7b", "32b", "72b", "qwen3_8b") for what in ("", ",editreward")]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *(f"{f}.py:{size}" for f in ("rrm", "gcpo") for size in ("3b", "7b"))])
+def test_presets_of_a_family_load_and_divide(name):
+    """What a slice's preset says is taken, and its rows are whole rows of each device."""
+    for where, mesh in config_lib.load(CONFIGS / name).mesh_presets.items():
+        config = config_lib.load(CONFIGS / name, {"topology": where})
+        across = mesh.get("data", 1) * mesh.get("fsdp", 1)
+        assert config.rows % across == 0 and config.rows >= across, (where, config.rows)
+        if config.presets.get(where):
+            assert config.model.remat == config.presets[where].model.remat
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_say_how_to_run(path):
     config = config_lib.load(path)
