@@ -3,7 +3,8 @@
     python scripts/train_gcpo.py --config configs/gcpo_tiny.py --workdir DIR
 
 The baselines: --config.rl.algorithm=grpo_pointwise, or verdicts.
-Hardware: two CPU cores, 38 minutes beside other jobs (with rows of two). It gains nothing in these 60 steps (docs/verifier.md).
+Hardware: two CPU cores, 38 minutes beside other jobs (with rows of two). It gains nothing in these 60 steps
+(docs/verifier.md).
 """
 
 from edit_rl_jax.rl.vlm.config import default

@@ -11,7 +11,8 @@ from flax import nnx
 
 M = TypeVar("M", bound=nnx.Module)
 
-# What a layer names of what it computes (`vlm.text`, `attention`, editors' blocks), by the work that each saves a token: the projections q, k and v; the attention's output; its projection; the halves of the gated feed-forward (a
+# What a layer names of what it computes (`vlm.text`, `attention`, the editors' blocks), by the work that each saves a
+# token: the projections q, k and v; the attention's output; its projection; the halves of the gated feed-forward (a
 # plain one has "up" alone); what it gives ("down"), where the backward pass wants it.
 ATTENTION = ("qkv", "attention", "attended")
 _save = jax.checkpoint_policies.save_only_these_names

@@ -261,12 +261,13 @@ Written by `{command}`, which compiles each config for each slice and goes on wh
 run on a TPU: [plan](plan.md) says what the figures are and what they leave out.
 
 A slice that the config has a mesh preset for is planned with it, batch and rematerialisation as they stand. On another
-the rows a device, and what the backward pass keeps unless that chip has more memory, stay as in the preset that divides
-the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs or prompts,
-follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable` where the config
-keeps more. Of online RL the throughput counts rollout and update, not scoring, and MFU is not predicted. Prices are those
-of `edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended. On tpu7x the HBM traffic
-that is counted of a step is four times that on v6e, which nothing explains: its times are too long.
+the rows a device, and what the backward pass keeps unless that chip has more memory, stay as in the preset that
+divides the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs
+or prompts, follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable`
+where the config keeps more. Of online RL the throughput counts rollout and update, not scoring, and MFU is not
+predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
+On tpu7x the HBM traffic that is counted of a step is four times that on v6e, which nothing explains: its times are too
+long.
 
 Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.
 
