@@ -244,7 +244,9 @@ def test_checked_in_plans_are_those_of_the_configs():
         where = made["topology"]
         config = config_lib.load(ROOT / "configs" / name, {"topology": where})
         assert made["config"] == config.name and where in config.mesh_presets
-        now = dict(rows=config.rows, accum=config.get("accum", 1), remat=config.model.remat)
+        now = dict(rows=config.rows, accum=config.get("accum", 1))
+        if made["job"] != "edit":  # which has no backward pass
+            now["remat"] = config.model.remat
         assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
 
 
