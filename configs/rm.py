@@ -97,7 +97,7 @@ TIGHT = {
 }
 for size in ("32b", "qwen3_4b", "qwen3_8b", "qwen3_32b"):
     TIGHT[f"rrm_{size}"] = TIGHT[f"rm_{size}"]
-HALVES = ("v5e:2x4", "v6e:2x2")  # 3b: half the rows at once, for the same reason
+FEWER_ROWS = ("v5e:2x4", "v6e:2x2")  # 3b: half the rows at once, for the same reason
 
 
 def get_config(which="7b"):
@@ -129,7 +129,7 @@ def get_config(which="7b"):
 def fitting(c, where):
     """Gives what of a config a TPU slice has room for."""
     kept = TIGHT.get(c.name, {}).get(where, "gate_up")
-    rows = {"rows": c.rows // 2, "accum": c.accum * 2} if where in HALVES else {}
+    rows = {"rows": c.rows // 2, "accum": c.accum * 2} if where in FEWER_ROWS else {}
     return rows | {"model": {"remat": kept}}
 
 

@@ -81,17 +81,17 @@ def layout(config: Any, topology: str) -> dict[str, str]:
     if parts := [name for name in presets if devices % size(name) == 0]:
         name = max(parts, key=rank)
         base, said = presets[name], dict(config_lib.flatten(config.presets.get(name, {}))) if room(name) else {}
-        mesh = base | {"data": base.get("data", 1) * (devices // size(name))}
-        rows = said.get("rows", config.rows) // across(base) * across(mesh)
+        mesh, at_once = base | {"data": base.get("data", 1) * (devices // size(name))}, said.get("rows", config.rows)
+        rows = at_once // across(base) * across(mesh)
     else:
-        mesh, said, rows = {"fsdp": devices}, {}, devices
+        mesh, said, at_once, rows = {"fsdp": devices}, {}, config.rows, devices
     out = {f"mesh.{axis}": str(mesh.get(axis, 1)) for axis in ("data", "fsdp", "tensor")}
     out |= {key: str(value) for key, value in said.items()} | {"rows": str(rows)}
     if "accum" in config:
-        out["accum"] = str(max(1, said.get("accum", config.accum) * said.get("rows", config.rows) // rows))
+        out["accum"] = str(max(1, said.get("accum", config.accum) * at_once // rows))
     for key in ("pairs", "prompts"):
         if key in config.get("rl", {}) and isinstance(config.rl[key], int):
-            out[f"rl.{key}"] = str(config.rl[key] * rows // said.get("rows", config.rows))
+            out[f"rl.{key}"] = str(config.rl[key] * rows // at_once)
     return out
 
 
