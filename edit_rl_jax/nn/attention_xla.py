@@ -6,9 +6,9 @@ from jaxtyping import Array, Bool
 
 _MASKED = -1e30
 
-# From LONG queries on, scores are made of a block of queries at a time, about SCORES numbers: in one piece they do not
-# stay in a CPU's cache, and take three times as long.
-LONG, SCORES = 1024, 1 << 22
+# From LONG queries on, scores are made of one head and a block of queries at a time, about SCORES numbers: in one piece
+# they do not stay in a CPU's cache, and take twice as long.
+LONG, SCORES = 1024, 1 << 19
 
 
 def attention_mask(
@@ -44,17 +44,33 @@ def xla_attention(q, k, v, *, q_segments, kv_segments, causal, scale):
 
 
 def _blocked(q, k, v, q_segments, kv_segments, scale):
-    B, tq, H = q.shape[:3]
-    n = max(2, -(-tq // max(64, SCORES // (B * H * k.shape[1]))))  # a loop of one is undone, and takes twice as long
+    B, tq, H, d = q.shape
+    tk, K = k.shape[1:3]
+    G = H // K
+    n = max(2, -(-tq // max(64, SCORES // (B * G * tk))))  # a loop of one is undone, and takes twice as long
     size = -(-tq // n)
 
     def split(x):  # [n, B, size, ...]
         x = jnp.pad(x, [(0, 0), (0, n * size - tq)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, n, size, *x.shape[2:]).swapaxes(0, 1)
 
-    block = lambda x: _dense(x[0], k, v, x[1], kv_segments, False, scale)
+    heads = lambda x: x.transpose(2, 0, 1, 3)[:, :, None]  # [K, B, 1, tk, d]
+    k, v = heads(k), heads(v)
+
+    def block(x):
+        q, segments = x
+        bias = _bias(attention_mask(size, tk, segments, kv_segments, False))
+        q = q.reshape(B, size, K, G, d).transpose(2, 0, 3, 1, 4).reshape(K, B, 1, G * size, d)
+        out = jax.lax.map(lambda head: _attend(*head, bias), (q * scale, k, v))
+        return out.reshape(K, B, G, size, d).transpose(1, 3, 0, 2, 4).reshape(B, size, H, d)
+
     out = jax.lax.map(block, (split(q), None if q_segments is None else split(q_segments)))
-    return out.swapaxes(0, 1).reshape(B, n * size, *q.shape[2:])[:, :tq]
+    return out.swapaxes(0, 1).reshape(B, n * size, H, d)[:, :tq]
+
+
+def _bias(mask):
+    """Makes what is added to scores of a mask [#B, T, S], [#B, 1, 1, T, S]; None of None."""
+    return None if mask is None else jnp.where(mask, 0.0, _MASKED).astype(jnp.float32)[:, None, None]
 
 
 def _dense(q, k, v, q_segments, kv_segments, causal, scale):
@@ -63,9 +79,7 @@ def _dense(q, k, v, q_segments, kv_segments, causal, scale):
     # [B, K, queries of the group, d]: the layout in which CPU runs batched products fastest, forward and backward.
     q = q.reshape(B, tq, K, H // K, d).transpose(0, 2, 3, 1, 4).reshape(B, K, H // K * tq, d)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    mask = attention_mask(tq, tk, q_segments, kv_segments, causal)
-    bias = None if mask is None else jnp.where(mask, 0.0, _MASKED).astype(jnp.float32)[:, None, None]
-    out = _attend(q * scale, k, v, bias)
+    out = _attend(q * scale, k, v, _bias(attention_mask(tq, tk, q_segments, kv_segments, causal)))
     return out.reshape(B, K, H // K, tq, d).transpose(0, 3, 1, 2, 4).reshape(B, tq, H, d)
 
 
@@ -83,16 +97,18 @@ def _attend_forward(q, k, v, bias):
     # A query that sees nothing: every score lies below the floor, so every weight is exactly 0.
     weights = jnp.exp(scores - jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), 0.1 * _MASKED))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = (weights * (1.0 / jnp.where(total == 0, 1.0, total))).astype(v.dtype)
-    out = jnp.einsum("bkqs,bksd->bkqd", weights, v)
-    return out, (q, k, v, bias, weights, out)
+    share = 1.0 / jnp.where(total == 0, 1.0, total)  # of [T, 1]: to divide weights would be one more pass over [T, S]
+    weights = weights.astype(v.dtype)
+    out = (jnp.einsum("bkqs,bksd->bkqd", weights, v, preferred_element_type=jnp.float32) * share).astype(v.dtype)
+    return out, (q, k, v, bias, weights, share, out)
 
 
 def _attend_backward(saved, grad):
-    q, k, v, bias, weights, out = saved
+    q, k, v, bias, weights, share, out = saved
     wide = {"preferred_element_type": jnp.float32}
+    inner = share * jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    grad = (share * grad.astype(jnp.float32)).astype(grad.dtype)
     grad_v = jnp.einsum("bkqs,bkqd->bksd", weights, grad, **wide).astype(v.dtype)
-    inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     grad_weights = jnp.einsum("bkqd,bksd->bkqs", grad, v, **wide)
     grad_scores = (weights.astype(jnp.float32) * (grad_weights - inner)).astype(q.dtype)
     grad_q = jnp.einsum("bkqs,bksd->bkqd", grad_scores, k, **wide).astype(q.dtype)

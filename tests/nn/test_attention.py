@@ -49,7 +49,7 @@ def test_long_rows_are_computed_in_blocks(packed, monkeypatch):
     """Three blocks of 44 of 131 queries, against fewer keys."""
     monkeypatch.setattr(attention_xla, "LONG", 131)
     monkeypatch.setattr(attention_xla, "SCORES", 1)
-    q, k, v = arrays(131, 70, heads=2, kv_heads=1)
+    q, k, v = arrays(131, 70, heads=4, kv_heads=2)
     rows = lambda *lengths: np.repeat([1, 2, 0, 3], lengths)[None].repeat(2, 0).astype(np.int32)
     ids = (rows(40, 50, 10, 31), rows(20, 30, 5, 15)) if packed else (None, None)
     given = {} if not packed else {"q_segments": jnp.asarray(ids[0]), "kv_segments": jnp.asarray(ids[1])}
