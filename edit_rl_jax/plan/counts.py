@@ -113,10 +113,17 @@ def _read(module: Module, inside: dict[str, Op], op: Op, i: int) -> int:
 
 def _used(module: Module, body: dict[str, Op], name: str) -> int:
     return sum(
-        _used(module, body, op.name) if op.kind == "bitcast" else _read(module, body, op, op.operands.index(name))
+        _used(module, body, op.name) if _renames(module, op) else _read(module, body, op, op.operands.index(name))
         for op in body.values()
         if name in op.operands
     )
+
+
+def _renames(module: Module, op: Op) -> bool:
+    """Says whether a part of a fusion moves nothing: a bitcast, or a copy into another tiling where it lies (tpu7x)."""
+    if op.kind != "fusion" or "output_to_operand_aliasing={{}: (0, {})}" not in op.attributes:
+        return op.kind == "bitcast"
+    return {o.kind for o in module.computations.get(op.callees[0], {}).values()} == {"parameter", "copy"}
 
 
 def _written(module: Module, inside: dict[str, Op], op: Op) -> int:
@@ -125,7 +132,7 @@ def _written(module: Module, inside: dict[str, Op], op: Op) -> int:
         return 0
     if op.kind == "dynamic-update-slice":
         return sum(a.bytes for a in inside[op.operands[1]].results)
-    if op.kind == "bitcast" and op.operands[0] in inside:
+    if _renames(module, op) and op.operands[0] in inside:
         return _written(module, inside, inside[op.operands[0]])
     if op.kind == "fusion" and op.callees:
         body = module.computations.get(op.callees[0], {})
