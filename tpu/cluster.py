@@ -19,6 +19,7 @@ WAITING = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "DEL
 HOPELESS = re.compile(r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|invalid choice|unrecognized arguments")
 MISSING = re.compile(r"NOT_FOUND|was not found|matched no objects")
 GOOD = {"none", "running", "stopped", "exit-0"}  # answers of `host.sh status`; the others: exit-N, dead
+VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 ANSWER = re.compile(r"^@(\S+) (\S+)(?: (\d+))? ?(.*)$", re.M)
 
 
@@ -47,6 +48,7 @@ class Cluster:
     runtime: str = ""
     create_flags: list[str] = dataclasses.field(default_factory=list)
     ssh_flags: list[str] = dataclasses.field(default_factory=list)
+    environment: list[str] = dataclasses.field(default_factory=list)
     period: float = 60
     failures: int = 3
     restarts: int = 10
@@ -65,7 +67,7 @@ class Cluster:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         needed = [name for name in ("name", "zone", "type", "bucket", "command") if not settings.get(name)]
         types = {"slices": int, "hours": int, "failures": int, "restarts": int, "period": (int, float)}
-        types |= dict.fromkeys(("command", "create_flags", "ssh_flags"), list)
+        types |= dict.fromkeys(("command", "create_flags", "ssh_flags", "environment"), list)
         for wrong, problem in (
             (sorted(settings.keys() - fields), "no such setting"),
             (needed, "missing"),
@@ -86,6 +88,7 @@ class Cluster:
                 "slices, hours, failures, restarts: above 0",
             ),
             (made.period >= 0, "period: not under 0"),
+            (all(VARIABLE.match(str(v)) for v in made.environment), "environment: a list of NAME=VALUE"),
         ):
             if not right:
                 raise SystemExit(f"{path}: {rule}")
@@ -239,7 +242,7 @@ class Pod:
         self.launch()
 
     def launch(self):
-        self.all_hosts("running", ("launch", *self.c.command, "--workdir", self.c.workdir))
+        self.all_hosts("running", ("launch", *self.c.environment, *self.c.command, "--workdir", self.c.workdir))
 
     @contextlib.contextmanager
     def packed(self):

@@ -55,8 +55,9 @@ case $action in
   job)
     trap : TERM # the signal is for the job, which saves; its exit status is still written
     cd "$HOME/edit_rl_jax"
-    code=0
-    "$HOME/edit-rl-env/bin/python" "$@" || code=$?
+    code=0 variables=()
+    while [[ ${1:-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; do variables+=("$1"); shift; done
+    env "${variables[@]}" "$HOME/edit-rl-env/bin/python" "$@" || code=$?
     echo "exit-$code $(date +%s) $(last_words "$run.log")" >"$run.status"
     ;;
   status)

@@ -108,7 +108,7 @@ def test_what_the_watching_vm_is_given(tmp_path, cluster):
             self.script = Path(next(a for a in args if "startup-script=" in a).split("startup-script=")[1]).read_text()
             return 0, "", ""
 
-    cloud, file = Vm([Life()]), cluster(slices=2, capacity="flex-start", ssh_flags=["--internal-ip"])
+    cloud, file = Vm([Life()]), cluster(slices=2, capacity="flex-start", ssh_flags=["--internal-ip"], environment=["A=--b --c"])
     with Server(cloud, tmp_path) as env:
         assert ran("watcher", file, "--archive", tmp_path / "archive.tar.gz", env=env)[0] == 0
     assert set(cloud.files) == {"archive.tar.gz", "cluster.toml", "pod.py", "cluster.py", "watch.py", "host.sh"}
@@ -164,7 +164,7 @@ def test_dry_run_prints_every_command(cluster):
     """Nothing is run (there is no gcloud on this PATH), and a line of each kind can be pasted."""
     env = {"PATH": "/nowhere", "LOGNAME": "me"}
     dry = lambda *args: ran(*args, "--dry-run", env=env)
-    status, out, _ = dry("watch", cluster(project="p"))
+    status, out, _ = dry("watch", cluster(project="p", environment=["A=--b --c"]))
     verbs = [re.search(r"(queued-resources \w+|tpu-vm list|storage ls|git)", line)[1] for line in out.splitlines()]
     q = "queued-resources "
     assert status == 0 and verbs == [
@@ -184,7 +184,8 @@ def test_dry_run_prints_every_command(cluster):
         if a.startswith("--command=")
     )
     words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command[10:]}"], capture_output=True, text=True)
-    assert words.stdout.split("\0")[:-1] == ["bash", "host.sh", "launch", "r7", *COMMAND, "--workdir", "gs://b/runs/r7"]
+    job = ["A=--b --c", *COMMAND, "--workdir", "gs://b/runs/r7"]
+    assert words.stdout.split("\0")[:-1] == ["bash", "host.sh", "launch", "r7", *job]
     for settings, parts in (
         (
             {"capacity": "flex-start", "hours": 10},
@@ -207,6 +208,7 @@ def test_a_wrong_file_is_refused_in_words(cluster, tmp_path):
         ({"zonee": "z"}, "no such setting: zonee"),
         ({"slices": "2"}, "of the wrong type: slices"),
         ({"slices": 0}, "slices"),
+        ({"environment": ["A=1", "--b=2"]}, "environment: a list of NAME=VALUE"),
         ({"capacity": "cheap"}, "spot, reserved, on-demand, flex-start"),
     ):
         status, _, said = ran("create", cluster(**settings), "--dry-run")
@@ -263,6 +265,14 @@ def test_a_launched_command_keeps_its_arguments(host):
     assert until("exit", host) == "exit-3 the end"
     log = (host.home / "runs/r7.log").read_text()
     assert log == "r7|8476|" + "|".join([*COMMAND, "--workdir", "gs://b/r7"]) + "|\nthe end\n"
+
+
+def test_a_job_has_the_variables_that_stand_before_its_command(host):
+    host.program("edit-rl-env/bin/python", 'printf "%s|" "${LIBTPU_INIT_ARGS-none}" "$@"; echo')
+    assert host("launch", "LIBTPU_INIT_ARGS=--a=1 --b=2", "X=", "train.py", "--config.a=b") == "running"
+    assert until("exit", host) == "exit-0 --a=1 --b=2|train.py|--config.a=b|"
+    assert host("launch", "train.py", "A=1") == "running"
+    assert until("exit", host) == "exit-0 none|train.py|A=1|"
 
 
 def test_a_stopped_job_saves_first_and_a_killed_one_is_dead(host):
