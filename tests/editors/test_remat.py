@@ -31,7 +31,11 @@ def executed(editor: str, remat: str) -> int:
 def test_what_is_kept_is_not_repeated(editor):
     """Modulations are left: of a row, not of a token."""
     least = executed(editor, "none")
-    again = {name: executed(editor, name) / least - 1 for name in ("nothing_saveable", "attention", "gate_up")}
+    names = ("nothing_saveable", "attention", "gate", "feed_forward", "gate_up")
+    again = {name: executed(editor, name) / least - 1 for name in names}
     assert 0.32 < again["nothing_saveable"] < 0.34
     assert 0.22 < again["attention"] < 0.28
     assert 0 < again["gate_up"] < 0.002
+    assert again["gate_up"] < again["feed_forward"] < again["gate"]
+    one_half = again["attention"] - again["gate"]  # of a gated feed-forward; FLUX's is plain
+    assert one_half > 0.08 if editor == "omnigen2" else one_half == 0
