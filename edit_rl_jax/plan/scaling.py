@@ -266,8 +266,6 @@ divides the slice (copies of it along `data`), so a larger slice makes a larger 
 or prompts, follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable`
 where the config keeps more. Of online RL the throughput counts rollout and update, not scoring, and MFU is not
 predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
-On tpu7x the HBM traffic that is counted of a step is four times that on v6e, which nothing explains: its times are too
-long.
 
 Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.
 
