@@ -99,15 +99,18 @@ def measure(name: str, topology: str) -> dict:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--configs", nargs="*", default=["rm_7b", "rm_72b"], help="rm_*")
+    both = ["rm_7b", "rm_72b"]
+    p.add_argument("--configs", nargs="*", default=both, choices=both, help="default: both")
     p.add_argument("--topologies", nargs="*", default=["v5e:4x4", "v5p:4x4x4"], help="one for each config")
     p.add_argument("--json", metavar="FILE", type=Path, help="write the figures here too; others in it stay")
     p.add_argument("--bare", nargs=7, help=argparse.SUPPRESS)  # the other process
     args = p.parse_args()
+    if len(args.configs) != len(args.topologies):
+        p.error("--topologies wants one for each of --configs")
     if args.bare:
         return compile_bare(*map(int, args.bare[:-1]), args.bare[-1])
     found = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    for name, topology in zip(args.configs, args.topologies, strict=True):
+    for name, topology in zip(args.configs, args.topologies):
         found[f"{name} on {topology}"] = measure(name, topology)
         print(json.dumps(found[f"{name} on {topology}"]), flush=True)
         if args.json:

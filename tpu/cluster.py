@@ -19,7 +19,7 @@ WAITING = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "DEL
 HOPELESS = re.compile(r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|invalid choice|unrecognized arguments")
 MISSING = re.compile(r"NOT_FOUND|was not found|matched no objects")
 GOOD = {"none", "running", "stopped", "exit-0"}  # answers of `host.sh status`; the others: exit-N, dead
-VARIABLE = re.compile(r"[A-Za-z_]\w*=")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 ANSWER = re.compile(r"^@(\S+) (\S+)(?: (\d+))? ?(.*)$", re.M)
 
 

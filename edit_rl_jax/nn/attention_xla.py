@@ -6,9 +6,9 @@ from jaxtyping import Array, Bool
 
 _MASKED = -1e30
 
-# From LONG queries on, scores are made of one head and a block of queries at a time, about SCORES numbers: in one piece
-# they do not stay in a CPU's cache, and take twice as long.
-LONG, SCORES = 1024, 1 << 19
+# From LONG queries on, scores are made of a block of queries at a time, about SCORES numbers: in one piece they do not
+# stay in a CPU's cache, and take three times as long.
+LONG, SCORES = 1024, 1 << 21
 
 
 def attention_mask(
@@ -44,33 +44,17 @@ def xla_attention(q, k, v, *, q_segments, kv_segments, causal, scale):
 
 
 def _blocked(q, k, v, q_segments, kv_segments, scale):
-    B, tq, H, d = q.shape
-    tk, K = k.shape[1:3]
-    G = H // K
-    n = max(2, -(-tq // max(64, SCORES // (B * G * tk))))  # a loop of one is undone, and takes twice as long
+    B, tq, H = q.shape[:3]
+    n = max(2, -(-tq // max(64, SCORES // (B * H * k.shape[1]))))  # a loop of one is undone, and takes twice as long
     size = -(-tq // n)
 
     def split(x):  # [n, B, size, ...]
         x = jnp.pad(x, [(0, 0), (0, n * size - tq)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, n, size, *x.shape[2:]).swapaxes(0, 1)
 
-    heads = lambda x: x.transpose(2, 0, 1, 3)[:, :, None]  # [K, B, 1, tk, d]
-    k, v = heads(k), heads(v)
-
-    def block(x):
-        q, segments = x
-        bias = _bias(attention_mask(size, tk, segments, kv_segments, False))
-        q = q.reshape(B, size, K, G, d).transpose(2, 0, 3, 1, 4).reshape(K, B, 1, G * size, d)
-        out = jax.lax.map(lambda head: _attend(*head, bias), (q * scale, k, v))
-        return out.reshape(K, B, G, size, d).transpose(1, 3, 0, 2, 4).reshape(B, size, H, d)
-
+    block = lambda x: _dense(x[0], k, v, x[1], kv_segments, False, scale)
     out = jax.lax.map(block, (split(q), None if q_segments is None else split(q_segments)))
-    return out.swapaxes(0, 1).reshape(B, n * size, H, d)[:, :tq]
-
-
-def _bias(mask):
-    """Makes what is added to scores of a mask [#B, T, S], [#B, 1, 1, T, S]; None of None."""
-    return None if mask is None else jnp.where(mask, 0.0, _MASKED).astype(jnp.float32)[:, None, None]
+    return out.swapaxes(0, 1).reshape(B, n * size, *q.shape[2:])[:, :tq]
 
 
 def _dense(q, k, v, q_segments, kv_segments, causal, scale):
@@ -79,7 +63,9 @@ def _dense(q, k, v, q_segments, kv_segments, causal, scale):
     # [B, K, queries of the group, d]: the layout in which CPU runs batched products fastest, forward and backward.
     q = q.reshape(B, tq, K, H // K, d).transpose(0, 2, 3, 1, 4).reshape(B, K, H // K * tq, d)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _attend(q * scale, k, v, _bias(attention_mask(tq, tk, q_segments, kv_segments, causal)))
+    mask = attention_mask(tq, tk, q_segments, kv_segments, causal)
+    bias = None if mask is None else jnp.where(mask, 0.0, _MASKED).astype(jnp.float32)[:, None, None]
+    out = _attend(q * scale, k, v, bias)
     return out.reshape(B, K, H // K, tq, d).transpose(0, 3, 1, 2, 4).reshape(B, tq, H, d)
 
 
@@ -106,8 +92,8 @@ def _attend_forward(q, k, v, bias):
 def _attend_backward(saved, grad):
     q, k, v, bias, weights, share, out = saved
     wide = {"preferred_element_type": jnp.float32}
-    inner = share * jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     grad = (share * grad.astype(jnp.float32)).astype(grad.dtype)
+    inner = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)  # of it as rounded
     grad_v = jnp.einsum("bkqs,bkqd->bksd", weights, grad, **wide).astype(v.dtype)
     grad_weights = jnp.einsum("bkqd,bksd->bkqs", grad, v, **wide)
     grad_scores = (weights.astype(jnp.float32) * (grad_weights - inner)).astype(q.dtype)

@@ -126,21 +126,21 @@ def _renames(module: Module, op: Op) -> bool:
     return {o.kind for o in module.computations.get(op.callees[0], {}).values()} == {"parameter", "copy"}
 
 
-def _written(module: Module, inside: dict[str, Op], op: Op) -> int:
+def _written(module: Module, inside: dict[str, Op], op: Op, fused: bool = False) -> int:
     """Bytes of its results that an instruction writes to HBM."""
     if op.kind == "parameter" or not _size(op.results):
         return 0
     if op.kind == "dynamic-update-slice":
         return sum(a.bytes for a in inside[op.operands[1]].results)
-    if _renames(module, op) and op.operands[0] in inside:
-        return _written(module, inside, inside[op.operands[0]])
+    if (op.kind == "bitcast" or fused and _renames(module, op)) and op.operands[0] in inside:
+        return _written(module, inside, inside[op.operands[0]], fused)
     if op.kind == "fusion" and op.callees:
         body = module.computations.get(op.callees[0], {})
         root = next((o for o in body.values() if o.root), None)
         if root:
             parts = [body[x] for x in root.operands if x in body] if root.kind == "tuple" else [root]
             if len(parts) == len(op.results):
-                return sum(min(a.bytes, _written(module, body, p)) for a, p in zip(op.results, parts) if a.hbm)
+                return sum(min(a.bytes, _written(module, body, p, True)) for a, p in zip(op.results, parts) if a.hbm)
     return _size(op.results)
 
 

@@ -50,8 +50,9 @@ def test_long_rows_are_computed_in_blocks(packed, monkeypatch):
     monkeypatch.setattr(attention_xla, "LONG", 131)
     monkeypatch.setattr(attention_xla, "SCORES", 1)
     q, k, v = arrays(131, 70, heads=4, kv_heads=2)
-    rows = lambda *lengths: np.repeat([1, 2, 0, 3], lengths)[None].repeat(2, 0).astype(np.int32)
-    ids = (rows(40, 50, 10, 31), rows(20, 30, 5, 15)) if packed else (None, None)
+    row = lambda *lengths: np.repeat([1, 2, 0, 3], lengths).astype(np.int32)
+    ids = (np.stack([row(40, 50, 10, 31), row(70, 20, 40, 1)]), np.stack([row(20, 30, 5, 15), row(9, 1, 20, 40)]))
+    ids = ids if packed else (None, None)
     given = {} if not packed else {"q_segments": jnp.asarray(ids[0]), "kv_segments": jnp.asarray(ids[1])}
     run = lambda q, k, v: attention(q, k, v, **given, impl="xla")
     out, pull = jax.vjp(run, *(jnp.asarray(x) for x in (q, k, v)))

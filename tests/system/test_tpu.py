@@ -108,7 +108,8 @@ def test_what_the_watching_vm_is_given(tmp_path, cluster):
             self.script = Path(next(a for a in args if "startup-script=" in a).split("startup-script=")[1]).read_text()
             return 0, "", ""
 
-    cloud, file = Vm([Life()]), cluster(slices=2, capacity="flex-start", ssh_flags=["--internal-ip"], environment=["A=--b --c"])
+    settings = {"ssh_flags": ["--internal-ip"], "environment": ["A=--b --c"]}
+    cloud, file = Vm([Life()]), cluster(slices=2, capacity="flex-start", **settings)
     with Server(cloud, tmp_path) as env:
         assert ran("watcher", file, "--archive", tmp_path / "archive.tar.gz", env=env)[0] == 0
     assert set(cloud.files) == {"archive.tar.gz", "cluster.toml", "pod.py", "cluster.py", "watch.py", "host.sh"}
