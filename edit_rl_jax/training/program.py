@@ -44,8 +44,8 @@ def abstract_batches(config: Any, form: Format, mesh: Mesh) -> dict[Any, dict[st
     """Gives shapes and shardings of every bucket's batch, with the accumulation axis in front."""
     out = {}
     for i, bucket in enumerate(form.buckets):
-        empty = form.empty(i, config.rows)
-        batch = {k: jax.ShapeDtypeStruct((config.accum, *v.shape), v.dtype) for k, v in empty.items()}
+        one, lead = form.empty(i, 1), (config.accum, config.rows)  # a pod's whole batch may not fit into a host
+        batch = {k: jax.ShapeDtypeStruct(lead + v.shape[1:], v.dtype) for k, v in one.items()}
         out[bucket] = st.abstract(batch, sharding.batch_shardings(batch, mesh, accum=True))
     return out
 

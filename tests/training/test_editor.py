@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ from edit_rl_jax.editors.rows import OWN, EditRows, EditShape, cover
 from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
+from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import on_mesh, optim
 from edit_rl_jax.training import sources as data
-from edit_rl_jax.training.program import build_program
+from edit_rl_jax.training.program import abstract_batches, build_program
 from tests.editors import toy
 from tests.training import micro_editor
 
@@ -67,6 +69,16 @@ def test_dropped_instructions_and_references():
     assert abs(len(bare) - len(dropped) / 2) < 4 * np.sqrt(len(dropped) / 4)
     assert all(x.references == (b"source",) for x in made if x.instruction is not None)
     assert len({x.seed for x in made}) == 4000 and objective.to_examples(record, 7)[0] == made[7]
+
+
+def test_a_batch_is_described_without_making_it():
+    form = EditRows(toy.Editor().processor, toy.folder_tokenizer(), [EditShape(6, 1, SIDE, SIDE)])
+    size = SimpleNamespace(accum=3, rows=2)
+    described = lambda: abstract_batches(size, form, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    made = form.empty(0, 2)
+    assert {k: x.shape for k, x in described()[form.buckets[0]].items()} == {k: (3, *x.shape) for k, x in made.items()}
+    size.rows = 1 << 30
+    assert described()[form.buckets[0]]["target"].shape[:2] == (3, 1 << 30)  # terabytes
 
 
 def toy_rows(examples: list[EditExample], rows: int):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from edit_rl_jax.data.example import Example
@@ -54,6 +55,11 @@ class Packer:
     bucket: Bucket
     rows: int
     microbatches: int
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Says what a batch is [M, B, ...], without making one: a pod's whole batch may not fit into a host."""
+        one, lead = empty_batch(self.bucket, 1, self.arch, extras=ARRAYS), (self.microbatches, self.rows)
+        return {k: jax.ShapeDtypeStruct(lead + v.shape[1:], v.dtype) for k, v in one.items()}
 
     def empty(self) -> dict[str, np.ndarray]:
         """Makes the arrays [M, B, ...] of padding only."""

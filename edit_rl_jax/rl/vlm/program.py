@@ -60,7 +60,7 @@ def build_program(config: Any, mesh: Mesh, arch: Any, tokenizer: Any = None) -> 
     bucket = Bucket(*config.data.buckets[0])
     try:
         packer = Packer(text, arch, image_settings(config, arch), bucket, config.rows, r.microbatches)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packer.empty())
+        shapes = packer.shapes()
     except ValueError as e:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
     batch = st.abstract(shapes, sharding.batch_shardings(shapes, mesh, accum=True))

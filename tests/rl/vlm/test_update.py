@@ -75,6 +75,12 @@ def test_images_stand_once_in_a_row(batch):
     assert few.left_out == 12 - len(few.names[0][0]) > 0
 
 
+def test_a_batch_is_described_without_making_it(batch):
+    described = lambda arrays: {k: (x.shape, x.dtype) for k, x in arrays.items()}
+    assert described(packer().shapes()) == described(batch.arrays)
+    assert packer(microbatches=1 << 30).shapes()["tokens"].shape[:2] == (1 << 30, 2)  # terabytes
+
+
 def test_an_edit_that_changed_nothing_spoils_no_other(batch):
     """Its prompt shows one image twice; those that follow in the row keep their own."""
     first, second = reference.replies()[0], reference.replies()[-1]
