@@ -33,7 +33,10 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 
 def compile_bare(layers: int, width: int, wide: int, batch: int, tokens: int, fsdp: int, topology: str) -> None:
-    """Compiles the bare step: width and rows lie along `fsdp`, feed-forwards along what is left of the devices."""
+    """Compiles the bare step of bf16 weights [layers, width, wide] and rows [batch, tokens, width].
+
+    Width and rows lie along `fsdp`, feed-forwards along what is left of the devices; adapters are fp32 of rank 32.
+    """
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     auto = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((fsdp, len(devices) // fsdp), ("fsdp", "tensor"), auto, devices=devices)
@@ -65,7 +68,7 @@ def compile_bare(layers: int, width: int, wide: int, batch: int, tokens: int, fs
 
 
 def timed(command: list[str]) -> dict[str, float]:
-    """Runs a command; raises CalledProcessError where it fails."""
+    """Runs a command: seconds of processor time and by the clock. Raises CalledProcessError where it fails."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -74,7 +77,7 @@ def timed(command: list[str]) -> dict[str, float]:
 
 
 def measure(name: str, topology: str) -> dict:
-    """Times both sides of a config on a slice."""
+    """Times both sides of a config on a slice, one after the other; `rows` and the mesh are the preset's."""
     from edit_rl_jax.training import config as config_lib
     from edit_rl_jax.vlm.qwen2_5_vl import sizes
 
