@@ -92,6 +92,7 @@ def inputs(example: Example) -> tuple[dict, torch.Tensor]:
 def token_log_probs(example: Example, adapted: bool = True) -> torch.Tensor:
     """Of its tokens under the tempered model, with the adapter or without."""
     given, answer = inputs(example)
+    given["pixel_values"] = given["pixel_values"].to(model().dtype)
     if adapted:
         logits = model()(**given).logits[0]
     else:
@@ -101,8 +102,16 @@ def token_log_probs(example: Example, adapted: bool = True) -> torch.Tensor:
     return every.gather(1, answer[:, None])[:, 0]
 
 
-def loss(examples: list[Example], on_policy: bool) -> tuple[float, dict[str, np.ndarray]]:
+def loss(examples: list[Example], on_policy: bool, dtype=torch.float32) -> tuple[float, dict[str, np.ndarray]]:
     """The paper's objective with a minus sign and a KL, over the replies one by one; gradients in PEFT's names."""
+    model().to(dtype)
+    try:
+        return _loss(examples, on_policy)
+    finally:
+        model().float()
+
+
+def _loss(examples, on_policy):
     total = torch.zeros(())
     for e in examples:
         new, a = token_log_probs(e), torch.tensor(e.answer.arrays["advantage"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from edit_rl_jax import sharding
@@ -102,17 +103,22 @@ def test_an_edit_that_changed_nothing_spoils_no_other(batch):
 
 @pytest.mark.parametrize("on_policy", [False, True])
 def test_equals_one_reply_at_a_time_in_torch(batch, on_policy):
-    """Show b, with clipping, temperature and KL, both sides fp32: the loss to 1e-6; of the gradients the worst tensor
-    differs by 3.2e-6 of its maximum, which is above the 1e-6 that was asked for."""
+    """Show b, with clipping, temperature and KL: the loss to 1e-6. Gradients were asked for to 1e-6 of a tensor's
+    maximum, which fp32 does not reach: torch's own are off its float64 ones by 2.2e-6 at worst, ours by 1.9e-6."""
     grads, metrics = run(batch, on_policy)
-    value, wanted = reference.loss(reference.replies(), on_policy)
-    assert abs(float(metrics["loss"]) - value) <= 1e-6 * abs(value)
+    value, theirs = reference.loss(reference.replies(), on_policy)
+    exact, wanted = reference.loss(reference.replies(), on_policy, torch.float64)
+    for v in (value, exact):
+        assert abs(float(metrics["loss"]) - v) <= 1e-6 * abs(v)
     state = st.unflatten(ours()[5], grads)
     kind = family.of(reference.folders()[0])
     found = peft.tensors(state, peft.make_adapter(state, kind.NAMING, 4, 2.0))
     assert found.keys() == wanted.keys()
-    worst = {k: np.abs(np.asarray(found[k]) - wanted[k]).max() / np.abs(wanted[k]).max() for k in wanted}
-    assert max(worst.values()) <= 5e-6, sorted(worst.items(), key=lambda x: -x[1])[:4]
+    off = lambda a: {k: np.abs(np.asarray(a[k]) - wanted[k]).max() / np.abs(wanted[k]).max() for k in wanted}
+    errors, of_torch = off(found), max(off(theirs).values())
+    print(f"worst gradient of ours {max(errors.values()):.2e}, of torch in fp32 {of_torch:.2e}")
+    assert max(errors.values()) <= 3e-6, sorted(errors.items(), key=lambda x: -x[1])[:4]
+    assert np.median(list(errors.values())) <= 1e-6
     if on_policy:
         assert metrics["log_ratio_abs_max"] == 0 and metrics["ratio_positive_max"] == 1
         assert metrics["ratio_negative_min"] == 1 and metrics["clip_share"] == 0
