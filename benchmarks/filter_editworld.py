@@ -22,7 +22,6 @@ training set. A second call goes on where the first was.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -122,8 +121,7 @@ def successes(model: Path, n: int) -> list[bool]:
     words = ["--benchmark", "editworld", "--model", str(model), "--output", str(model.parent)]
     args = eval_editor.parse(words)
     sampler, _ = editor_flags.from_arguments(args)
-    shapes = editworld.buckets(sampler.processor.multiple)
-    sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
+    sampler.settings = editworld.shaped(sampler.settings, sampler.processor)
     asked = editworld.prompts("test", n)
     sources = [render(e.source) for e in asked]
     wanted = [

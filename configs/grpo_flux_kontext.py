@@ -3,12 +3,12 @@
     python scripts/train_grpo.py --config configs/grpo_flux_kontext.py --config.topology=v5p:2x2x4 \
         --workdir gs://BUCKET/kontext --config.data.train=rl_abs_9tasks.jsonl
 
-Sources and edits of 512 x 512, flow SDE with a = 0.9 in all steps but the last; 24 samples of 48 prompts, two updates;
-rank 64, alpha 128 on attention and feed-forwards, lr 3e-4, 128 tokens of T5's text, evaluated in 28 steps. A step is
-one forward: the guidance is the network's input.
+Sources and edits of 512 x 512, flow SDE with a = 0.9 in all steps but the last; 24 samples (there 21) of 48 prompts,
+two updates; standard deviation over all; rank 64, alpha 128 on attention and feed-forwards, lr 3e-4, 128 tokens of T5's
+text, evaluated in 28 steps. A step is one forward: the guidance is the network's input.
 With `:nft` after the file's name as Edit-R1 (arXiv 2510.16888) has it: DiffusionNFT on DPM2's samples, 12 of each of 24
 prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a moving average
-of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, standard deviation over all, evaluated in 15 steps. Its
+of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, evaluated in 15 steps. Its
 filter of groups is `--config.rl.advantage.min_std=0.05`, off as there.
 Licences: FLUX.1 [dev] Non-Commercial, the adapter's too.
 Hardware: `python scripts/plan.py --config configs/grpo_flux_kontext.py --topology v5p:2x2x4` says what fits. To expect:
@@ -51,6 +51,7 @@ def get_config(recipe="grpo"):
     c.rl.window = 5
     c.rl.window_range = (0, 5)
     c.rl.loss.clip = (1e-4, 1e-4)
+    c.rl.advantage.std = "global"
     c.rl.judge.model = "EditScore/EditScore-7B"
     c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
     c.rl.judge.expected = "empty"
@@ -78,7 +79,6 @@ def edit_r1(c):
     c.rl.window_range = (0, 0)
     c.rl.loss.kl_weight = 1e-4
     c.rl.loss.beta = 1.0
-    c.rl.advantage.std = "global"
     c.rl.old = 0.5
     c.rl.old_rise = 0.001
     c.rl.eval_sample_steps = 15

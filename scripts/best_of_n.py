@@ -19,7 +19,6 @@ experiment), or on editworld by the oracle; means over groups stand beside the m
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -77,8 +76,8 @@ def of_benchmark(args) -> str:
     if args.editor:
         sampler, settings = editor_flags.from_arguments(args)
         if args.benchmark == "editworld":
-            shapes = editworld.buckets(sampler.processor.multiple)
-            sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
+            sampler.settings = editworld.shaped(sampler.settings, sampler.processor)
+            settings["max_pixels"] = sampler.settings.max_pixels
         folders = [home / "samples" / str(k) for k in range(args.samples)]
         part = args.part or judged.benchmark(args.benchmark).PARTS[0]
         for member, folder in enumerate(folders):

@@ -29,7 +29,9 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     editor_flags.add_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="an image's file, or with --input a folder")
-    parser.add_argument("--keep-size", action="store_true", help="resize results to the first input's own size")
+    parser.add_argument(
+        "--keep-size", action="store_true", help="resize results to the own size of the input whose aspect they have"
+    )
     one = parser.add_argument_group("one edit")
     one.add_argument("--image", metavar="IMAGE", action="append", default=[], help="up to 5 times")
     one.add_argument("--instruction", metavar="TEXT")
@@ -66,9 +68,10 @@ def main(argv=None) -> int:
         sampler, settings = editor_flags.from_arguments(args)
         if args.input is None:
             size = tuple(args.size) if args.size else (1024, 1024) if not images else None
-            (made,) = sampler.edit([Edit(args.instruction, images, size)], args.edit_seed)
+            edit = Edit(args.instruction, images, size)
+            (made,) = sampler.edit([edit], args.edit_seed)
             if args.keep_size and images:
-                made = resize(made, *images[0].shape[:2])
+                made = resize(made, *edit_file.kept_size(edit))
             args.output.write_bytes(encode_png(made))
             print(f"{args.output}: {made.shape[1]} x {made.shape[0]}")
             return 0

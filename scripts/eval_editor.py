@@ -22,7 +22,6 @@ leaderboard.py. What failed is counted, and the figure stands with and without i
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -130,8 +129,8 @@ def main(argv=None) -> int:
 def sampler_of(args):
     sampler, settings = editor_flags.from_arguments(args)
     if args.benchmark == "editworld":
-        shapes = editworld.buckets(sampler.processor.multiple)
-        sampler.settings = dataclasses.replace(sampler.settings, buckets=shapes)
+        sampler.settings = editworld.shaped(sampler.settings, sampler.processor)
+        settings["max_pixels"] = sampler.settings.max_pixels
     return sampler, settings
 
 

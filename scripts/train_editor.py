@@ -51,10 +51,9 @@ def sampler(done: supervised.Finished) -> EditorSampler:
     mesh = make_mesh({"fsdp": (n := jax.local_device_count())}, jax.local_devices())
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     editor = kind.from_folder(folder, lora=done.model if lora else None, mesh=mesh, dtype=dtype)
-    shapes = editworld.buckets(editor.processor.multiple, config.data.resolution)
-    how = dict(rows=-(-64 // n) * n, buckets=shapes, max_pixels=config.data.resolution**2)
-    how["reference_pixels"] = config.get("flow", {}).get("reference_pixels", 0)
+    how = dict(rows=-(-64 // n) * n, reference_pixels=config.get("flow", {}).get("reference_pixels", 0))
     settings = EditSettings(Denoising(steps), kind.schedule(folder, steps), **how)
+    settings = editworld.shaped(settings, editor.processor, config.data.resolution)
     return EditorSampler(editor, kind.folder_tokenizer(folder), settings, mesh)
 
 

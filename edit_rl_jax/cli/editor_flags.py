@@ -16,6 +16,7 @@ from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.editors.sampling import EditorSampler, EditSettings
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Denoising
+from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn.model_files import fingerprint
 from edit_rl_jax.ranges import INT32_OR_0, flag
@@ -103,9 +104,9 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     own = editor.processor
     steps = args.steps or own.steps
     schedule = kind.schedule(folder, steps)
+    check_used(args, own.guidance, schedule)
     if args.base_res:
         schedule = dataclasses.replace(schedule, base_res=args.base_res)
-    check_used(args, own.guidance)
     asked = {"text": args.text_guidance, "image": args.image_guidance} | dict(zip(("start", "stop"), args.guided_range))
     guidance = dataclasses.replace(own.guidance, **{k: v for k, v in asked.items() if v is not None})
     names = ("negative", "negative_system", "max_pixels", "max_side", "reference_pixels", "text_length", "tile")
@@ -123,15 +124,16 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
 
 
-def check_used(args: argparse.Namespace, guidance: Guidance) -> None:
-    """Refuses flags that the editor's guidance would not look at. Raises ConfigError."""
+def check_used(args: argparse.Namespace, guidance: Guidance, schedule: Schedule) -> None:
+    """Refuses flags that the editor's guidance or schedule would not look at. Raises ConfigError."""
     start, stop = args.guided_range
     given = {
         "--image-guidance": ("image", args.image_guidance not in (None, 1)),  # 1: by text alone, as it is then anyway
         "--guided-range": ("start", (start, stop) != (0.0, 1.0)),
         "--negative-system": ("negative_system", args.negative_system is not None),
     }
-    if refused := [flag for flag, (name, is_given) in given.items() if is_given and name in guidance.unused]:
+    refused = [flag for flag, (name, is_given) in given.items() if is_given and name in guidance.unused]
+    if refused := refused + ["--base-res"] * bool(args.base_res and schedule.kind != "dynamic"):
         raise ConfigError(f"{', '.join(refused)}: {args.editor_kind} has no use for it")
 
 

@@ -82,8 +82,8 @@ def edit_file(
     """Makes the edits that `home`/edits.jsonl does not hold yet; returns (edits, those that could not be made).
 
     Line n has `candidates`, its `samples` PNGs in `home` ("000012.png", or "000012_00.png", ...), and `edited`, the
-    first of them; none and null where `valid` is false, for the reason `problem`. keep_size: results are resized to the
-    size that the first source had.
+    first of them; none and null where `valid` is false, for the reason `problem`. keep_size: results are resized as
+    `kept_size` says.
     """
     home.mkdir(parents=True, exist_ok=True)
 
@@ -101,7 +101,7 @@ def edit_file(
             name = f"{edit.item:06}.png" if samples == 1 else f"{edit.item:06}_{k:02}.png"
             image = next(made)
             if keep_size and edit.images:
-                image = resize(image, *edit.images[0].shape[:2])
+                image = resize(image, *kept_size(edit))
             (home / name).write_bytes(encode_png(image))  # before its line: a line that stands is whole
             names.append(name)
         return dict(zip(ADDED, (names[0], names, True, None)))
@@ -112,6 +112,13 @@ def edit_file(
     )
     done = complete(home / RESULTS, entries(source, home), len(lines(source)), work, settings, **how)
     return len(done), sum(not x["valid"] for x in done)
+
+
+def kept_size(edit: Edit) -> tuple[int, int]:
+    """Gives the (height, width) of the source whose aspect the result has: the last, or the first where a size was
+    asked for."""
+    h, w = edit.images[0 if edit.size else -1].shape[:2]
+    return h, w
 
 
 def _problem(sampler: EditorSampler, edit: Edit) -> str | None:

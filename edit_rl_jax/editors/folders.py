@@ -163,12 +163,7 @@ class EditorFolder:
         for home in (folder, lora):
             if home is not None:
                 verify(home)
-        text = None
-        if self.text is not None:
-            stored = stored_metadata(lora if lora is not None and Path(lora).is_dir() else folder)
-            usual, most = self.text
-            text = checked(stored.get(TEXT, usual), "int", f"{lora or folder}: {TEXT}", 1, most)
-        cfg = self.configs(folder, text)
+        cfg = self.configs(folder, self.text_length(folder, lora))
         adapter = None if lora is None else self.read_lora(lora, alpha)
         if adapter is not None:
             options["lora"] = LoRAConfig(rank=adapter.rank, alpha=adapter.alpha)
@@ -182,6 +177,18 @@ class EditorFolder:
             place = None if places is None else places["transformer"]
             state["transformer"] = lora_files.load(lora, state["transformer"], adapter, place)
         return nnx.merge(graphdef, state)
+
+    def text_length(self, folder: Path, lora: str | Path | None = None) -> int | None:
+        """Finds the tokens of a text with which an adapter (a folder, or a file of one) or else its base was trained;
+        None where texts have any length. Raises WeightsError."""
+        if self.text is None:
+            return None
+        usual, most = self.text
+        adapter = [] if lora is None else [Path(lora) if Path(lora).is_dir() else Path(lora).parent]
+        for home in (*adapter, folder):
+            if TEXT in (stored := stored_metadata(home)):
+                return checked(stored[TEXT], "int", f"{home}: {TEXT}", 1, most)
+        return usual
 
     def read_lora(self, path: str | Path, alpha: float | None = None) -> peft.Adapter:
         """Reads the description of a LoRA of the transformer: see `lora_files.read`."""

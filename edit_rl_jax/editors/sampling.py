@@ -172,12 +172,13 @@ class EditorSampler:
         return request, found
 
     def prepare(self, edits: Sequence[Edit]) -> list[Ready]:
-        """Encodes the references; images that are the same object, once. Raises as `edit`."""
+        """Encodes the references; images that are the same object and shown at one size, once. Raises as `edit`."""
         checked = [self.check(e) for e in edits]
-        pictures = {id(x): (x, size) for e, (r, _) in zip(edits, checked) for x, size in zip(e.images, r.references)}
-        encoded = self._encoded_images({key: resize(x, *size, LANCZOS) for key, (x, size) in pictures.items()})
+        keys = [[(id(x), size) for x, size in zip(e.images, r.references)] for e, (r, _) in zip(edits, checked)]
+        pictures = {key: x for e, own in zip(edits, keys) for key, x in zip(own, e.images)}
+        encoded = self._encoded_images({key: resize(x, *key[1], LANCZOS) for key, x in pictures.items()})
         none = np.zeros((0, self.processor.channels), np.float32)
-        latents = [np.concatenate([none, *(encoded[id(x)] for x in e.images)]) for e in edits]
+        latents = [np.concatenate([none, *(encoded[key] for key in own)]) for own in keys]
         return [
             Ready(request, lengths, e.size or request.size, own, e.item, e.member)
             for e, (request, lengths), own in zip(edits, checked, latents)

@@ -18,13 +18,14 @@ from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.plan.compiled import Job, lower, resident
 from edit_rl_jax.training import interfaces
 
-TEXT, GUIDED_TO = 256, 0.6
+TEXT, GUIDED_TO = 256, 0.6  # of a guidance that takes a range
 
 
 def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     """Lowers each program of `config.rows` edits of one image of side x side pixels each.
 
-    As many steps as the editor takes by default, by its own guidance on 0 to 0.6. All weights lie on the devices, also
+    As many steps as the editor takes by default, by its own guidance, on 0 to 0.6 where that takes two
+    (OmniGen2). All weights lie on the devices, also
     those that a program does not read.
     """
     cfg, rows = interfaces.model(config).model_config(config), config.rows
@@ -33,7 +34,8 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     with jax.set_mesh(mesh):
         editor = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     p = editor.processor
-    guidance = dataclasses.replace(p.guidance, stop=GUIDED_TO)
+    ranged = "image" not in p.guidance.unused  # and so three forwards a guided step
+    guidance = dataclasses.replace(p.guidance, stop=GUIDED_TO) if ranged else p.guidance
     settings = EditSettings(Denoising(p.steps, guidance=guidance), Schedule(p.steps), rows=rows)
     sampler = EditorSampler(editor, None, settings, mesh)
     places = sharding.shardings(sampler.state, mesh)

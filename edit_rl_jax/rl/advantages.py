@@ -55,14 +55,15 @@ class Advantages(NamedTuple):
 
 class Normalised(NamedTuple):
     """Rewards of one kind, normalised. values: fp32 [N], 0 where invalid. mean, std: over all valid rewards.
-    group_std, group_range, flat: [groups], `flat` where the rewards do not differ, or by less than is asked; the range
-    of a group without a valid reward is not finite."""
+    group_std, group_range, equal, flat: [groups], `equal` where the rewards do not differ, `flat` where not at all or
+    by less than is asked; the range of a group without a valid reward is not finite."""
 
     values: Float[Array, " N"]
     mean: Float[Array, ""]
     std: Float[Array, ""]
     group_std: Float[Array, " N"]
     group_range: Float[Array, " N"]
+    equal: Bool[Array, " N"]
     flat: Bool[Array, " N"]
 
 
@@ -81,12 +82,13 @@ def normalise(
     # Equal rewards are found by comparing them: their standard deviation is not exactly 0 after rounding.
     low = jax.ops.segment_min(jnp.where(valid, r, jnp.inf), groups, n)
     high = jax.ops.segment_max(jnp.where(valid, r, -jnp.inf), groups, n)
-    flat = (count > 0) & ((high <= low) | (std < config.min_std) | (high - low < config.min_range))
+    equal = (count > 0) & (high <= low)
+    flat = equal | (count > 0) & ((std < config.min_std) | (high - low < config.min_range))
     over_all = jnp.sum(r) / jnp.maximum(jnp.sum(one), 1)
     global_std = jnp.sqrt(jnp.sum(jnp.where(valid, r - over_all, 0.0) ** 2) / jnp.maximum(jnp.sum(one), 1))
     if config.std != "none":
         centred = centred / ((std[groups] if config.std == "group" else global_std) + config.eps)
-    return Normalised(centred, over_all, global_std, std, high - low, flat)
+    return Normalised(centred, over_all, global_std, std, high - low, equal, flat)
 
 
 def advantages(
@@ -111,12 +113,12 @@ def advantages(
     parts = [normalise(r, valid, groups, config) for r in columns]
     if weights is None:
         r, (whole,) = rewards.astype(jnp.float32), parts
-        values, flat = whole.values, whole.flat
+        values, equal, flat = whole.values, whole.equal, whole.flat
     else:
         r = sum(w * jnp.where(valid, c, 0.0) for w, c in zip(weights, columns))
         whole = normalise(r, valid, groups, config)
         values = sum(w * jnp.where(p.flat[groups], 0.0, p.values) for w, p in zip(weights, parts))
-        flat = functools.reduce(jnp.logical_and, [p.flat for p in parts])
+        equal, flat = (functools.reduce(jnp.logical_and, x) for x in zip(*((p.equal, p.flat) for p in parts)))
     keep = valid & ~flat[groups]
     number = lambda x: jnp.sum(x, dtype=jnp.float32)
     mean_of = lambda x, at: jnp.sum(jnp.where(at, x, 0.0)) / jnp.maximum(number(at), 1)
@@ -127,13 +129,13 @@ def advantages(
     present = jax.ops.segment_sum(jnp.ones(n), groups, n) > 0
     scored = jax.ops.segment_sum(valid.astype(jnp.float32), groups, n) > 0
     narrow = {
-        "groups_narrow": number(flat & (whole.group_range > 0)),
+        "groups_narrow": number(flat & ~equal),
         "reward_group_range": mean_of(whole.group_range, scored),
     }
     return Advantages(
         values,
         keep,
-        (narrow if config.min_range else {})
+        (narrow if config.min_range or config.min_std else {})
         | {
             "reward_mean": whole.mean,
             "reward_std": whole.std,
@@ -144,7 +146,7 @@ def advantages(
             "samples_invalid": n - number(valid),
             "samples_kept": number(keep),
             "groups": number(present),
-            "groups_zero_std": number(flat),
+            "groups_zero_std": number(equal),
             "groups_invalid": number(present & ~scored),
         },
     )

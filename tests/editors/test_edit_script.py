@@ -12,8 +12,9 @@ from PIL import Image
 
 from edit_rl_jax.data.images import decode_image, floor_resize, resize
 from edit_rl_jax.editors import edit_file
+from edit_rl_jax.editors.edit_file import kept_size
 from edit_rl_jax.editors.registry import EDITORS, editor_files
-from edit_rl_jax.editors.sampling import LANCZOS
+from edit_rl_jax.editors.sampling import LANCZOS, Edit
 from edit_rl_jax.evals import best_of_n
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rewards.base import Judge
@@ -91,6 +92,12 @@ def test_one_edit_by_flags_keeps_its_size(tmp_path):
     assert script.main([*toy, *one]) == 0
     before, after = (decode_image(tmp_path / name).astype(int) for name in ("a.png", "b.png"))
     assert before.shape == after.shape and 20 < (after - before)[before < 200].mean() < 30  # brighter by 0.2 of 127.5
+
+
+def test_a_kept_size_is_of_the_source_whose_aspect_the_result_has():
+    wide, tall = (np.zeros((*size, 3), np.uint8) for size in ((4, 8), (9, 3)))
+    assert kept_size(Edit("x", (wide,))) == (4, 8) and kept_size(Edit("x", (wide, tall))) == (9, 3)
+    assert kept_size(Edit("x", (wide, tall), (16, 32))) == (4, 8)
 
 
 def test_photographs_through_omnigen2(shared, tmp_path):

@@ -156,6 +156,20 @@ def test_the_folder_comes_back_as_it_was(tmp_path):
         np.testing.assert_array_equal(v.get_value(), w.get_value())
 
 
+def test_the_text_length_of_an_adapter_goes_before_the_folders(tmp_path):
+    """Also of an adapter that is named by its file: padding is attended, so another length is another edit."""
+    homes = {name: tmp_path / name for name in ("told", "silent", "base", "bare")}
+    for name, home in homes.items():
+        home.mkdir()
+        (home / "pytorch_lora_weights.safetensors").touch()
+        if name in ("told", "base"):
+            (home / "edit_rl.json").write_text(json.dumps({kontext.TEXT: 128 if name == "told" else 256}))
+    length, file = kontext.FOLDER.text_length, "pytorch_lora_weights.safetensors"
+    assert length(homes["base"], homes["told"]) == length(homes["base"], homes["told"] / file) == 128
+    assert length(homes["base"], homes["silent"]) == length(homes["base"], homes["silent"] / file) == 256
+    assert length(homes["base"]) == 256 and length(homes["bare"], homes["silent"]) == 512
+
+
 def bfl_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A transformer's tensors as Black Forest Labs have them, put together by hand."""
     out = {}

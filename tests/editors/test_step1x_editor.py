@@ -27,6 +27,7 @@ from edit_rl_jax.editors.step1x_edit.guidance import DampedGuidance
 from edit_rl_jax.editors.step1x_edit.processor import DROPPED, _slots
 from edit_rl_jax.flow.guidance import EmbeddedGuidance, Guidance
 from edit_rl_jax.flow.sampling import Denoising, sample
+from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.nn import weights
 from edit_rl_jax.nn.params import LoRAConfig
@@ -270,6 +271,17 @@ def test_a_whole_edit_is_torchs(version):
     assert error(got, x) < 1e-3
 
 
+def test_one_picture_asked_at_two_sizes_is_read_at_both():
+    image = picture(50, 71)
+    settings = EditSettings(Denoising(2), files.schedule(released(), 2), max_pixels=64 * 64, max_side=2048)
+    sampler = EditorSampler(editor(), files.folder_tokenizer(released()), settings, compiler_options=FAST)
+    both = sampler.prepare([Edit("red", (image,), (64, 64)), Edit("red", (image,), (32, 128))])
+    assert [r.request.size for r in both] == [(64, 64), (32, 128)]
+    for one in both:
+        (alone,) = sampler.prepare([Edit("red", (image,), one.request.size)])
+        np.testing.assert_array_equal(one.latents, alone.latents)
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -343,10 +355,15 @@ def test_flags_that_an_editor_has_no_use_for_are_refused(kind, rule, refused):
     parser = argparse.ArgumentParser()
     editor_flags.add_arguments(parser)
     given = ["--model", "x", "--editor-kind", kind]
-    editor_flags.check_used(parser.parse_args(given), rule)
+    own = Schedule(1, "dynamic" if refused is None else "exponential")
+    editor_flags.check_used(parser.parse_args(given), rule, own)
     args = parser.parse_args([*given, "--image-guidance", "2", "--guided-range", "0", "0.5", "--negative-system", "a"])
+    base = parser.parse_args([*given, "--base-res", "168"])
     if refused is None:
-        editor_flags.check_used(args, rule)
+        editor_flags.check_used(args, rule, own)
+        editor_flags.check_used(base, rule, own)
     else:
         with pytest.raises(ConfigError, match=f"^{refused}: {kind} has no use"):
-            editor_flags.check_used(args, rule)
+            editor_flags.check_used(args, rule, own)
+        with pytest.raises(ConfigError, match=f"^--base-res: {kind} has no use"):
+            editor_flags.check_used(base, rule, own)

@@ -86,7 +86,8 @@ def test_a_group_without_a_judgement_is_told():
 
 
 class Brighter:
-    """Edits as an `EditorSampler`: 10 levels brighter a sample; the third picture of the data cannot be edited."""
+    """Edits as an `EditorSampler` that works at twice the source's size: 10 levels brighter a sample; the third picture
+    of the data cannot be edited."""
 
     def __init__(self):
         self.asked = []
@@ -97,8 +98,8 @@ class Brighter:
 
     def edit(self, edits, seed=0):
         self.asked += edits
-        assert all(e.size == e.images[0].shape[:2] for e in edits)
-        return [e.images[0] + np.uint8(10 * (e.member + 1)) for e in edits]
+        assert all(e.size is None for e in edits)  # else Qwen-Image-Edit leaves the size it was trained at
+        return [np.kron(e.images[0], np.ones((2, 2, 1), np.uint8)) + np.uint8(10 * (e.member + 1)) for e in edits]
 
 
 def test_an_editors_edits_are_made_once_in_upstreams_layout(gedit_data, tmp_path, caplog):
@@ -112,7 +113,8 @@ def test_an_editors_edits_are_made_once_in_upstreams_layout(gedit_data, tmp_path
     make("all")
     assert sorted(e.where for e in sampler.asked[3:]) == ["cn/k1", "en/k3"]
     assert {e.where: e.item for e in sampler.asked[3:]}["en/k3"] == first["en/k3"]  # the noise of the first time
-    assert decode_image(folder / "fullset/color_alter/cn/k1.png")[0, 0, 0] == 20
+    made = decode_image(folder / "fullset/color_alter/cn/k1.png")
+    assert made[0, 0, 0] == 20 and made.shape == sampler.asked[-1].images[0].shape
     judging = judged.by_judge(gedit, Levels())
     how = dict(editor="mine", judge="levels", data=data, part="all", progress=False, images=folder, judging=judging)
     assert judged.run("gedit_bench", tmp_path / "out", **how)["failures"] == {"missing image": 1}

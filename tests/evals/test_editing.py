@@ -1,14 +1,21 @@
 """The benchmark of editors on an editor whose edits are known: right for even scenes, none for odd ones."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from flax import nnx
 
+from edit_rl_jax.editors.flux_kontext import editor as flux_kontext
+from edit_rl_jax.editors.qwen_image_edit import editor as qwen
+from edit_rl_jax.editors.sampling import EditSettings
+from edit_rl_jax.editors.step1x_edit import editor as step1x
 from edit_rl_jax.editworld.edits import TASKS
 from edit_rl_jax.editworld.render import render
 from edit_rl_jax.evals.editors import editworld
+from edit_rl_jax.flow.sampling import Denoising
+from edit_rl_jax.flow.schedules import Schedule
 
 N = 2 * len(TASKS)
 
@@ -26,6 +33,21 @@ class Known:
             np.testing.assert_array_equal(e.images[0], render(self.asked[e.item].source))
         right = lambda e: render(self.asked[e.item].targets[-1].scene)
         return [e.images[0] if e.item % 2 else right(e) for e in edits]
+
+
+@pytest.mark.parametrize(
+    "processor, reference",
+    [(flux_kontext.Configs().processor, 25), (qwen.Configs(plus=True).processor, 36), (step1x.Configs().processor, 25)],
+)
+def test_shapes_hold_what_an_editor_makes_of_a_scene(processor, reference):
+    """Nothing is enlarged to what the editor was trained at, and a reference whose sides are multiples of 32 fits."""
+    schedule = Schedule(2, "exponential")
+    settings = editworld.shaped(EditSettings(Denoising(2), schedule, max_side=processor.max_side), processor)
+    assert {(b.references, b.noise) for b in settings.buckets} == {(reference, 25)} and settings.max_pixels == 84 * 84
+    texts = [b.text for b in settings.buckets]
+    assert texts == sorted(texts) and processor.text in texts and texts[0] == 16
+    small = editworld.shaped(dataclasses.replace(settings, reference_pixels=48 * 48), processor)
+    assert {b.references for b in small.buckets} == {9}
 
 
 @pytest.fixture(scope="module")

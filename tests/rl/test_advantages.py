@@ -62,12 +62,14 @@ def test_groups_of_a_narrow_range_leave():
     for bound, groups, narrow in ((2.0, (0, 2), 0), (2.1, (2,), 1), (20.5, (), 2)):
         out = run(min_range=bound)
         assert out.keep.tolist() == [g in groups for g in GROUPS[:6]] + [False] * 6, bound
-        assert out.metrics["groups_narrow"] == narrow and out.metrics["groups_zero_std"] == 3 + narrow
+        assert out.metrics["groups_narrow"] == narrow and out.metrics["groups_zero_std"] == 3
         np.testing.assert_allclose(out.metrics["reward_group_range"], (2 + 20) / 5)
         assert np.all(np.asarray(out.values)[~np.asarray(out.keep)] == 0)
     kept = run(min_range=2.1).values[1::2][:3]
     np.testing.assert_array_equal(kept, run().values[1::2][:3])  # what stays is as without
     assert not {"groups_narrow", "reward_group_range"} & run().metrics.keys()
+    by_std = run(min_std=5.0).metrics  # of 0.8 and 8: nearly equal rewards are no equal ones
+    assert by_std["groups_narrow"] == 1 and by_std["groups_zero_std"] == 3
     # one wide member that is not valid does not widen its group
     assert not np.any(run([1.0, 1.2, 9.0], [True, True, False], [0] * 3, min_range=0.5).keep)
     apart = decoupled([[0.0, 3.0], [1.0, 3.1]], groups=[0, 0], min_range=0.5)  # each dimension by itself

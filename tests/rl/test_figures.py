@@ -36,6 +36,7 @@ def test_a_rollout_of_which_nothing_trains_is_a_bad_step():
     assert "step 7: nothing trains: 4 of 4 samples without a valid reward" in line and guard.in_row == 1
     (line,) = check([True] * 4, [1, 1, 2, 2])
     assert "2 of 2 groups of equal rewards" in line and guard.in_row == 2
+    assert "nearly" not in line
     assert check([True] * 4, [1, 2, 1, 2]) == [] and (guard.in_row, guard.total) == (0, 2)
     with pytest.raises(NonFiniteError, match="3 such steps"):
         for _ in range(3):

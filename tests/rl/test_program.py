@@ -1,5 +1,7 @@
 """RL's programs on a real, tiny OmniGen2: the conditions of prompts, and the mesh against one device."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,12 @@ import pytest
 
 from edit_rl_jax.editors.base import EditError
 from edit_rl_jax.editors.omnigen2 import weights
+from edit_rl_jax.flow.guidance import EmbeddedGuidance, Guidance, TrueGuidance
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.sharding import make_mesh
+from edit_rl_jax.training import config as config_lib
 from edit_rl_jax.training import interfaces
 from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.rl import tiny_editor
@@ -54,6 +59,34 @@ def test_host_batch_and_its_branches(folder):
         p.check(long)
     with pytest.raises(ValueError, match="row 0"):
         p.batch([long] * 2, [0, 1], 4)
+
+
+def test_settings_that_a_guidance_does_not_look_at_are_refused():
+    plain = rl_config.default("qwen_image_edit").rl
+    program.check_guidance(plain, TrueGuidance(4.0))
+    program.check_guidance(plain, EmbeddedGuidance(2.5))
+    plain.guidance.image, plain.guidance.stop, plain.negative_system = 2.0, 0.6, "Say no."
+    program.check_guidance(plain, Guidance(4.0))
+    with pytest.raises(ConfigError, match=r"keys rl.guidance.image, rl.negative_system: the editor has no use"):
+        program.check_guidance(plain, TrueGuidance(4.0))
+    with pytest.raises(ConfigError, match=r"keys rl.guidance.image, rl.guidance.stop, rl.negative_system:"):
+        program.check_guidance(plain, EmbeddedGuidance(2.5))
+
+
+def test_the_recipes_of_flow_grpo_are_theirs():
+    """Flow-GRPO: all noisy steps but the last, standard deviation over all; no average of Qwen-Image-Edit's weights."""
+    root = Path(__file__).resolve().parents[2] / "configs"
+    for name, recipe, window, ema in (
+        ("flux_kontext", "grpo", (5, (0, 5)), 0.9),
+        ("flux_kontext", "nft", (0, (0, 0)), 0.9),
+        ("qwen_image_edit", "grpo", (9, (0, 9)), 0.0),
+        ("qwen_image_edit", "fast", (4, (0, 5)), 0.0),
+        ("qwen_image_edit", "nft", (0, (0, 0)), 0.9),
+    ):
+        c = config_lib.load(f"{root}/grpo_{name}.py:{recipe}")
+        rl_config.check(c)
+        assert (c.rl.window, c.rl.window_range) == window and c.optim.ema == ema, (name, recipe)
+        assert c.rl.advantage.std == "global"
 
 
 def test_evaluation_has_its_own_number_of_steps(folder):

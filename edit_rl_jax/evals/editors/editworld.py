@@ -1,5 +1,6 @@
 """The benchmark `editworld` of editors: edits of held-out scenes, scored by the oracle from their pixels."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.editors.base import TokenLengths
+from edit_rl_jax.editors.base import TokenLengths, smaller, tokens
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
-from edit_rl_jax.editors.sampling import Edit
+from edit_rl_jax.editors.sampling import Edit, EditSettings
 from edit_rl_jax.editworld import edits as world
 from edit_rl_jax.editworld import oracle
 from edit_rl_jax.editworld.render import NATIVE, render
@@ -28,12 +29,15 @@ def prompts(split: str, n: int, seed: int = 0) -> list[world.Edit]:
     return [world.random_edit(rng("asked edit", split, seed, i), split, tasks[i % len(tasks)]) for i in range(n)]
 
 
-def buckets(multiple: int, resolution: int = NATIVE) -> tuple[TokenLengths, ...]:
-    """Shapes for edits of one picture of the world, by the text's length: `EditSettings.buckets`, so that few compile.
-
-    multiple: pixels of a token's side."""
-    n = (resolution // multiple) ** 2
-    return tuple(TokenLengths(2**k, n, n) for k in range(4, 11))
+def shaped(settings: EditSettings, processor: Any, resolution: int = NATIVE) -> EditSettings:
+    """Gives the settings for edits of one picture of the world: no image has more pixels than one of its pictures, and
+    lengths of text are rounded up, so that few shapes compile."""
+    side, pixels = (resolution, resolution), min(settings.max_pixels, resolution**2)
+    (reference,), result = processor.fit([side], side, pixels, settings.max_side, "editworld")
+    read = tokens(processor, smaller(reference, settings.reference_pixels, processor.multiple))
+    texts = {2**k for k in range(4, 12)} | {getattr(processor, "text", 16)}  # which an editor with one length says
+    shapes = tuple(TokenLengths(text, read, tokens(processor, result)) for text in sorted(texts))
+    return dataclasses.replace(settings, max_pixels=pixels, buckets=shapes)
 
 
 def run(

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from edit_rl_jax.data.errors import RecordError
-from edit_rl_jax.data.images import decode_image, encode_png, image_size
+from edit_rl_jax.data.images import decode_image, encode_png, image_size, resize
 from edit_rl_jax.evals.editors import figures, recorded
 from edit_rl_jax.evals.editors.asking import Ready
 from edit_rl_jax.evals.editors.cases import Benchmark, Entry, Item, Judged
@@ -254,7 +254,8 @@ def make_images(
 ) -> None:
     """Makes the edits that a folder does not hold yet, in upstream's layout, each at its source's size.
 
-    An edit's noise comes from the item's id, so that it is the same whatever part is asked for.
+    An editor chooses the size that it works at, as where none is asked for; what it made is resized to the source's. An
+    edit's noise comes from the item's id, so that it is the same whatever part is asked for.
 
     member: which of an editor's samples they are. Raises ResumeError where the folder was begun with other settings.
     """
@@ -269,22 +270,23 @@ def make_images(
     beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
     entries = bench.entries(home_of(name, data)[0], bench.ALIASES.get(part, part), problems)
     while chunk := list(itertools.islice(entries, 32)):
-        asked, files = [], []
+        asked, files, sizes = [], [], []
         for item, load in chunk:
             if (folder / item.file).exists():
                 continue
             try:
                 image = decode_image(load(), where=item.id)
                 number = int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:4], "big") >> 1
-                edit = Asked(item.instruction, (image,), tuple(image.shape[:2]), number, member, item.id)
+                edit = Asked(item.instruction, (image,), None, number, member, item.id)
                 sampler.check(edit)
             except RecordError as error:  # it is missing, and counted where the folder is judged
                 log.warning("not edited: %s", error)
                 continue
             asked.append(edit)
             files.append(folder / item.file)
-        for file, image in zip(files, sampler.edit(asked, seed) if asked else ()):
+            sizes.append(image.shape[:2])
+        for file, source, image in zip(files, sizes, sampler.edit(asked, seed) if asked else ()):
             file.parent.mkdir(parents=True, exist_ok=True)
             beside_it = file.with_suffix(".new")
-            beside_it.write_bytes(encode_png(image))
+            beside_it.write_bytes(encode_png(resize(image, *source)))
             os.replace(beside_it, file)  # one that stands is whole

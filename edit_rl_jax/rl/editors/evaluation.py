@@ -166,10 +166,14 @@ CURVES = (
     ("Ratio, advantage below 0", {"ratio_negative_max": "greatest", "ratio_negative_min": "least"}),
     ("Clipped (share)", {"clip_share": ""}),
     ("Divergence from the reference", {"kl": ""}),
-    ("Change of the velocity in one rollout's updates, squared", {"velocity_change": ""}),
+    ("Distance from the weights that sample: velocity, squared", {"velocity_change": ""}),
     (
         "What does not train",
-        {"zero_std_share": "share of groups: equal rewards", "invalid_share": "of samples: no reward"},
+        {
+            "zero_std_share": "share of groups: equal rewards",
+            "narrow_share": "nearly equal ones",
+            "invalid_share": "of samples: no reward",
+        },
     ),
     ("Time of an iteration (seconds)", {"rollout_s": "rollout", "score_s": "scoring", "update_s": "updates"}),
 )

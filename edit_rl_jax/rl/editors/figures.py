@@ -20,6 +20,8 @@ def summary(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     out = {k: float(v) for k, v in updates[0]["rewards"].items()}
     out["zero_std_share"] = out["groups_zero_std"] / max(out["groups"], 1)
+    if "groups_narrow" in out:
+        out["narrow_share"] = out["groups_narrow"] / max(out["groups"], 1)
     out["invalid_share"] = out["samples_invalid"] / max(out["samples"], 1)
     for key in sorted(updates[0].keys() - {"row_losses", "finite", "rewards"}):
         values = [float(u[key]) for u in updates]
@@ -51,9 +53,10 @@ def check(guard: Guard, step: int, updates: Sequence[dict[str, Any]], names: Seq
     is away). names: of the rows, [M][B]. Raises NonFiniteError as `Guard`."""
     if not any(float(u["weight"]) for u in updates):
         n = {k: int(v) for k, v in updates[0]["rewards"].items() if k.startswith(("samples", "groups"))}
+        narrow = f", {n['groups_narrow']} of nearly equal ones" if n.get("groups_narrow") else ""
         yield guard.refused(
             f"step {step}: nothing trains: {n['samples_invalid']} of {n['samples']} samples without a valid reward, "
-            f"{n['groups_zero_std']} of {n['groups']} groups of equal rewards"
+            f"{n['groups_zero_std']} of {n['groups']} groups of equal rewards{narrow}"
         )
         return
     each = len(names) // len(updates)

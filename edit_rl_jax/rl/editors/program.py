@@ -135,6 +135,16 @@ def guidance(config, processor: Processor) -> Guidance:
     return dataclasses.replace(processor.guidance, **config.rl.guidance.to_dict())
 
 
+def check_guidance(r: Any, guided: Guidance) -> None:
+    """Refuses settings that the editor's guidance would not look at. Raises ConfigError."""
+    usual = {f.name: f.default for f in dataclasses.fields(Guidance)}
+    changed = [f"rl.guidance.{k}" for k in guided.unused if k in usual and r.guidance[k] not in (usual[k], 1.0)]
+    if "negative_system" in guided.unused and r.negative_system != config_lib.RL.negative_system:
+        changed.append("rl.negative_system")
+    if changed:
+        raise ConfigError(f"config keys {', '.join(changed)}: the editor has no use for them")
+
+
 def schedule(config, steps: int) -> Schedule:
     """`rl.schedule` in so many steps."""
     return Schedule(steps, **config.rl.schedule.to_dict())
@@ -191,6 +201,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         bare, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), lora=None)))
     processor = abstract_editor.processor
     unit, guided = processor.multiple, guidance(config, processor)
+    check_guidance(r, guided)
     for key, (height, width) in (("rl.size", r.size), ("rl.eval_size", r.eval_size)):
         if height % unit or width % unit:
             raise ConfigError(f"config key '{key}': sides are multiples of {unit}, got {height} x {width}")
