@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
 from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, figures, prompts
-from edit_rl_jax.rl.editors.program import build_program
+from edit_rl_jax.rl.editors.program import build_program, other_times
 from edit_rl_jax.rl.shares import Sharing
 from edit_rl_jax.training import interfaces, metrics, processes, session
 from edit_rl_jax.training.optim import averaged
@@ -50,6 +51,8 @@ def train(run: session.Session) -> None:
     with jax.set_mesh(mesh):
         trainable, frozen = interfaces.initial_weights(kind, program, base)
     run.say("%s", program.sizes)
+    if differ := other_times(config, editor_files(config.model.kind).schedule(base, r.steps)):
+        run.say("%s", differ)
     reward = rewards.make(config, mesh)
 
     # -- Resume --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from edit_rl_jax.editors.base import EditError
 from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.flow.guidance import EmbeddedGuidance, Guidance, TrueGuidance
+from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, program, prompts
@@ -87,6 +88,22 @@ def test_the_recipes_of_flow_grpo_are_theirs():
         rl_config.check(c)
         assert (c.rl.window, c.rl.window_range) == window and c.optim.ema == ema, (name, recipe)
         assert c.rl.advantage.std == "global"
+
+
+def test_a_schedule_that_is_not_the_editors_is_told():
+    """The defaults of `rl.schedule` are OmniGen2's: on another editor they are other times than `edit.py` takes."""
+    for name, own in (
+        ("flux_kontext", {}),
+        ("qwen_image_edit", {"max_shift": 0.9, "max_tokens": 8192, "terminal": 0.02}),
+    ):
+        own, c = Schedule(6, "exponential", **own), rl_config.default(name)
+        said = "rl.schedule.kind is dynamic, the editor's folder says exponential"
+        assert program.other_times(c, own).split("; ")[0] == said
+        c.rl.schedule.kind = "exponential"
+        assert ("rl.schedule.terminal is 0.0" in program.other_times(c, own)) == bool(own.terminal)
+    c = rl_config.default()
+    c.rl.schedule.base_res = 168
+    assert program.other_times(c, Schedule(6)) == ""
 
 
 def test_evaluation_has_its_own_number_of_steps(folder):

@@ -150,6 +150,16 @@ def schedule(config, steps: int) -> Schedule:
     return Schedule(steps, **config.rl.schedule.to_dict())
 
 
+def other_times(config: Any, own: Schedule) -> str:
+    """Says how `rl.schedule` differs from the schedule that the editor's folder asks for, "" where it does not;
+    `base_res` aside, which RL chooses."""
+    asked = schedule(config, own.steps)
+    used = {"static": ["shift"], "exponential": ["max_shift", "max_tokens", "terminal"]}.get(asked.kind, ["terminal"])
+    differ = [k for k in ("kind", *used) if getattr(asked, k) != getattr(own, k)]
+    said = [f"rl.schedule.{k} is {getattr(asked, k)}, the editor's folder says {getattr(own, k)}" for k in differ]
+    return "; ".join(said)
+
+
 def algorithm(config, guidance: Guidance) -> Algorithm:
     """The pair (sampler, loss) of `rl.algorithm`. Raises ConfigError."""
     r = config.rl
