@@ -154,7 +154,7 @@ def advantages(
 
 class WinShares(NamedTuple):
     """What comparing two groups gives; fp32. winner, loser: shares of comparisons won [P, N], 0 where not counted.
-    winner_counted, loser_counted: bool [P, N], the members that are compared and train."""
+    winner_counted, loser_counted: bool [P, N], the members that are in a comparison and train."""
 
     winner: Float[Array, "P N"]
     loser: Float[Array, "P N"]
@@ -183,7 +183,9 @@ def win_shares(
     everyone = jnp.ones_like(read_w)
     in_w, in_l = (read_w, read_l) if invalid == "mask" else (everyone, everyone)
     count = lambda x: jnp.maximum(jnp.sum(x, axis=1, keepdims=True, dtype=jnp.float32), 1)
-    return WinShares(jnp.sum(won, axis=2) / count(in_l), jnp.sum(won, axis=1) / count(in_w), in_w, in_l)
+    shares = jnp.sum(won, axis=2) / count(in_l), jnp.sum(won, axis=1) / count(in_w)
+    partner = lambda x: jnp.any(x, axis=1, keepdims=True)
+    return WinShares(*shares, in_w & partner(in_l), in_l & partner(in_w))
 
 
 def win_share_advantages(
@@ -203,6 +205,8 @@ def win_share_advantages(
 
     def centred(share, counted):
         number = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True, dtype=jnp.float32), 1)
-        return jnp.where(counted, share - jnp.sum(share, axis=1, keepdims=True) / number, 0.0)
+        most = lambda x: jnp.max(jnp.where(counted, x, -jnp.inf), axis=1, keepdims=True)
+        differ = most(share) > -most(-share)  # equal shares less their mean are not exactly 0 after rounding
+        return jnp.where(counted & differ, share - jnp.sum(share, axis=1, keepdims=True) / number, 0.0)
 
     return centred(found.winner, found.winner_counted), centred(found.loser, found.loser_counted)

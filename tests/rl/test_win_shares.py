@@ -1,6 +1,9 @@
 """Win-share advantages (GCPO): the paper's equations as loops, and what follows from them, over random groups."""
 
+import itertools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,6 +100,32 @@ def test_nothing_to_learn(invalid):
     one = np.ones((5, 1), bool)
     np.testing.assert_array_equal(run(rng.random((5, 1)), rng.random((5, 1)), one, one, invalid), np.zeros((2, 5, 1)))
     np.testing.assert_array_equal(run(high, low, yes, ~yes, invalid), np.zeros((2, 3, 4)))
+
+
+@pytest.mark.parametrize("invalid", ["mask", "lose"])
+def test_equal_shares_are_no_advantage_at_all(invalid):
+    """Not even rounding, which an optimizer would enlarge: all winners score 5, some losers less, some are unread."""
+    for n in (6, 7, 8):
+        cases = [
+            c
+            for c in itertools.product(range(1, n + 1), range(1, n + 1), range(n + 1))
+            if invalid == "mask" or c[0] == n
+        ]
+        read_w, read_l, below = np.array(cases).T[..., None]
+        at = np.broadcast_to(np.arange(n), (len(cases), n))
+        scores = np.full(at.shape, 5.0, np.float32), np.where(at < below, 1, 9).astype(np.float32)
+        given = [jnp.asarray(x) for x in (*scores, at < read_w, at < read_l)]
+        for make in (win_share_advantages, ADVANTAGES):
+            assert not np.any(np.asarray(make(*given, invalid)[0]))
+
+
+def test_a_member_without_a_partner_lost_nothing():
+    """All replies about the worse image are unread: no comparison, so no share of 0."""
+    yes, w, l = jnp.ones((1, 3), bool), jnp.full((1, 3), 9.0), jnp.ones((1, 3))
+    found = win_shares(w, l, yes, ~yes)
+    assert not np.any(found.winner_counted) and not np.any(found.loser_counted)
+    found = win_shares(w, l, yes, ~yes, "lose")
+    assert np.all(found.winner_counted) and np.all(found.loser_counted) and not np.any(found.winner)
 
 
 def test_what_is_not_finite_is_invalid():

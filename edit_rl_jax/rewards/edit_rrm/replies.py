@@ -123,7 +123,7 @@ def _items(found: Found) -> list[list[tuple[str, Any]]]:
 def _verdicts(answer: str, principles: Sequence[Principle]) -> tuple[tuple[int | None, ...], int, str]:
     """The verdicts by principle, where the first stands, and what speaks against them."""
     said: list[set[int | None]] = [set() for _ in principles]
-    asked, first = [words(p.question) for p in principles], len(answer)
+    asked, first = [p.question for p in principles], len(answer)
     for found in objects(answer):
         items = _items(found)
         if found.problem:
@@ -159,15 +159,17 @@ def _verdict(value: Any) -> int | None:
     return int(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
-def _match(question: Any, asked: Sequence[tuple[str, ...]]) -> int | None:
-    """Which of the questions this is: the one with the same words, else the only one that asks the same."""
+def _match(question: Any, asked: Sequence[str]) -> int | None:
+    """Which of the questions this is: the one with the same words, else that without its number or category, else the
+    only one that asks the same."""
     if not isinstance(question, str):
         return None
-    said = words(question[_LABEL.match(question).end() :])
-    if same := [k for k, other in enumerate(asked) if other == said]:
-        return same[0] if len(same) == 1 else None
-    near = [k for k, other in enumerate(asked) if _alike(_content(said), _content(other))]
-    return near[0] if len(near) == 1 else None
+    bare = lambda q: words(q[_LABEL.match(q).end() :])
+    near = lambda a, b: _alike(_content(bare(a)), _content(bare(b)))
+    for alike in (lambda a, b: words(a) == words(b), lambda a, b: bare(a) == bare(b), near):
+        if found := [k for k, other in enumerate(asked) if alike(question, other)]:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _content(said: Sequence[str]) -> list[str]:

@@ -25,7 +25,8 @@ class RL:
     pairs: int = knob(16, "[1, 65536]")  # human pairs of a rollout, ties left out
     group: int = knob(8, "[1, 4096]")  # N replies an image
     updates: int = knob(1, "[1, 65536]")  # of a rollout, each on its share of the pairs
-    invalid: str = knob("mask", ("mask", "lose"))  # replies that cannot be read: see `advantages.win_shares`
+    invalid: str = knob("mask", ("mask", "lose"))  # replies that cannot be read: see `advantages.win_shares`; lose with
+    # another algorithm: reward 0
     mode: str = knob("think_verify", MODES)
     prompts: str = knob("")  # named texts; "" = those stored with the adapter or base, else the standard ones
     principles: str = knob("")  # file of sets (`data.principles`) for records without any

@@ -38,7 +38,8 @@ CURVES = (
 def evaluate(writer: Writer, pairs: Sequence[Pair], shown: int, each: int) -> dict[str, Any]:
     """Judges pairs, `each` at a time: by pair whether mean scores tell them apart (a pair with an image of which no
     reply could be read is not), verdict accuracy, and what was written first about those that are shown."""
-    found: dict[str, Any] = {"key": [p.key for p in pairs], "right": [], "verdicts": [], "unread": 0, "replies": []}
+    found: dict[str, Any] = {"key": [p.key for p in pairs], "group": [p.group or p.key for p in pairs]}
+    found |= {"right": [], "verdicts": [], "unread": 0, "replies": []}
     for start in range(0, len(pairs), each):
         rollout: Rollout = writer.write(pairs[start : start + each], start, 0)
         ok, verdicts = rollout.valid, rewards_of("verdicts", rollout)
@@ -61,15 +62,20 @@ def curve(step: int, found: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Gives the figures of `eval.json` from two evaluations of the same pairs."""
+    """Gives the figures of `eval.json` from two evaluations of the same pairs; intervals resample all pairs of a
+    (source, instruction) together."""
     out: dict[str, Any] = {"n_pairs": len(before["right"]), "unread_before": before["unread"]}
     out["unread_after"] = after["unread"]
+    groups = before.get("group", before["key"])
     for name, key in (("pair_accuracy", "right"), ("verdict_accuracy", "verdicts")):
-        both = [(a, b) for a, b in zip(before[key], after[key], strict=True) if a is not None and b is not None]
+        both = [t for t in zip(before[key], after[key], groups, strict=True) if None not in t]
         if both:
-            a, b = np.array(both, np.float64).T
+            a, b = np.array([t[:2] for t in both], np.float64).T
             out |= {f"{name}_before": float(a.mean()), f"{name}_after": float(b.mean())}
-            out |= {f"{name}_gain": float((b - a).mean()), f"{name}_gain_ci95": list(interval(b - a))}
+            out |= {
+                f"{name}_gain": float((b - a).mean()),
+                f"{name}_gain_ci95": list(interval(b - a, [t[2] for t in both])),
+            }
     both = enumerate(zip(before["replies"], after["replies"]), 1)
     rows = ((f"{i}, {side}", {"before": a[k], "after": b[k]}) for i, (a, b) in both for k, side in enumerate(SIDES))
     return out | {"replies": dict(rows)}

@@ -51,13 +51,21 @@ def since(engine: Any, before: dict[str, int]) -> dict[str, int]:
 
 
 def summary(updates: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> dict[str, float]:
-    """Sums up an iteration: means over its updates, extremes over all of them. `log_ratio_first`: the greatest
-    |log-ratio| of the first update, 0. An extreme of nothing is left out."""
+    """Sums up an iteration: means over the tokens of its updates, extremes over all of them. `log_ratio_first`: the
+    greatest |log-ratio| of the first update, 0. Means and extremes of nothing are left out. The difference to the
+    engine is of the first update, for the others come after the weights moved."""
     out: dict[str, float] = {}
-    for key in sorted(updates[0].keys() - {"row_losses", "finite"}):
-        values = [float(u[key]) for u in updates]
-        value = (max if key.endswith("_max") else min if key.endswith("_min") else np.mean)(values)
-        if np.isfinite(value) or not key.endswith(("_max", "_min")):
+    for key in sorted(updates[0].keys() - {"row_losses", "finite", "weights"}):
+        seen = updates[:1] if key.startswith("engine_difference") else updates
+        values = [float(u[key]) for u in seen]
+        weights = [float(u["weights"].get(key, 1.0)) for u in seen]
+        if key.endswith(("_max", "_min")):
+            value = (max if key.endswith("_max") else min)(values)
+            known = np.isfinite(value)
+        else:
+            known = sum(weights) > 0
+            value = np.average(values, weights=weights) if known else 0.0
+        if known:
             out[key] = float(value)
     first = float(updates[0]["log_ratio_abs_max"])
     out["log_ratio_first"] = first if np.isfinite(first) else 0.0

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """One pair. images: the better and the worse, encoded. gold: their scores on 0..10, verdicts: on the principles;
-    None where the record does not tell."""
+    None where the record does not tell. group: of one (source, instruction), the record's."""
 
     key: str
     source: bytes
@@ -28,6 +28,7 @@ class Pair:
     principles: tuple[Principle, ...]
     gold: tuple[float, float] | None
     verdicts: tuple[tuple[int, ...], tuple[int, ...]] | None
+    group: str = ""
 
 
 def gold_scores(record: PreferenceRecord) -> tuple[float, float] | None:
@@ -41,11 +42,13 @@ def gold_scores(record: PreferenceRecord) -> tuple[float, float] | None:
 
 
 def pair(record: Any, sets: Mapping[str, Sequence[Principle]], needed: bool = True) -> Pair | None:
-    """Makes a pair of a PreferenceRecord, None of a tie. sets: of principles, by id, where the record has none.
+    """Makes a pair of a PreferenceRecord, None of a tie, disentangled or not. sets: of principles, by id, where the
+    record has none.
 
-    Raises RecordError for another kind of record, and for one without principles where they are needed."""
+    Raises RecordError for another kind of record, for one without principles where they are needed, and for verdicts
+    that are not one 0 or 1 for each of them."""
     record = expect(record, PreferenceRecord)
-    if not record.prefers:
+    if not record.prefers or record.meta.get("tie"):
         return None
     order = (0, 1) if record.prefers > 0 else (1, 0)
     stored = record.meta.get("principles")
@@ -58,10 +61,14 @@ def pair(record: Any, sets: Mapping[str, Sequence[Principle]], needed: bool = Tr
     gold, verdicts = gold_scores(record), record.meta.get("verdicts")
     swap = lambda two: None if two is None else (two[order[0]], two[order[1]])
     if verdicts is not None:
-        verdicts = tuple(tuple(int(v) for v in one) for one in verdicts)
+        verdicts = tuple(map(tuple, verdicts))
         if [len(one) for one in verdicts] != [len(found)] * 2:
             raise RecordError(record.key, "wrong number of verdicts", f"for {len(found)} principles")
-    return Pair(record.key, record.source, swap(record.edited), record.instruction, found, swap(gold), swap(verdicts))
+        if wrong := [v for one in verdicts for v in one if v not in (0, 1)]:
+            raise RecordError(record.key, "a verdict is no 0 or 1", f"{wrong[0]!r:.40}")
+        verdicts = tuple(tuple(map(int, one)) for one in verdicts)
+    labels = swap(gold), swap(verdicts)
+    return Pair(record.key, record.source, swap(record.edited), record.instruction, found, *labels, record.group)
 
 
 def to_json(found: Pair | None) -> Any:
@@ -69,7 +76,7 @@ def to_json(found: Pair | None) -> Any:
     if found is None:
         return None
     pictures = [base64.b64encode(x).decode() for x in (found.source, *found.images)]
-    kept = {k: getattr(found, k) for k in ("key", "instruction", "gold", "verdicts")}
+    kept = {k: getattr(found, k) for k in ("key", "instruction", "gold", "verdicts", "group")}
     return kept | {"pictures": pictures, "principles": [dataclasses.asdict(p) for p in found.principles]}
 
 
@@ -80,7 +87,7 @@ def from_json(told: Any) -> Pair | None:
     source, better, worse = (base64.b64decode(x) for x in told["pictures"])
     asked = tuple(Principle(**p) for p in told["principles"])
     gold, verdicts = told["gold"] and tuple(told["gold"]), told["verdicts"] and tuple(map(tuple, told["verdicts"]))
-    return Pair(told["key"], source, (better, worse), told["instruction"], asked, gold, verdicts)
+    return Pair(told["key"], source, (better, worse), told["instruction"], asked, gold, verdicts, told["group"])
 
 
 class Reader:

@@ -121,13 +121,16 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
     if r.algorithm == "gcpo":
         a = np.stack(jax.device_get(win_share_advantages(*given, r.invalid)), 1)
     else:
-        rewards = rewards_of(r.algorithm, rollout)
-        known = rollout.valid & np.isfinite(rewards)
+        rewards, labelled = rewards_of(r.algorithm, rollout), has_label(r.algorithm, rollout.pairs)[:, None, None]
+        if r.invalid == "lose":  # the least reward there is
+            rewards = np.where(labelled & ~rollout.valid, 0.0, rewards)
+        known = np.isfinite(rewards)
         groups = np.repeat(np.arange(2 * P, dtype=np.int32), N)
         settings = AdvantageConfig(**r.advantage.to_dict())
         flat = np.where(known, rewards, 0).astype(np.float32).ravel()
-        a = np.asarray(advantages(flat, known.ravel(), groups, settings).values).reshape(known.shape)
-        more = {"reward_mean": _mean(rewards, known), "without_label": float(np.isnan(rewards).all(2).sum())}
+        given = map(jnp.asarray, (flat, known.ravel(), groups))
+        a = np.asarray(advantages(*given, settings).values).reshape(known.shape)
+        more = {"reward_mean": _mean(rewards, known), "without_label": 2.0 * float((~labelled).sum())}
     ok = rollout.valid
     means = np.where(ok.any(2), np.where(ok, rollout.scores, 0).sum(2) / np.maximum(ok.sum(2), 1), np.nan)
     both = np.isfinite(means).all(1)
@@ -151,13 +154,18 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
     return a.astype(np.float32), figures | more
 
 
+def has_label(algorithm: str, pairs: Sequence[Pair]) -> np.ndarray:
+    """Says of which pairs the pointwise labels are known, bool [P]."""
+    return np.array([bool(p.gold if algorithm == "grpo_pointwise" else p.verdicts) for p in pairs])
+
+
 def rewards_of(algorithm: str, rollout: Rollout) -> np.ndarray:
     """Gives pointwise rewards [P, 2, N], NaN where there is no label or no reply: "grpo_pointwise", 1 less a tenth of
     the distance from the gold score; "verdicts", the share of verdicts that are the gold ones."""
     out = np.full(rollout.scores.shape, np.nan)
     for i, pair in enumerate(rollout.pairs):
         labels = pair.gold if algorithm == "grpo_pointwise" else pair.verdicts
-        for side, n in np.ndindex(*out.shape[1:]) if labels else ():
+        for side, n in np.ndindex(*out.shape[1:]) if has_label(algorithm, [pair])[0] else ():
             reply, label = rollout.read[i][side][n], labels[side]
             if reply.valid and algorithm == "grpo_pointwise":
                 out[i, side, n] = 1 - abs(reply.score - label) / 10

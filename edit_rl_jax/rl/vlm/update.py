@@ -20,7 +20,7 @@ def make_gradient(settings: TokenLoss, merge: Merge, temperature: float = 1.0) -
 
     start: the weights of the KL, or None. count: microbatches that hold something; the others are not run. The gradient
     is that of (sum of losses) / pairs. One microbatch's forward and backward at a time. Metrics: `loss`, the loss's
-    means and extremes, `row_losses` [M, B].
+    means and extremes, `row_losses` [M, B], `weights` {mean: tokens it is of}.
     """
 
     def one(trainable, start, frozen, part, on_policy):
@@ -55,7 +55,7 @@ def make_gradient(settings: TokenLoss, merge: Merge, temperature: float = 1.0) -
         scale = 1 / jnp.maximum(pairs, 1.0)
         metrics = {k: s / jnp.maximum(w, 1e-30) for k, (s, w) in means.items()}
         metrics |= {k: (jnp.min if k.endswith("_min") else jnp.max)(v) for k, v in extremes.items()}
-        metrics |= {"loss": total * scale, "row_losses": losses}
+        metrics |= {"loss": total * scale, "row_losses": losses, "weights": {k: w for k, (_, w) in means.items()}}
         return jax.tree.map(lambda g: g * scale, grads), metrics
 
     return gradient

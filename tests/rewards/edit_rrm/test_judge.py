@@ -13,7 +13,7 @@ from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.edit_rrm.aggregate import Pass, first, judge
-from edit_rl_jax.rewards.edit_rrm.expected import places
+from edit_rl_jax.rewards.edit_rrm.expected import places, probabilities
 from edit_rl_jax.rewards.edit_rrm.judge import EditRRM
 from edit_rl_jax.rewards.edit_rrm.options import Options
 from edit_rl_jax.rewards.edit_rrm.prompts import STANDARD, TINY, from_json
@@ -90,6 +90,23 @@ def test_a_verdicts_place_is_where_the_other_digit_turns_it():
     assert places(read, FOUR[:2], "think_verify") == (text.index("1}]"), text.index('0, "q'))
     twice = text.replace("}]", '}, {"question": "a", "score": 1}]')
     assert places(parse(twice, FOUR[:2]), FOUR[:2], "think_verify")[0] is None
+
+
+def test_a_digit_without_half_of_the_probability_is_no_verdict():
+    """What it leaves is of all other tokens: "0" written with 0.45 is not a yes of 0.55."""
+
+    class Letters:
+        decode = staticmethod(lambda tokens: "".join(map(chr, tokens)))
+
+    principles = [Principle("is it red", "Follow")]
+    text = '[{"question": "is it red", "score": 0}]<score>3</score>'
+    tokens, reply = np.array([*map(ord, text)]), parse(text, principles, "verify")
+    at = places(reply, principles, "verify")[0]
+    for p, wanted in ((0.9, (pytest.approx(0.1),)), (0.45, None)):
+        log_probs = np.zeros(len(tokens), np.float32)
+        log_probs[at] = np.log(p)
+        found, why = probabilities(reply, principles, "verify", Letters, tokens, log_probs)
+        assert found == wanted and ("0.45, less than half: 'is it red'" in why) == (wanted is None)
 
 
 def test_generic_principles_travel_with_the_prompts():

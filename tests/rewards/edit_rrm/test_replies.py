@@ -124,6 +124,17 @@ def test_is_invalid(text, problem):
     assert [reward(reply, SET, kind) for kind in replies.KINDS] == [None] * 3
 
 
+def test_questions_that_are_asked_with_a_number_or_a_category():
+    """A writer's own numbers are part of its question; a reply may copy them, drop them or add some."""
+    asked = [Principle(q, "Keep") for q in ("1. Is the dog red?", "2. Is the dog red?", "Keep: is the sky blue?")]
+    text = write("so", asked, (1, 0, 1), 7.0)
+    assert parse(text, asked).verdicts == (1, 0, 1)
+    bare = text.replace("Keep: is", "Is")
+    assert parse(bare, asked).verdicts == (1, 0, 1)
+    assert parse(bare.replace("Is the sky", "3. Is the sky"), asked).verdicts == (1, 0, 1)
+    assert "no verdict on '1. Is" in parse(text.replace("1. Is", "Is"), asked).problem  # which of two?
+
+
 def test_says_which_verdicts_could_be_read():
     assert parse(f"{listed(1, 0.5)}<score>7</score>", SET).verdicts == (1, None, None)
 
