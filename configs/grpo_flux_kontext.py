@@ -8,8 +8,10 @@ two updates; standard deviation over all; rank 64, alpha 128 on attention and fe
 text, evaluated in 28 steps. A step is one forward: the guidance is the network's input.
 With `:nft` after the file's name as Edit-R1 (arXiv 2510.16888) has it: DiffusionNFT on DPM2's samples, 12 of each of 24
 prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a moving average
-of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, evaluated in 15 steps. Its
-filter of groups is `--config.rl.advantage.min_std=0.05`, off as there.
+of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, evaluated in 15 steps. Its filter of groups is
+`--config.rl.advantage.min_std=0.05`, off as there.
+With `:rrm`, Flow-GRPO's setting rewarded by the reasoning verifier (arXiv 2604.27505): 24 samples, KL 0.04; what else
+the paper does not tell is as above. Principles of the prompts: docs/verifier.md.
 Licences: FLUX.1 [dev] Non-Commercial, the adapter's too.
 Hardware: `python scripts/plan.py --config configs/grpo_flux_kontext.py --topology v5p:2x2x4` says what fits. To expect:
 not measured at full size.
@@ -19,9 +21,9 @@ from edit_rl_jax.rl.editors.config import default
 
 
 def get_config(recipe="grpo"):
-    if recipe not in ("grpo", "nft"):
-        raise ValueError(f"no recipe '{recipe}'; recipes: grpo, nft")
-    c = default("flux_kontext")
+    if recipe not in ("grpo", "nft", "rrm"):
+        raise ValueError(f"no recipe '{recipe}'; recipes: grpo, nft, rrm")
+    c = default("flux_kontext", "edit_rrm" if recipe == "rrm" else "")
     c.name = f"{recipe}_flux_kontext"
     c.steps = 500
     c.rows = 16
@@ -52,10 +54,13 @@ def get_config(recipe="grpo"):
     c.rl.window_range = (0, 5)
     c.rl.loss.clip = (1e-4, 1e-4)
     c.rl.advantage.std = "global"
-    c.rl.judge.model = "EditScore/EditScore-7B"
-    c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
-    c.rl.judge.expected = "empty"
     c.rl.judge.tensor = 4
+    if recipe == "rrm":
+        verified(c)
+    else:
+        c.rl.judge.model = "EditScore/EditScore-7B"
+        c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
+        c.rl.judge.expected = "empty"
     c.rl.eval_prompts = 0
     c.rl.eval_sample_steps = 28
     if recipe == "nft":
@@ -82,3 +87,10 @@ def edit_r1(c):
     c.rl.old = 0.5
     c.rl.old_rise = 0.001
     c.rl.eval_sample_steps = 15
+
+
+def verified(c):
+    """Sets what RL with the reasoning verifier has otherwise."""
+    c.rl.judge.model = "runs/rrm/model"  # of `configs/rrm.py:7b`, or after `configs/gcpo.py:7b`
+    c.rl.group = 24
+    c.rl.loss.kl_weight = 0.04

@@ -11,7 +11,9 @@ steps. There the source has about 1024 x 1024 pixels, here those of the result.
 `:nft` as Edit-R1 (arXiv 2510.16888): the model 2509, DiffusionNFT on DPM2's samples in 6 steps without guidance, 24
 samples of 12 prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a
 moving average of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, evaluated in 15 steps.
-Another reward: --config.rl.rewards="(('editreward', 1.0),)" or edit_rrm, with --config.rl.judge.model=DIR.
+`:rrm`, Flow-GRPO's setting rewarded by the reasoning verifier (arXiv 2604.27505): 24 samples, KL 0.04; what else the
+paper does not tell is as above. Principles of the prompts: docs/verifier.md.
+Another reward: --config.rl.rewards="(('editreward', 1.0),)" with --config.rl.judge.model=DIR.
 Licence: Apache-2.0.
 Hardware: `python scripts/plan.py --config configs/grpo_qwen_image_edit.py:nft --topology v5p:2x2x4` says what fits. To
 expect: not measured at full size.
@@ -19,13 +21,13 @@ expect: not measured at full size.
 
 from edit_rl_jax.rl.editors.config import default
 
-RECIPES = ("grpo", "fast", "nft")
+RECIPES = ("grpo", "fast", "nft", "rrm")
 
 
 def get_config(recipe="grpo"):
     if recipe not in RECIPES:
         raise ValueError(f"no recipe '{recipe}'; recipes: {', '.join(RECIPES)}")
-    c = default("qwen_image_edit")
+    c = default("qwen_image_edit", "edit_rrm" if recipe == "rrm" else "")
     c.name = f"{recipe}_qwen_image_edit"
     c.steps = 500
     c.rows = 16
@@ -57,13 +59,16 @@ def get_config(recipe="grpo"):
     c.rl.window_range = (0, 9)
     c.rl.loss.clip = (1e-4, 1e-4)
     c.rl.advantage.std = "global"
-    c.rl.judge.model = "EditScore/EditScore-7B"
-    c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
-    c.rl.judge.expected = "empty"
     c.rl.judge.tensor = 4
+    if recipe == "rrm":
+        verified(c)
+    else:
+        c.rl.judge.model = "EditScore/EditScore-7B"
+        c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
+        c.rl.judge.expected = "empty"
     c.rl.eval_prompts = 0
     c.rl.eval_sample_steps = 50
-    if recipe != "grpo":
+    if recipe in ("fast", "nft"):
         c.rl.guidance.text = 1.0
     if recipe == "fast":
         c.rl.noise.level = 1.5
@@ -98,3 +103,10 @@ def edit_r1(c):
     c.rl.old = 0.5
     c.rl.old_rise = 0.001
     c.rl.eval_sample_steps = 15
+
+
+def verified(c):
+    """Sets what RL with the reasoning verifier has otherwise."""
+    c.rl.judge.model = "runs/rrm/model"  # of `configs/rrm.py:7b`, or after `configs/gcpo.py:7b`
+    c.rl.group = 24
+    c.rl.loss.kl_weight = 0.04

@@ -83,11 +83,16 @@ def test_the_recipes_of_flow_grpo_are_theirs():
         ("qwen_image_edit", "grpo", (9, (0, 9)), 0.0),
         ("qwen_image_edit", "fast", (4, (0, 5)), 0.0),
         ("qwen_image_edit", "nft", (0, (0, 0)), 0.9),
+        ("flux_kontext", "rrm", (5, (0, 5)), 0.9),
+        ("qwen_image_edit", "rrm", (9, (0, 9)), 0.0),
     ):
         c = config_lib.load(f"{root}/grpo_{name}.py:{recipe}")
         rl_config.check(c)
         assert (c.rl.window, c.rl.window_range) == window and c.optim.ema == ema, (name, recipe)
         assert c.rl.advantage.std == "global"
+        if recipe == "rrm":  # Edit-R1's verifier (arXiv 2604.27505) tells these and no more
+            assert c.rl.rewards == (("edit_rrm", 1.0),) and (c.rl.group, c.rl.loss.kl_weight) == (24, 0.04)
+            assert c.rl.guidance.text == (2.5 if "flux" in name else 4.0)
 
 
 def test_a_schedule_that_is_not_the_editors_is_told():
