@@ -186,6 +186,20 @@ WRONG = [
     ({"candidates": [{"endpoint": "a", "model": "x"}]}, "one of them"),
     ({"candidates": [{"endpoint": "a", "replies": 2, "temperature": 0}]}, "all the same"),
     ({"candidates": [{"endpoint": "a", "name": "x"}] * 2}, "two have one name"),
+    ({"candidates": [{"model": "x", "system": "Be strict."}]}, "'candidates[0]': 'system' has no use beside 'model'"),
+    ({"candidates": [{"model": "x", "attempts": 2}]}, "'attempts' has no use beside 'model'"),
+    ({"candidates": [{"endpoint": "a"}, {"endpoint": "a", "seed": 1, "base": "x"}]}, "'candidates[1]': 'base' has no"),
+    ({"candidates": [{"endpoint": "a", "rows": 2}]}, "'rows' has no use beside 'endpoint'"),
+    ({"candidates": [{"endpoint": "a"}, {"endpoint": "a", "name": "x"}]}, "'a-0' and 'x' ask for the same replies"),
+    ({"candidates": [{"model": "x"}, {"endpoint": "a"}, {"model": "x", "replies": 2, "rows": 4}]}, "'x-0' and 'x-2'"),
+    ({"candidates": [{"endpoint": "a", "attempts": 1}, {"endpoint": "a", "prompts": "standard"}]}, "the same replies"),
+    (
+        {
+            "endpoints": {"a": {"url": "http://x/v1", "model": "m", "extra": {"temperature": 0.3}}},
+            "candidates": [{"endpoint": "a", "temperature": 0.5}, {"endpoint": "a"}],
+        },
+        "'a-0' and 'a-1' ask for the same replies",
+    ),
     ({"candidates": [{"endpoint": "a", "temprature": 1}]}, "did you mean 'temperature'"),
     ({"verifier": 3}, "'verifier': a table is wanted"),
     ({"min_accuracy": 2}, "min_accuracy"),
@@ -217,6 +231,7 @@ endpoint = "a"
 replies = 2
 [[candidates]]
 endpoint = "a"
+system = "Be strict."
 [verifier]
 endpoint = "a"
 """)

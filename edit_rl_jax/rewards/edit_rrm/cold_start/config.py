@@ -14,6 +14,7 @@ from edit_rl_jax import json_files
 from edit_rl_jax.data.records import CATEGORIES
 from edit_rl_jax.names import ConfigError, nearest
 from edit_rl_jax.ranges import INT32, INT32_OR_0, knob, problem
+from edit_rl_jax.rewards.edit_rrm import prompts
 from edit_rl_jax.rewards.edit_rrm.writers import WANTED
 from edit_rl_jax.rewards.serving import service
 from edit_rl_jax.rewards.serving.chat import Chat
@@ -152,6 +153,10 @@ def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path |
     for n, row in enumerate(rows):
         part = _section(Candidates, row, f"{where}, 'candidates[{n}]'", folder)
         _one_of(part, ("endpoint", "model"), f"{where}, 'candidates[{n}]'")
+        for name in ("system", "attempts") if part.model else ("base", "rows"):
+            if getattr(part, name) != getattr(Candidates, name):
+                kind = "model" if part.model else "endpoint"
+                raise ConfigError(f"{where}, 'candidates[{n}]': '{name}' has no use beside '{kind}'")
         default = part.endpoint or Path(part.model).name
         candidates.append(dataclasses.replace(part, name=part.name or f"{default}-{n}"))
         if part.replies > 1 and not part.temperature:
@@ -169,10 +174,25 @@ def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path |
         if part is not None and part.endpoint and part.endpoint not in services:
             near = nearest(part.endpoint, list(services))
             raise ConfigError(f"{where}, '{name}': there is no end point {part.endpoint!r}{near}")
+    for n, part in enumerate(candidates):
+        for other in candidates[:n]:
+            if _asked(part, services) == _asked(other, services):
+                both = f"'{other.name}' and '{part.name}'"
+                raise ConfigError(f"{where}, 'candidates': {both} ask for the same replies; 'replies' says how many")
     least = found.get("min_accuracy", 0.0)
     if isinstance(least, bool) or not isinstance(least, int | float) or problem(least, "[0, 1]"):
         raise ConfigError(f"{where}, 'min_accuracy': a number from 0 to 1 is wanted")
     return Config(services, principles, tuple(candidates), verifier, hard, float(least))
+
+
+def _asked(part: Candidates, services: Mapping[str, EndPoint]) -> Candidates:
+    """A part without what leaves its first reply as it is."""
+    part = dataclasses.replace(part, name="", replies=1, rows=1, attempts=1)
+    if part.model:
+        return part
+    extra = services[part.endpoint].extra  # wins over the part's own, see `Config.chat`
+    sampling = {name: extra[name] for name in ("temperature", "top_p", "max_tokens") if name in extra}
+    return dataclasses.replace(part, prompts=part.prompts or prompts.DEFAULT, **sampling)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
