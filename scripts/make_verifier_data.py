@@ -116,8 +116,9 @@ def run(args) -> int:
     splits, notes = splits_of(args)
     if args.dry_run:
         there = (args.output / making.JOURNAL).exists()
-        journal = making.Journal(args.output / making.JOURNAL, args.again) if there else None
-        found = costs.estimate(config, itertools.chain(*splits.values()), journal)
+        maker = making.Maker(config, args.output, again=args.again) if there else None
+        known = (maker.journal.counts, maker.left) if maker else ()
+        found = costs.estimate(config, itertools.chain(*splits.values()), *known)
         print(f"{found['edits']} edits of {found['groups']} instructions; left to ask, roughly:")
         print("\n".join(costs.lines(found)))
         return 0

@@ -1,6 +1,7 @@
 """Counts tokens and money of a job that makes training data for the verifier: what it took, and what it would take."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edit_rl_jax.data.images import image_size
@@ -8,7 +9,7 @@ from edit_rl_jax.data.principles import principles_id
 from edit_rl_jax.rewards.edit_rrm import prompts, writers
 from edit_rl_jax.rewards.edit_rrm.cold_start import gold, hard
 from edit_rl_jax.rewards.edit_rrm.cold_start.config import Asking, Config
-from edit_rl_jax.rewards.edit_rrm.cold_start.journal import Journal
+from edit_rl_jax.rewards.edit_rrm.cold_start.journal import Count, Journal
 
 PRINCIPLES, GOLD, FILTER = "principles", "gold verdicts", "filter"  # whose replies; of candidates, by their names
 LETTERS, PIXELS = 4, 28 * 28  # of a token of text, and of an image, roughly
@@ -23,26 +24,39 @@ def parts(config: Config) -> dict[str, Asking]:
     return {name: part for name, part in found.items() if part is not None and own(part)}
 
 
-def price(config: Config, part: Asking | None, read: float, written: float) -> float:
-    """Returns what tokens cost at the prices of a part's end point; 0 without one."""
-    at = config.endpoints.get(part.endpoint) if part is not None else None
-    return (read * at.price_in + written * at.price_out) / 1e6 if at else 0.0
+def prices(config: Config) -> dict[str, tuple[float, float]]:
+    """Returns the prices of a million tokens (read, written) of each of the `parts`; 0 without an end point."""
+    ends = {name: config.endpoints.get(part.endpoint) for name, part in parts(config).items()}
+    return {name: (at.price_in, at.price_out) if at else (0.0, 0.0) for name, at in ends.items()}
 
 
 def spent(config: Config, journal: Journal) -> dict[str, Any]:
-    """Returns {"requests": counts by whose replies, "cost": their sum at today's prices}: of all runs together."""
-    known, requests = parts(config), {}
+    """Returns {"requests": counts by whose replies, "cost": their sum}: of all runs together, each reply at the prices
+    that stand in its entry; one of a journal that was written before there were any, at today's."""
+    today, requests = prices(config), {}
     for name, count in sorted(journal.counts.items()):
-        cost = price(config, known.get(name), count.tokens["read"], count.tokens["written"])
+        cost = sum(
+            (tokens["read"] * paid[0] + tokens["written"] * paid[1]) / 1e6
+            for at, tokens in count.paid.items()
+            if (paid := at or today.get(name))
+        )
         requests[name] = count.to_json() | {"cost": round(cost, 6)}
     return {"requests": requests, "cost": round(sum(r["cost"] for r in requests.values()), 6)}
 
 
-def estimate(config: Config, edits: Iterable[writers.Asking], journal: Journal | None) -> dict[str, Any]:
+def estimate(
+    config: Config,
+    edits: Iterable[writers.Asking],
+    counts: Mapping[str, Count] | None = None,
+    left: Callable[[writers.Asking], Iterable[tuple[str, str]]] | None = None,
+) -> dict[str, Any]:
     """Returns requests, tokens and costs that are still to come, roughly: text by its letters, images by their pixels,
-    replies by the mean length of those in the journal, else as half their limit. A filter is taken to keep all."""
+    replies by the mean length of those in the journal, else as half their limit. A filter is taken to keep all.
+
+    counts: the journal's. left: yields (whose reply, id) of what is still to be asked about an edit; None: everything.
+    """
     groups, n, text, image, source = set(), 0, 0.0, 0.0, 0.0
-    first = {}
+    first, unasked = {}, defaultdict(set)
     for record in edits:
         sizes = [width * height / PIXELS for width, height in (image_size(i) for i in (record.source, record.edited))]
         n, text, image = n + 1, text + len(record.instruction) / LETTERS, image + sum(sizes)
@@ -50,11 +64,13 @@ def estimate(config: Config, edits: Iterable[writers.Asking], journal: Journal |
             groups.add(name)
             first[name] = len(record.instruction) / LETTERS
             source += sizes[0]
+        for whose, reply in left(record) if left else ():
+            unasked[whose].add(reply)
     words, total, requests = sum(first.values()), 0.0, {}
     asks = len(prompts.get(prompts.DEFAULT).ask["think_verify"]) / LETTERS
-    replied = 0.0  # tokens of all candidates
+    replied, at = 0.0, prices(config)  # tokens of all candidates
     for name, part in parts(config).items():
-        count = journal.counts.get(name) if journal else None
+        count = (counts or {}).get(name)
         told = (count.tokens["answers"] - count.tokens["untold"]) if count else 0
         each = count.tokens["written"] / told if count and told else part.max_tokens / 2
         grouped = name in (FILTER, PRINCIPLES)
@@ -66,10 +82,10 @@ def estimate(config: Config, edits: Iterable[writers.Asking], journal: Journal |
         else:
             read = getattr(part, "replies", 1) * (n * (asks + SET / LETTERS) + text + image)
             replied += replies * each
-        left = max(0, replies - (count.replies if count else 0))
-        read, written = read * left / max(replies, 1), each * left
-        cost = price(config, part, read, written)
-        requests[name] = {"requests": left, "read": round(read), "written": round(written), "cost": round(cost, 2)}
+        asking = len(unasked[name]) if left else replies
+        read, written = read * asking / max(replies, 1), each * asking
+        cost = (read * at[name][0] + written * at[name][1]) / 1e6
+        requests[name] = {"requests": asking, "read": round(read), "written": round(written), "cost": round(cost, 2)}
         total += cost
     return {"edits": n, "groups": len(groups), "requests": requests, "cost": round(total, 2)}
 

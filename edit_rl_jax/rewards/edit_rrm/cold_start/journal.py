@@ -37,14 +37,15 @@ class Journal:
     """Replies in a file, JSON lines {"id", "by", "key", "text", "problem", "unread", "usage", "faults"}, each once.
 
     A line with `unanswered` instead of `text` only counts failures: what it asked for is asked again. Only ids and
-    places are in memory. again: what has a problem counts as not asked.
+    places are in memory. again: what has a problem counts as not asked. prices: of a million tokens (read, written), by
+    whose reply it is; they stand as "price" in what is added, for the config may name other parts later.
 
     Raises BlockingIOError where another process writes the file, JSONError or ValueError for a damaged line, but for a
     last one that a kill cut off.
     """
 
-    def __init__(self, file: Path, again: bool = False):
-        self.file, self.counts = file, {}
+    def __init__(self, file: Path, again: bool = False, prices: Mapping[str, tuple[float, float]] | None = None):
+        self.file, self.counts, self._prices = file, {}, prices or {}
         file.parent.mkdir(parents=True, exist_ok=True)
         self._held = file.open("a+b")
         fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,7 +86,7 @@ class Journal:
 
     def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Appends entries and waits until the disk has them."""
-        entries = list(entries)
+        entries = [{**e, "price": self._prices[e["by"]]} if e["by"] in self._prices else e for e in entries]
         append_lines(self.file, entries)
         for entry in entries:
             self._take(entry, self._size)
@@ -129,19 +130,21 @@ class Count:
 
     Attributes:
       replies: requests that were answered, one way or another. unanswered: those that got no answer, each time.
-      tokens: answers, tokens read and written, answers whose tokens were not told.
+      tokens: answers, tokens read and written, answers whose tokens were not told. paid: those by their prices.
       faults: tries that failed, by kind. problems: replies that are not taken, by kind; those asked for anew too.
     """
 
     def __init__(self):
         self.replies = self.unanswered = 0
         self.tokens, self.faults, self.problems = Counter(), Counter(), Counter()
+        self.paid: dict[tuple[float, ...], Counter] = {}  # () for entries without prices
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Counts an entry of a journal."""
         self.replies += "unanswered" not in entry
         self.unanswered += "unanswered" in entry
         self.tokens.update(entry["usage"])
+        self.paid.setdefault(tuple(entry.get("price", ())), Counter()).update(entry["usage"])
         self.faults.update(entry["faults"])
         problems = [*entry["unread"], *([entry["problem"]] if entry.get("problem") else [])]
         self.problems.update(kind(p) for p in problems)

@@ -6,7 +6,7 @@ Everything that is asked stands in a journal, by content; the result follows fro
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Maker:
 
     def __init__(self, config: Config, folder: Path, at_once: int = 16, again: bool = False, progress: bool = True):
         self.config, self.at_once, self.progress = config, at_once, progress
-        self.journal = Journal(folder / JOURNAL, again)
+        self.journal = Journal(folder / JOURNAL, again, costs.prices(config))
         self.principles = Cached(_writer(config), folder / "principles.jsonl")
         self.candidates = [ByEndPoint(c, config.chat(c)) if c.endpoint else ByModel(c) for c in config.candidates]
         self.verifier = config.chat(config.verifier) if config.verifier.endpoint else None
@@ -70,6 +70,25 @@ class Maker:
                     self.journal.add([e for e in entries if e["id"] not in self.journal])
         if self.verifier:
             self._ask((w for item in items if (w := self._wanted_gold(item)) is not None), "gold verdicts")
+
+    def left(self, record: Asking) -> Iterator[tuple[str, str]]:
+        """Yields (whose reply, id) of what is still to be asked about a record, as far as the journal tells."""
+        if self.filter and (reason := self.filter.rejects(record, self.journal)) is not None:
+            if reason:
+                return
+            yield costs.FILTER, self.filter.id(record)
+        principles = self.principles.known(record)
+        if principles is None:
+            if (name := self._principles_id(record)) in self.journal:
+                return  # there are none, and that is final
+            yield costs.PRINCIPLES, name
+        item = (record, principles or ())  # what has no principles yet was never asked: its ids are in no journal
+        open_ = [(c.by, name) for c in self.candidates for name in c.ids(item) if name not in self.journal]
+        yield from open_
+        if self.verifier and open_:
+            yield costs.GOLD, open_[0][1]  # its own id follows from the replies
+        elif self.verifier and (wanted := self._wanted_gold(item)) and wanted.id not in self.journal:
+            yield costs.GOLD, wanted.id
 
     def _ask(self, wanted: Iterable[Wanted], doing: str) -> None:
         self.journal.ask(wanted, self.at_once, doing, self.progress)
