@@ -56,11 +56,14 @@ def complete(
     overwrite: bool = False,
     progress: bool = True,
     doing: str = "scoring",
+    content: Callable[[Mapping[str, Any], Any], str] | None = None,
 ) -> list[dict[str, Any]]:
     """Works on the entries (line, what it stands for) that `output` does not hold yet; returns all its lines.
 
     A line of the output is an entry's line and the results that `work` gives for it, under the names `adds`; `good`
-    says whether a line's results are of the right kind. The settings stand beside it in `<output>.settings.json`; an
+    says whether a line's results are of the right kind. content: gives a hash of what an entry stands for, which the
+    line has under the first of `adds` + "_of": images that are others now are noticed by it (a line of an older version
+    has none and is taken as it is). The settings stand beside it in `<output>.settings.json`; an
     output of other settings or of another input, or a damaged one, raises ResumeError or JSONError, unless `overwrite`
     removes it. Raises BlockingIOError where another process writes the same output.
     """
@@ -76,17 +79,21 @@ def complete(
         else:
             beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
         done: list[dict[str, Any]] = []
-        bare = lambda x: {k: v for k, v in x.items() if k not in adds}
-        for (where, old), (line, _) in zip(written, rest):  # zip takes from `written` first: no entry is lost
+        of = f"{adds[0]}_of"
+        bare = lambda x: {k: v for k, v in x.items() if k not in (*adds, of)}
+        for (where, old), (line, entry) in zip(written, rest):  # zip takes from `written` first: no entry is lost
             if not isinstance(old, dict) or not set(adds) <= set(old) or bare(old) != bare(line) or not good(old):
                 raise ResumeError(f"{where} is not the result of entry {len(done) + 1} of {source}")
+            if content and of in old and old[of] != content(line, entry):
+                raise ResumeError(f"{where}: the images of entry {len(done) + 1} of {source} are others now; {ADVICE}")
             done.append(old)
         if len(written) > total:
             raise ResumeError(f"{output} has {len(written)} lines, {source} {total} edits")
         with tqdm(desc=doing, unit="edit", total=total, initial=len(done), disable=None if progress else True) as bar:
             said = time.monotonic()
             while part := list(itertools.islice(rest, chunk)):
-                new = [{**line, **found} for (line, _), found in zip(part, work(part), strict=True)]
+                told = lambda line, entry: {of: content(line, entry)} if content else {}
+                new = [{**line, **found, **told(line, x)} for (line, x), found in zip(part, work(part), strict=True)]
                 append_lines(output, new)
                 done += new
                 bar.update(len(part))

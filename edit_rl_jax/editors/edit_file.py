@@ -1,6 +1,7 @@
 """A file of instructions edited into a folder of images, resumably (see `data.resumable`)."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -82,8 +83,8 @@ def edit_file(
     """Makes the edits that `home`/edits.jsonl does not hold yet; returns (edits, those that could not be made).
 
     Line n has `candidates`, its `samples` PNGs in `home` ("000012.png", or "000012_00.png", ...), and `edited`, the
-    first of them; none and null where `valid` is false, for the reason `problem`. keep_size: results are resized as
-    `kept_size` says.
+    first of them; none and null where `valid` is false, for the reason `problem`; `edited_of` is a hash of its sources.
+    keep_size: results are resized as `kept_size` says.
     """
     home.mkdir(parents=True, exist_ok=True)
 
@@ -110,7 +111,8 @@ def edit_file(
     how = dict(
         adds=ADDED, good=good, source=source, chunk=chunk, overwrite=overwrite, progress=progress, doing="editing"
     )
-    done = complete(home / RESULTS, entries(source, home), len(lines(source)), work, settings, **how)
+    content = lambda line, _: _content(home, line.get("source", []))
+    done = complete(home / RESULTS, entries(source, home), len(lines(source)), work, settings, content=content, **how)
     return len(done), sum(not x["valid"] for x in done)
 
 
@@ -119,6 +121,17 @@ def kept_size(edit: Edit) -> tuple[int, int]:
     asked for."""
     h, w = edit.images[0 if edit.size else -1].shape[:2]
     return h, w
+
+
+def _content(home: Path, sources: str | list[str]) -> str:
+    """Hashes the files of an edit's sources; one that cannot be read counts as empty."""
+    digest = hashlib.sha256()
+    for name in [sources] if isinstance(sources, str) else sources:
+        try:
+            digest.update(hashlib.sha256((home / name).read_bytes()).digest())
+        except (OSError, ValueError):  # ValueError: a path that no file can have
+            digest.update(b"none")
+    return digest.hexdigest()
 
 
 def _problem(sampler: EditorSampler, edit: Edit) -> str | None:

@@ -9,6 +9,7 @@ from edit_rl_jax.data import readers
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.resumable import complete
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
+from edit_rl_jax.rewards.cache import content_id
 
 WANTED = ("source", "edited", "instruction")
 
@@ -86,15 +87,20 @@ def score_file(
 ) -> tuple[int, int, float | None]:
     """Scores what `output` does not hold yet; returns (edits, those without a score, mean overall of the others).
 
-    A line of the output is the input's line with `scores`, a judgement's JSON; resumes, and raises, as
-    `data.resumable.complete`.
+    A line of the output is the input's line with `scores`, a judgement's JSON, and `scores_of`, the hash of the edit
+    that was judged; resumes, and raises, as `data.resumable.complete`, also where images of a done line have changed.
     """
     total = count(source)
     work = lambda part: [{"scores": j.to_json()} for j in judge_entries(judge, part)]
     how = dict(adds=("scores",), good=_is_scored, source=source, chunk=chunk, overwrite=overwrite, progress=progress)
-    lines = complete(output, entries(source), total, work, judge.settings(), **how)
+    lines = complete(output, entries(source), total, work, judge.settings(), content=_content, **how)
     valid = [x["scores"]["overall"] for x in lines if x["scores"]["overall"] is not None]
     return total, total - len(valid), sum(valid) / len(valid) if valid else None
+
+
+def _content(line: Mapping[str, Any], edit: Edit | str) -> str:
+    """Hashes an edit, "" for one whose images cannot be read."""
+    return "" if isinstance(edit, str) else content_id(*edit.sources, edit.edited, edit.instruction, dict(edit.extras))
 
 
 def _is_scored(line: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """GEdit-Bench, ImgEdit-Bench and KontextBench against hand-worked cases and what is published of them."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from edit_rl_jax.editworld.principles import principles_of
 from edit_rl_jax.evals.editors import cases, figures, gedit, imgedit, judged, kontext, recorded, world
 from edit_rl_jax.evals.editors.cases import Item, Judged
 from edit_rl_jax.evals.judges.cases import Problems
+from edit_rl_jax.evals.judges.dimensions import dimension_of
 from edit_rl_jax.rewards.base import Dimension, Judge, Judgement
 from edit_rl_jax.rewards.editscore.aggregate import judge as editscore
 from edit_rl_jax.rewards.editscore.parsing import parse
@@ -122,6 +124,17 @@ def test_an_editors_edits_are_made_once_in_upstreams_layout(gedit_data, tmp_path
         make("en", steps=5)
     judged.make_images("gedit_bench", sampler, data, tmp_path / "second", {}, "zh", member=1)
     assert decode_image(tmp_path / "second/fullset/color_alter/cn/k1.png")[0, 0, 0] == 30
+
+
+def test_figures_of_passes_are_means_of_the_passes_minima():
+    """Two passes, SC (25, 5) and (5, 25): 5 of 25 each, though both means are 15; with a spread of its own."""
+    reply = lambda *scores: parse(json.dumps({"reasoning": "r", "score": list(scores)}))
+    found = editscore([reply(25, 5), reply(5, 15)], [reply(20, 20)] * 2)
+    assert judged._of_judgement(gedit, found).figures == pytest.approx({"SC": 2.0, "PQ": 8.0, "O": 4.0})
+    told = dimension_of(found, "sc")
+    assert (told.value, told.spread, told.scale) == (5.0, 0.0, 25.0)
+    bare = dataclasses.replace(found, details={})
+    assert dimension_of(bare, "sc").value == 10.0  # of the means, where a judge tells no more
 
 
 def test_what_is_published_of_imgedit():

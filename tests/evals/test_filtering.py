@@ -343,6 +343,14 @@ def test_stored_scores_in_any_order(data, tmp_path, capsys):
     again = tmp_path / "again"  # another choice by the same scores
     assert filter_data.main(words(data, again, "--scores", out / "scores.jsonl", "--min-score", -2)) == 0
     assert keys(again) == ["r3", "r5", "r7"]
+    rows = [json.loads(x) for x in (out / "scores.jsonl").read_text().splitlines()]
+    (three,) = (x for x in rows if x["key"] == "r3")
+    other = write(tmp_path / "other.jsonl", [three | {"sha256": three["sha256"] | {"edited": "0" * 64}}, lines[0]])
+    assert filter_data.main(words(data, tmp_path / "o", "--scores", other, "--keep", 1)) == 0
+    assert keys(tmp_path / "o") == ["r7"]
+    assert (
+        "scores of another edit under this key" in next(x for x in manifest(tmp_path / "o") if x["key"] == "r3")["why"]
+    )
     alone = tmp_path / "alone"
     flags = ["--scores", str(out / "scores.jsonl"), "--output", str(alone), "--keep", "2", "--within", "group"]
     assert filter_data.main(flags) == 0

@@ -83,6 +83,22 @@ def test_interrupted_runs_write_what_one_run_writes(tmp_path):
     assert run(source, parts, again)[0] == 23 and again.calls == 0
 
 
+def test_images_that_are_others_now_are_not_given_the_old_scores(tmp_path):
+    """The same names, made anew: also a picture that was missing at first."""
+    source, output = write_input(tmp_path), tmp_path / "out.jsonl"
+    run(source, output)
+    for name, entry in (("absent.png", 6), ("a.png", 1)):
+        (tmp_path / name).write_bytes(encode_png(np.full((28, 28, 3), 200, np.uint8)))
+        with pytest.raises(ResumeError, match=f"out.jsonl:{entry}: the images of entry {entry} of .* are others now"):
+            run(source, output)
+        if name == "absent.png":
+            (tmp_path / name).unlink()
+    lines = [json.loads(x) for x in output.read_text().splitlines()]
+    bare = [{k: v for k, v in x.items() if k != "scores_of"} for x in lines]
+    output.write_text("".join(json.dumps(x) + "\n" for x in bare))  # of an older version
+    assert run(source, output)[0] == 23
+
+
 def test_another_run_is_refused(tmp_path):
     source, output = write_input(tmp_path), tmp_path / "out.jsonl"
     run(source, output)

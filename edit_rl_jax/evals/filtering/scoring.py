@@ -107,13 +107,16 @@ class Stored:
 
     def __call__(self, records: Sequence[EditRecord]) -> list[Judgement]:
         """Returns the judgements of records; of one that the file does not have, one that is not valid."""
-        return [self._judged(record.key) for record in records]
+        return [self._judged(record) for record in records]
 
-    def _judged(self, key: str) -> Judgement:
+    def _judged(self, record: EditRecord) -> Judgement:
+        key = record.key
         at = np.searchsorted(self._hashes, np.uint64(wanted := hash64(key)))
         if at == len(self) or int(self._hashes[at]) != wanted:
             return Judgement(problem=f"not in {self.file.name}")
         line = self._line(int(at))
+        if "sha256" in line and line["sha256"] != digests(record):
+            return Judgement(problem=f"{self.file.name} has scores of another edit under this key")
         if "scores" in line:
             try:
                 return Judgement.from_json(line["scores"])
@@ -167,11 +170,15 @@ def score(
                     print(f"scoring: {done} of {total} edits", file=sys.stderr, flush=True)
 
 
-def _line(record: EditRecord, judged: Judgement) -> dict[str, Any]:
+def digests(record: EditRecord) -> dict[str, str]:
+    """Gives the SHA-256 of an edit's parts, as its line in a file of scores has them."""
     pieces = {"source": record.source, "edited": record.edited, "instruction": record.instruction.encode()}
-    digests = {name: sha256(data).hexdigest() for name, data in pieces.items()}
+    return {name: sha256(data).hexdigest() for name, data in pieces.items()}
+
+
+def _line(record: EditRecord, judged: Judgement) -> dict[str, Any]:
     group = record.group or group_id(record.source, record.instruction)
-    return {"key": record.key, "sha256": digests, "group": group, "scores": judged.to_json()}
+    return {"key": record.key, "sha256": digests(record), "group": group, "scores": judged.to_json()}
 
 
 def _whole_chunks(file: Path, chunk: int, total: int) -> int:

@@ -1,5 +1,6 @@
 """Says which of a judge's dimensions answers what a benchmark asks: one table for all of them."""
 
+import dataclasses
 from collections.abc import Collection
 
 from edit_rl_jax.rewards.base import Dimension, Judgement
@@ -34,14 +35,23 @@ def names_of(dimensions: Collection[str]) -> list[str]:
 
 
 def dimension_of(judged: Judgement, name: str) -> Dimension | None:
-    """Returns a judgement's figure with its spread: a dimension, the smallest of a group's, or the overall one."""
+    """Returns a judgement's figure with its spread: a dimension, a group's, or the overall one.
+
+    A group's is the mean over passes of the smaller score, where the judge tells it (`details`, EditScore's): the
+    smaller of the means, which stands for it else, is never less.
+    """
     if name == "overall":
         return judged.overall
     found = [judged.dimensions.get(d) for d in GROUPS.get(name, (name,))]
-    return None if None in found else min(found, key=lambda d: d.value)
+    if None in found:
+        return None
+    least, told = min(found, key=lambda d: d.value), judged.details
+    if name in GROUPS and isinstance(told.get(name), float | int):
+        return dataclasses.replace(least, value=told[name], spread=told.get("std", {}).get(name))
+    return least
 
 
 def figure(judged: Judgement, name: str) -> float | None:
-    """Returns a judgement's figure: a dimension, the smallest of a group's, or the overall one."""
+    """Returns a judgement's figure: a dimension, a group's, or the overall one (see `dimension_of`)."""
     found = dimension_of(judged, name)
     return None if found is None else float(found.value)

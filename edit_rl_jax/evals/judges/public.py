@@ -77,7 +77,8 @@ def score(judge: Judge, entries: Iterable[C.Entry], problems: C.Problems, progre
 
     def flush() -> None:
         found = judge.score(list(waiting.values()), progress=False)
-        out.judged.update({c: dataclasses.replace(j, reasons=(), details={}) for c, j in zip(waiting, found)})
+        kept = lambda j: {k: j.details[k] for k in (*dimensions.GROUPS, "std") if k in j.details}
+        out.judged.update({c: dataclasses.replace(j, reasons=(), details=kept(j)) for c, j in zip(waiting, found)})
         bar.update(len(waiting))
         waiting.clear()
 

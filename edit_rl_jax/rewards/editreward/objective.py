@@ -128,9 +128,10 @@ class Preference:
         ties = float(self.options.loss == "bradley_terry")
         each = losses.difference(a, b)
         whole = losses.difference(*(fuse(x, "mean" if self.fusion == "none" else self.fusion) for x in (a, b)))
+        dropped = float(self.options.ties != "keep")
         one = (1 - ties) * jnp.abs(label) + ties  # a tie teaches what has a probability of ties
         terms = {
-            "overall": (whole, 1 - prefers, real * ((1 - ties) * prefers + ties)),
+            "overall": (whole, 1 - prefers, real * (1 - (1 - prefers) * dropped)),
             "dimension": (each, 1 - jnp.abs(label), real[..., None] * labelled * one),
         }
         parts = []

@@ -52,8 +52,22 @@ def test_what_each_choice_of_labels_and_ties_learns():
     assert count(labels="both", ties="disentangle") == [1, 2, 0, 0]
     assert count(loss="bradley_terry", ties="keep") == [1, 1, 1, 1]
     assert count(loss="bradley_terry", labels="dimension") == [1, 1, 1, 0]
+    assert count(loss="bradley_terry", labels="both") == [1, 1, 1, 0]
     both = Preference(Options(ties="disentangle")).to_examples(tie, 0, prompts=TINY)
     assert [pair[0].prompt[3] for pair in both] == list(tie.edited), "once either way round"
+
+
+def test_a_dropped_overall_tie_has_no_overall_term(monkeypatch):
+    """With labels by dimension beside it; `keep` learns it as a tie."""
+    monkeypatch.setattr(objective, "gaussians", lambda *_: (jnp.zeros((1, 1, 2, 2, 2)), jnp.ones((1, 1))))
+    for r, weights in ((record(1, 0), {"drop": 2, "disentangle": 2, "keep": 3}), (record(1), {"drop": 3, "keep": 3})):
+        for ties, wanted in weights.items():
+            made = Preference(Options("bradley_terry", "both", "drop"))
+            (pair,) = made.to_examples(r, 0, prompts=TINY)
+            learns = Preference(Options("bradley_terry", "both", ties))
+            rows = jnp.array([arrays(example) for example in pair], jnp.float32).T
+            batch = {f"answer_{k}": row[None] for k, row in zip(objective.EXTRAS, rows)}
+            assert learns.validation_loss(None, batch)[1] == wanted, (r.prefers, ties)
 
 
 def test_other_records_and_empty_instructions_are_named():
