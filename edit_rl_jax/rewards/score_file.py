@@ -6,7 +6,7 @@ from typing import Any
 
 from edit_rl_jax import json_files
 from edit_rl_jax.data import readers
-from edit_rl_jax.data.records import RecordError
+from edit_rl_jax.data.records import EditRecord, RecordError, VerifierRecord, expect
 from edit_rl_jax.data.resumable import complete
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.rewards.cache import content_id
@@ -19,15 +19,19 @@ def entries(path: Path) -> Iterator[tuple[dict[str, Any], Edit | str]]:
 
     JSONL: objects with `source` (a path from the file's folder, or a list of several), `edited` (a path) and
     `instruction`; what else the judge should know may stand in an object `extras`. Parquet: as `readers.read`, images
-    as bytes or paths. A line that is no such object raises ValueError, named; a missing image is a reason.
+    as bytes or paths. A line that is no such object raises ValueError, named; a missing image is a reason, and so is a
+    row of a preference.
     """
     if path.suffix == ".parquet":
         for where, record in readers.read(path):
-            if isinstance(record, RecordError):
-                yield {"key": where}, str(record)
-            else:
-                line = {"key": record.key, "instruction": record.instruction, "task": record.task}
-                yield line, Edit.of_record(record)
+            try:
+                if isinstance(record, RecordError):
+                    raise record
+                edit = Edit.of_record(expect(record, EditRecord, VerifierRecord))
+            except RecordError as error:
+                yield {"key": where}, str(error)
+                continue
+            yield {"key": record.key, "instruction": record.instruction, "task": record.task}, edit
         return
     for line in json_files.rows(path, _line):
         yield line, read_edit(line, path.parent)
@@ -62,7 +66,10 @@ def _line(where: str, line: Any) -> dict[str, Any]:
 
 
 def count(path: Path) -> int:
-    """How many edits a file holds. Raises ValueError, naming the line, where a JSONL line is malformed."""
+    """Counts the edits of a file; of parquet its rows, which may be more (ShareGPT's of quality alone are no edits).
+
+    Raises ValueError, naming the line, where a JSONL line is malformed.
+    """
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -95,7 +102,7 @@ def score_file(
     how = dict(adds=("scores",), good=_is_scored, source=source, chunk=chunk, overwrite=overwrite, progress=progress)
     lines = complete(output, entries(source), total, work, judge.settings(), content=_content, **how)
     valid = [x["scores"]["overall"] for x in lines if x["scores"]["overall"] is not None]
-    return total, total - len(valid), sum(valid) / len(valid) if valid else None
+    return len(lines), len(lines) - len(valid), sum(valid) / len(valid) if valid else None
 
 
 def _content(line: Mapping[str, Any], edit: Edit | str) -> str:

@@ -152,6 +152,35 @@ def test_parquet_with_its_images(tmp_path):
     assert [json.loads(x)["key"] for x in (tmp_path / "out.jsonl").read_text().splitlines()] == ["a", "b", "c"]
 
 
+def test_rows_of_quality_alone_are_no_edits(tmp_path):
+    """ShareGPT asks two questions about one edit in two rows."""
+    said = lambda human, reply: [{"from": "human", "value": human}, {"from": "gpt", "value": reply}]
+    other = encode_png(np.ones((28, 28, 3), np.uint8))
+    rows = [
+        {
+            "conversations": said(
+                "<image><image>\nEditing instruction: take 7", '{"reasoning": "a", "score": [20, 22]}'
+            ),
+            "images": [{"bytes": PNG}, {"bytes": other}],
+        },
+        {
+            "conversations": said("<image>\nRate naturalness and artifacts", '{"reasoning": "a", "score": [5, 6]}'),
+            "images": [{"bytes": other}],
+        },
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    assert run(tmp_path / "in.parquet", tmp_path / "out.jsonl")[:2] == (1, 0)
+    assert run(tmp_path / "in.parquet", tmp_path / "out.jsonl")[:2] == (1, 0)  # again, from what is written
+
+
+def test_a_row_of_a_preference_is_named(tmp_path):
+    rows = [{"source": PNG, "first": PNG, "second": PNG, "instruction": "take 1", "prefers": 1}]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    assert run(tmp_path / "in.parquet", tmp_path / "out.jsonl") == (1, 1, None)
+    line = json.loads((tmp_path / "out.jsonl").read_text())
+    assert line["key"] == "in.parquet:1" and "in.parquet:1: wrong kind of record" in line["scores"]["problem"]
+
+
 @pytest.mark.parametrize(
     "text, said", [("{", "in.jsonl:2"), ("[]", "in.jsonl:2"), ('{"source": "a"}', "edited, instruction")]
 )
