@@ -126,6 +126,24 @@ def check(figures):
     assert spread == pytest.approx({"min": 0, "max": 20, "mean": 12.5, "std": np.std(values), "n": 4})
 
 
+def test_doubled_pairs_are_named_and_what_tools_leave_is_not_read(data, tmp_path):
+    def add(file, part):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table = batch(part)
+        with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table)
+
+    add(data / "cache-1234.arrow", PAIRS[:1])
+    add(data / ".cache/huggingface/x.arrow", PAIRS[:1])
+    found = B.run(tmp_path / "out", data, judge=ColourJudge(), progress=False)
+    check(found)
+    assert found["repeated_pairs"] == 0 and "repeat" not in B.summary(found)
+    add(data / "more.arrow", [*PAIRS[:1], ("consistency", *PAIRS[0][1:])])  # the latter in another dimension: it is new
+    found = B.run(tmp_path / "out", data, judge=ColourJudge(), progress=False)
+    assert (found["n_pairs"], found["repeated_pairs"]) == (11, 1)
+    assert "1 of 11 pairs repeat an earlier one" in B.summary(found)
+
+
 def test_accuracy_by_a_judge_each_edit_once_at_its_inputs_size(data, tmp_path):
     judge = ColourJudge()
     written = B.run(tmp_path / "out", data, revision="abc", judge=judge, about={"who": "colour"}, progress=False)

@@ -230,6 +230,7 @@ def figures(
         "edits_without_score": sum(all(v is None for v in scores.get(n, {}).values()) for n in names),
         "ties": sum(r["ties"] for r in pooled.values()),
         "invalid_pairs": sum(r["invalid"] for r in pooled.values()),
+        "repeated_pairs": len(pairs) - len({(p.dimension, p.edits) for p in pairs}),
         "keys_of_two_edits": len(contents) - len({k for k, _ in contents}),
         "mean_over_tasks": macro,
         "pooled": pooled,
@@ -337,6 +338,10 @@ def summary(figures: Mapping[str, Any]) -> str:
                 *(pooled[k] for k in ("n", "ties", "invalid")),
             )
         )  # fmt: skip
+    if n := figures["repeated_pairs"]:
+        lines.append(
+            f"{n} of {figures['n_pairs']} pairs repeat an earlier one (same dimension and edits); all are counted"
+        )
     for kind in ("missing", "unknown"):
         if figures[f"{kind}_tasks"]:
             lines.append(f"{kind} tasks: {', '.join(figures[f'{kind}_tasks'])}")

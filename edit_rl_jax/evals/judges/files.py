@@ -10,6 +10,12 @@ KINDS = (".arrow", ".parquet", ".json", ".jsonl", ".ndjson")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")  # of Hugging Face's tools
 
 
+def _files(folder: Path, kinds: Iterable[str]) -> list[Path]:
+    """Lists a folder's files of these kinds in order of their names, without what Hugging Face's tools leave there."""
+    left = lambda p: ".cache" in p.relative_to(folder).parts or p.name in NOT_ROWS or p.match("cache-*.arrow")
+    return sorted(p for p in folder.rglob("*") if p.suffix in kinds and not left(p))
+
+
 def tables(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of an arrow or parquet file, or of all of a folder in order of their names, a few rows in memory at
     a time.
@@ -20,8 +26,7 @@ def tables(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     folder = Path(folder)
-    kinds = (".arrow", ".parquet")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix in kinds) if folder.is_dir() else [folder]
+    paths = _files(folder, KINDS[:2]) if folder.is_dir() else [folder]
     if not paths:
         raise FileNotFoundError(f"{folder}: no .arrow or .parquet file")
     for path in paths:
@@ -49,8 +54,7 @@ def rows(data: Path, wanted: Iterable[tuple[str, ...]] = ()) -> Iterator[tuple[s
     that have one of it, if there are any.
     Raises FileNotFoundError when there are none, RecordError for a file that cannot be read as a whole.
     """
-    found = sorted(p for p in data.rglob("*") if p.suffix in KINDS) if data.is_dir() else [data]
-    found = [p for p in found if p.name not in NOT_ROWS and ".cache" not in p.relative_to(data).parts]
+    found = _files(data, KINDS) if data.is_dir() else [data]
     for parts in wanted:
         found = [p for p in found if any(x in f"/{p.relative_to(data).as_posix()}" for x in parts)] or found
     if not found:
