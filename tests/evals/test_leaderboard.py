@@ -1,5 +1,6 @@
 """Editors in pairs, judges side by side, drift, and the page of all, in a real browser without network."""
 
+import dataclasses
 import io
 import json
 import math
@@ -19,14 +20,14 @@ from tests import browser as chromium
 GROUPS = gedit.NAMES[:2]
 
 
-def results(home, editor, judge, scores, words="<b>fine</b>", pictures=True):
+def results(home, editor, judge, scores, words="<b>fine</b>", pictures=True, part="en"):
     """A folder of results: {key: (SC, PQ) or None}, the first half in one group, the rest in another."""
     keys, out = list(scores), home / f"{editor}-{judge}"
     group = lambda k: GROUPS[keys.index(k) >= len(keys) / 2]
     lines = []
     for key in keys:
         line = {
-            "id": f"en/{key}",
+            "id": f"{part}/{key}",
             "group": group(key),
             "instruction": f"make <i>{key}</i>",
             "intersection": key == keys[0],
@@ -37,12 +38,12 @@ def results(home, editor, judge, scores, words="<b>fine</b>", pictures=True):
     home.mkdir(exist_ok=True)
     file = home / "said.jsonl"
     file.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    how = dict(editor=editor, judge=judge, predictions=file, progress=False)
+    how = dict(editor=editor, judge=judge, predictions=file, part=part, progress=False)
     judged.run("gedit_bench", out, **how)
     if pictures:
         level = sum(map(ord, editor)) % 200
         shown = lambda v: judged.thumbnail(encode_png(np.full((40, 60, 3), v, np.uint8)))
-        lines = [{"id": f"en/{k}", "source": shown(9), "edited": shown(level)} for k in keys if scores[k]]
+        lines = [{"id": f"{part}/{k}", "source": shown(9), "edited": shown(level)} for k in keys if scores[k]]
         (out / "thumbnails.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return out
 
@@ -104,6 +105,42 @@ def test_a_judge_again_and_two_judges(tmp_path):
     pairs = [(*values, *values / 2), (*values + 1, *9 - values)]
     assert side["spearman"] == pytest.approx(statistics.spearman(*map(np.array, pairs)))
     assert side["editor_pairs_ordered_alike"] == "1 of 1"
+
+
+def test_parts_in_folders_of_their_own_stand_together(tmp_path):
+    """Whatever the folders' order; what a folder has beside a repeated part counts, too."""
+    made = lambda name, editor, judge, part, scores: compare.load(
+        results(tmp_path / name, editor, judge, scores, part=part, pictures=False)
+    )
+    tail = lambda *values: {f"t{k}": v for k, v in flat(*values).items()}
+    folders = [
+        made(part, editor, judge, part, flat(*(v + more for v in (1, 2, 3, 4))))
+        for judge in ("j", "i")
+        for part, more in (("en", 0), ("cn", 1))
+        for editor, more in (("a", more), ("b", more + 3))
+    ]
+    for order in (folders, folders[::-1]):
+        found = compare.tables(order)
+        told = {(d["judge"], d["set"]): (d["a"], d["difference"], d["n"], d["n_left_out"]) for d in found["editors"]}
+        first, less = ("a", -3) if order is folders else ("b", 3)
+        wanted = (first, less, 4, 0)
+        parts = [k for k in told if "intersection" not in k[1]]
+        assert sorted(parts) == [("i", "cn"), ("i", "en"), ("j", "cn"), ("j", "en")] and not found["drift"]
+        assert all(told[k] == wanted for k in parts)
+        sides = {d["set"]: (d["n"], d["n_left_out"], d["editor_pairs_ordered_alike"]) for d in found["judges"]}
+        assert sides["en"] == sides["cn"] == (8, 0, "1 of 1")
+    # a part again is a repeat, and of a part's other items a folder is none
+    again = made("again", "a", "j", "cn", flat(3, 4, 5, 6))
+    more = [made("more", editor, "j", "cn", tail(*values)) for editor, values in (("a", (1, 1)), ("b", (1, 9)))]
+    found = compare.tables([*folders, again, *more])
+    assert [(d["editor"], d["set"], d["mean_shift"]) for d in found["drift"] if d["set"] == "cn"] == [("a", "cn", 1)]
+    cn = next(d for d in found["editors"] if (d["judge"], d["set"]) == ("j", "cn"))
+    assert cn["n"] == 6 and cn["difference"] == pytest.approx(-(2 + (3 * 2 + 8) / 3) / 2)
+    # the folder that an item is from is named
+    other = dataclasses.replace(folders[3].items["cn/k0"], instruction="another")
+    folders[3] = dataclasses.replace(folders[3], items={**folders[3].items, "cn/k0": other})
+    with pytest.raises(ValueError, match="cn/a-j and .*cn/b-j: cn/k0 is not the same item"):
+        compare.tables(folders)
 
 
 def test_results_of_other_items_are_not_compared(tmp_path):

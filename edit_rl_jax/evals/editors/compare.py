@@ -23,12 +23,13 @@ from edit_rl_jax.evals.statistics import bootstrap, macro_draws, percentiles, sp
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-    """One editor as one judge sees it: a folder that `judged.run` wrote."""
+    """One editor as one judge sees it: a folder that `judged.run` wrote, or several of different items."""
 
     folder: Path
     about: Mapping[str, Any]  # eval.json
     items: Mapping[str, Item]
     judged: Mapping[str, Judged]
+    elsewhere: Mapping[str, Path] = dataclasses.field(default_factory=dict)  # folders of the items that `joined` added
 
     @property
     def official(self) -> str:
@@ -44,6 +45,25 @@ class Results:
         """Names of items by set."""
         found = figures.sets(benchmark(self.about["benchmark"]), list(self.items.values()))
         return {name: [i.id for i in own] for name, own in found.items()}
+
+    def figure(self, which: str) -> float | None:
+        """Returns the official figure of a set, macro over groups."""
+        names = self.sets.get(which, ())
+        decimals = benchmark(self.about["benchmark"]).DECIMALS
+        return figures.macro([self.value(n) for n in names], [self.items[n].group for n in names], decimals)
+
+    def folder_of(self, name: str) -> Path:
+        """Returns the folder that an item was read from."""
+        return self.elsewhere.get(name, self.folder)
+
+    def joined(self, other: "Results") -> "Results":
+        """Adds those parts of another folder of the same editor and judge that have no item which is here already."""
+        repeated = {i.part for n, i in other.items.items() if n in self.items}
+        new = {n: i for n, i in other.items.items() if i.part not in repeated}
+        judged = {**self.judged, **{n: other.judged[n] for n in new}}
+        about = {**self.about, "official_figure": figures.figure_of(benchmark(self.about["benchmark"]), judged)}
+        elsewhere = {**self.elsewhere, **dict.fromkeys(new, other.folder)}
+        return Results(self.folder, about, {**self.items, **new}, judged, elsewhere)
 
 
 def load(folder: str | Path) -> Results:
@@ -66,7 +86,7 @@ def shared(a: Results, b: Results, which: str) -> list[str]:
     names = [n for n in a.sets.get(which, ()) if n in other]
     for name in names:
         if a.items[name] != b.items[name]:
-            raise ValueError(f"{a.folder} and {b.folder}: {name} is not the same item")
+            raise ValueError(f"{a.folder_of(name)} and {b.folder_of(name)}: {name} is not the same item")
     return names
 
 
@@ -133,7 +153,7 @@ def agreement(pairs: Sequence[tuple[Results, Results]], which: str, seed: int = 
     ends = bootstrap(lambda at: spearman(one[at], other[at]), groups, draws=400, seed=seed)
     rank, means = spearman(one, other), []
     for a, b in pairs:
-        both = [r.about["by_set"].get(which, {}).get(r.official) for r in (a, b)]
+        both = [r.figure(which) for r in (a, b)]
         means += [both] if None not in both else []
     ordered = [(p[0] - q[0]) * (p[1] - q[1]) > 0 for p, q in itertools.combinations(means, 2)]
     out = {"spearman": None if math.isnan(rank) else rank, "spearman_ci95": ends and list(ends)}
@@ -147,7 +167,8 @@ def agreement(pairs: Sequence[tuple[Results, Results]], which: str, seed: int = 
 
 def tables(results: Sequence[Results], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Compares all results of one benchmark: `editors` in pairs by judge, `judges` in pairs over their editors, and
-    `drift`, where one editor was judged by one judge twice (the first given is the old one)."""
+    `drift`, where one editor was judged by one judge twice (the first given is the old one). An editor's parts, judged
+    into folders of their own, stand together."""
     out: dict[str, list[dict[str, Any]]] = {"editors": [], "judges": [], "drift": []}
     by_judge: dict[str, dict[str, Results]] = {}
     for r in results:
@@ -155,8 +176,7 @@ def tables(results: Sequence[Results], seed: int = 0) -> dict[str, list[dict[str
         if old := held.get(r.about["editor"]):
             about = {"editor": r.about["editor"], "judge": r.about["judge"]}
             out["drift"] += [{**about, "set": s, **d} for s in r.sets if (d := drift(old, r, s, seed))]
-        else:
-            held[r.about["editor"]] = r
+        held[r.about["editor"]] = old.joined(r) if old else r
     for judge, held in by_judge.items():
         for a, b in itertools.combinations(held.values(), 2):
             about = {"judge": judge, "a": a.about["editor"], "b": b.about["editor"]}
