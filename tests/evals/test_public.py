@@ -106,6 +106,27 @@ def test_a_judge_and_what_it_recorded_say_the_same(genai, tmp_path):
     assert {k: v for k, v in again.items() if k not in other} == {k: v for k, v in found.items() if k not in other}
 
 
+def test_items_that_only_the_labels_file_labels_are_judged(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, colour in (("s", 0), ("l", 9), ("r", 2)):
+        (tmp_path / f"data/{name}.png").write_bytes(picture(colour))
+    row = {"source_image": "s.png", "left_output_image": "l.png", "right_output_image": "r.png"}
+    rows = [row | {"idx": i, "instruct_prompt": f"do {i}"} for i in range(4)]
+    rows[1]["vote_type"] = "leftvote"  # which the file does not name
+    lines(tmp_path / "data/rows.jsonl", [*rows, {"idx": 4}])
+    labels = lines(tmp_path / "labels.jsonl", [label(0, "A>B"), label(2, "odd"), label(4, "A>B")])
+    judge, options = ColourJudge(), dict(data=tmp_path / "data", labels=labels, ties=Ties(0.0), progress=False)
+    found = public.run("genai_bench", tmp_path / "out", judge=judge, **options)
+    assert (found["n"], found["n_invalid"]) == (5, 3) and found["official_accuracy"] == 2 / 5
+    assert sorted({e.instruction for e in judge.seen}) == ["do 0", "do 1"]  # no call is spent on what none labels
+    said = [json.loads(x) for x in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [x.get("problem") for x in said] == [None, None, *["not judged"] * 3]
+    report = (tmp_path / "out/report.html").read_text()
+    assert report.count("<article>") == 4 and report.count("A of A&gt;B") == 2
+    again = public.run("genai_bench", tmp_path / "b", predictions=tmp_path / "out/predictions.jsonl", **options)
+    assert again["official_accuracy"] == found["official_accuracy"]
+
+
 def test_a_killed_run_goes_on_from_its_cache(genai, tmp_path):
     found = []
     for _ in range(2):

@@ -71,8 +71,14 @@ class Scored:
         return C.Prediction(tuple(d.value for d in told), spreads)
 
 
-def score(judge: Judge, entries: Iterable[C.Entry], problems: C.Problems, progress: bool = True) -> Scored:
-    """Judges every distinct edit of the items that have a label."""
+def score(
+    judge: Judge,
+    entries: Iterable[C.Entry],
+    problems: C.Problems,
+    progress: bool = True,
+    labelled: Collection[str] = (),
+) -> Scored:
+    """Judges every distinct edit of the items that have a label, and of those that are named as `labelled`."""
     out, waiting = Scored(), {}
 
     def flush() -> None:
@@ -84,13 +90,15 @@ def score(judge: Judge, entries: Iterable[C.Entry], problems: C.Problems, progre
 
     with tqdm(desc="scoring", unit="edit", disable=None if progress else True) as bar:
         for item, load in entries:
-            if item.label is None:
+            if item.label is None and item.id not in labelled:
                 continue
             try:
                 made = load()
             except RecordError as error:
                 out.failed[item.id] = "missing image" if error.reason == "missing file" else error.reason
                 problems.add(out.failed[item.id], item.id, str(error))
+                continue
+            if not made:  # a row that cannot be read, and is named
                 continue
             names = tuple(content_id(*e.sources, e.edited, e.instruction) for e in made)
             out.contents[item.id] = names
@@ -147,17 +155,19 @@ def run(
     if data is not None:
         folder, found = (Path(data), revision) if Path(data).is_file() else dataset_folder(data, revision)
     read = lambda note: C.entries(bench, folder, note)
-    recorded = lambda: read_labels(labels, problems, bench)
-    no_edits = lambda item: (item, tuple)
-    entries = read(problems) if folder is not None else map(no_edits, recorded())
-    entries, scored = C.distinct(entries, problems, kept), Scored()
-    if judge is not None:
-        scored = score(judge, entries, problems, progress)
+    given: dict[str, C.Item] = {}
+    if labels is not None:  # before judging: what they label is judged
+        _drain(C.distinct(((i, tuple) for i in read_labels(labels, problems, bench)), problems, given))
+    scored = Scored()
+    if folder is None:
+        kept = given
     else:
-        _drain(entries)
-    if labels is not None and folder is not None:
-        given: dict[str, C.Item] = {}
-        _drain(C.distinct(map(no_edits, recorded()), problems, given))
+        entries = C.distinct(read(problems), problems, kept)
+        if judge is not None:
+            labelled = {i.id for i in given.values() if i.label is not None}
+            scored = score(judge, entries, problems, progress, labelled)
+        else:
+            _drain(entries)
         overlay(kept, given.values(), problems)
     if not kept:
         raise ValueError(f"{data or labels}: no item of {name}")
@@ -200,16 +210,20 @@ def _drain(entries: Iterable[C.Entry]) -> None:
 
 def samples(cases: C.Cases, entries: Iterable[C.Entry], using: Mapping[str, str]) -> Iterator[Sample]:
     """Yields judged edits for the report: of the first pairs that are rightly ordered, and of as many others."""
-    right = dict(zip((i.id for i in cases.items), order(cases) == cases.labels))
-    scores = dict(zip((i.id for i in cases.items), cases.scores.tolist()))
+    items = {i.id: i for i in cases.items}  # with the labels that count
+    right = dict(zip(items, order(cases) == cases.labels))
+    scores = dict(zip(items, cases.scores.tolist()))
     left = {True: SHOWN, False: SHOWN}
     for item, load in entries:
+        item = items[item.id]
         good = bool(right.get(item.id, False))
         if item.text == "rating" or item.label is None or not left[good]:
             continue
         try:
             made: tuple[Edit, ...] = load()
         except RecordError:
+            continue
+        if not made:
             continue
         left[good] -= 1
         for edit, value, letter in zip(made, scores[item.id], item.letters):
