@@ -87,8 +87,8 @@ def complete(
             if content and of in old and old[of] != content(line, entry):
                 raise ResumeError(f"{where}: the images of entry {len(done) + 1} of {source} are others now; {ADVICE}")
             done.append(old)
-        if len(written) > total:
-            raise ResumeError(f"{output} has {len(written)} lines, {source} {total} edits")
+        if len(written) > len(done):
+            raise ResumeError(f"{output} has {len(written)} lines, {source} {len(done)} edits")
         with tqdm(desc=doing, unit="edit", total=total, initial=len(done), disable=None if progress else True) as bar:
             said = time.monotonic()
             while part := list(itertools.islice(rest, chunk)):
