@@ -154,7 +154,8 @@ def run(args) -> int:
     table, rank, keep = ranking.write_manifest(args.output, files, choice)
     unused = {}
     if args.scores and source:
-        matched = len(source) - table.problems[f"not in {args.scores.name}"]
+        gone = (f"not in {args.scores.name}", scoring.other(args.scores))
+        matched = len(source) - sum(table.problems[problem] for problem in gone)
         unused = {"scores_of_other_edits": settings["judge.scores"] - matched}
     figures = pages.write(args.output, table, rank, keep, about | unused, source)
     print(pages.summary(figures))

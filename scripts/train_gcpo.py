@@ -8,11 +8,9 @@ exit with status 0, a second one stops at once. Each process writes the replies 
 copy of the weights on its own devices (config.mesh: data over processes, tensor within one, fsdp 1).
 """
 
-import hashlib
 import json
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -61,9 +59,8 @@ def train(run: session.Session) -> None:
 
     # -- Resume --------------------------------------------------------------------------------------------------------
     revision = model_files.revision(base)
-    asked = {"principles": hashlib.sha256(Path(r.principles).read_bytes()).hexdigest()} if r.principles else {}
-    data = fingerprint(source, config.data.buckets, seed=config.seed, pairs=r.pairs, **asked)
-    facts = dict(data_hash=data, base_hash=st.whole_checksum({**trainable, **frozen}))
+    data = fingerprint(source, config.data.buckets, seed=config.seed, pairs=r.pairs)
+    facts = dict(data_hash=data, base_hash=st.whole_checksum({**trainable, **frozen})) | principles.digest(r.principles)
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=config.steps, base_revision=revision, **facts)
     reader = Reader(source, config, sets, position, sharing)

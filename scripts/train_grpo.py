@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edit_rl_jax.data import principles
 from edit_rl_jax.editors.registry import editor_files
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import model_files
@@ -58,6 +59,7 @@ def train(run: session.Session) -> None:
     # -- Resume --------------------------------------------------------------------------------------------------------
     revision = model_files.revision(base)
     facts = dict(data_hash=source.data_hash[:16], base_hash=st.whole_checksum({**trainable, **frozen}))
+    facts |= principles.digest(r.judge.get("principles", ""))
     trees = program.state | ({"behind": program.trainable} if r.overlap else {})
     begin = lambda: program.init_state(trainable)
     state, _ = run.resume(trees, begin, steps=config.steps, base_revision=revision, **facts)

@@ -121,6 +121,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
     weights = {p.name if p != folder else ".": fingerprint(p) for p in homes}
     settings["weights_sha256"] = weights | ({"lora": _digest(Path(args.lora))} if args.lora else {})
     settings["lora_alpha"] = args.lora_alpha
+    if args.lora and Path(args.lora).is_file() and hasattr(own, "text"):  # which is told beside it
+        settings["text_tokens"] = own.text
     return EditorSampler(editor, kind.folder_tokenizer(folder), sampling, mesh), json.loads(json.dumps(settings))
 
 

@@ -1,11 +1,13 @@
 """Principles of edits: checks, JSON in and out, files of sets, and the check of a verifier's record. Paper: arXiv
 2604.27505, where a set has about ten. A set belongs to a (source, instruction) and is known by its content."""
 
+import hashlib
 import math
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from edit_rl_jax import json_files
@@ -63,6 +65,11 @@ def to_json(principles: Iterable[Principle]) -> list[dict[str, str]]:
 def line(name: str, principles: Iterable[Principle]) -> str:
     """Writes a set as a line of a file of sets, without the end of the line."""
     return json_files.dumps({"id": name, "principles": to_json(principles)})
+
+
+def digest(path: str) -> dict[str, str]:
+    """Gives {"principles_hash": SHA-256 of a file of sets}, a fact of a run that may not change; {} without a file."""
+    return {"principles_hash": hashlib.sha256(Path(path).read_bytes()).hexdigest()} if path else {}
 
 
 def read(path: str | os.PathLike) -> dict[str, Principles]:

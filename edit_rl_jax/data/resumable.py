@@ -61,11 +61,13 @@ def complete(
     """Works on the entries (line, what it stands for) that `output` does not hold yet; returns all its lines.
 
     A line of the output is an entry's line and the results that `work` gives for it, under the names `adds`; `good`
-    says whether a line's results are of the right kind. content: gives a hash of what an entry stands for, which the
-    line has under the first of `adds` + "_of": images that are others now are noticed by it (a line of an older version
-    has none and is taken as it is). The settings stand beside it in `<output>.settings.json`; an
+    says whether a line's results are of the right kind. The settings stand beside it in `<output>.settings.json`; an
     output of other settings or of another input, or a damaged one, raises ResumeError or JSONError, unless `overwrite`
     removes it. Raises BlockingIOError where another process writes the same output.
+
+    content: hashes what an entry stands for ("" where its images cannot be read); it stands under the first of `adds` +
+    "_of", and images that are others now raise ResumeError. A line of an older version, without it, is taken as it is,
+    and so is one whose images are gone.
     """
     beside = output.with_name(output.name + ".settings.json")
     with output.open("a") as held:
@@ -84,7 +86,8 @@ def complete(
         for (where, old), (line, entry) in zip(written, rest):  # zip takes from `written` first: no entry is lost
             if not isinstance(old, dict) or not set(adds) <= set(old) or bare(old) != bare(line) or not good(old):
                 raise ResumeError(f"{where} is not the result of entry {len(done) + 1} of {source}")
-            if content and of in old and old[of] != content(line, entry):
+            now = content(line, entry) if content and of in old else ""
+            if now and old[of] != now:
                 raise ResumeError(f"{where}: the images of entry {len(done) + 1} of {source} are others now; {ADVICE}")
             done.append(old)
         if len(written) > len(done):

@@ -117,20 +117,20 @@ def edit_file(
 
 
 def kept_size(edit: Edit) -> tuple[int, int]:
-    """Gives the (height, width) of the source whose aspect the result has: the last, or the first where a size was
-    asked for."""
+    """Gives the (height, width) of the source whose aspect the result has, the last; where a size was asked for, of the
+    first."""
     h, w = edit.images[0 if edit.size else -1].shape[:2]
     return h, w
 
 
 def _content(home: Path, sources: str | list[str]) -> str:
-    """Hashes the files of an edit's sources; one that cannot be read counts as empty."""
+    """Hashes the files of an edit's sources; "" where one cannot be read."""
     digest = hashlib.sha256()
-    for name in [sources] if isinstance(sources, str) else sources:
-        try:
+    try:
+        for name in [sources] if isinstance(sources, str) else sources:
             digest.update(hashlib.sha256((home / name).read_bytes()).digest())
-        except (OSError, ValueError):  # ValueError: a path that no file can have
-            digest.update(b"none")
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return ""
     return digest.hexdigest()
 
 

@@ -68,7 +68,7 @@ def describe(config: Any, mesh: Any, **facts: Any) -> dict[str, Any]:
     }
 
 
-FIXED = ("steps", "data_hash", "base_hash")
+FIXED = ("steps", "data_hash", "base_hash", "principles_hash")
 
 
 def check_same(folder: epath.Path, now: dict[str, Any]) -> bool:

@@ -82,6 +82,9 @@ def test_every_kind_of_file(tmp_path):
     assert results.read_text() == whole and before == {p.name: p.read_bytes() for p in out.glob("*.png")}
     with pytest.raises(SystemExit, match="seed: 0 -> 1"):
         script.main([*command, "--seed", "1"])
+    Image.fromarray(picture(50, 51, seed=2)).save(tmp_path / "plain.png")
+    with pytest.raises(SystemExit, match="edits.jsonl:1: the images of entry 1 of .* are others now"):
+        script.main(command)
 
 
 def test_one_edit_by_flags_keeps_its_size(tmp_path):

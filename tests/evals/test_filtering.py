@@ -348,6 +348,7 @@ def test_stored_scores_in_any_order(data, tmp_path, capsys):
     other = write(tmp_path / "other.jsonl", [three | {"sha256": three["sha256"] | {"edited": "0" * 64}}, lines[0]])
     assert filter_data.main(words(data, tmp_path / "o", "--scores", other, "--keep", 1)) == 0
     assert keys(tmp_path / "o") == ["r7"]
+    assert json.loads((tmp_path / "o" / "eval.json").read_text())["scores_of_other_edits"] == 1
     assert (
         "scores of another edit under this key" in next(x for x in manifest(tmp_path / "o") if x["key"] == "r3")["why"]
     )

@@ -93,6 +93,9 @@ def test_images_that_are_others_now_are_not_given_the_old_scores(tmp_path):
             run(source, output)
         if name == "absent.png":
             (tmp_path / name).unlink()
+    (tmp_path / "a.png").unlink()  # what is gone cannot be compared
+    assert run(source, output)[0] == 23
+    (tmp_path / "a.png").write_bytes(PNG)
     lines = [json.loads(x) for x in output.read_text().splitlines()]
     bare = [{k: v for k, v in x.items() if k != "scores_of"} for x in lines]
     output.write_text("".join(json.dumps(x) + "\n" for x in bare))  # of an older version

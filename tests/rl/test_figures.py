@@ -37,6 +37,9 @@ def test_a_rollout_of_which_nothing_trains_is_a_bad_step():
     (line,) = check([True] * 4, [1, 1, 2, 2])
     assert "2 of 2 groups of equal rewards" in line and guard.in_row == 2
     assert "nearly" not in line
+    few = [u | {"rewards": u["rewards"] | {"groups_narrow": 1.0}} for u in rollout([True] * 4, [1, 1, 2, 2])]
+    assert "of equal rewards, 1 of nearly equal ones" in next(figures.check(Guard(3), 7, few, names))
+    assert figures.summary(few)["narrow_share"] == 0.5
     assert check([True] * 4, [1, 2, 1, 2]) == [] and (guard.in_row, guard.total) == (0, 2)
     with pytest.raises(NonFiniteError, match="3 such steps"):
         for _ in range(3):

@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from edit_rl_jax import chips, sharding
+from edit_rl_jax.data import principles
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.training import feed, metrics, session, terminal, workdir
 from tests.training import micro
@@ -135,6 +136,14 @@ def test_a_folder_without_a_checkpoint_takes_the_corrected_command(tmp_path):
     (tmp_path / "checkpoints/8").mkdir()
     with pytest.raises(ConfigError, match="optim.lr: 0.25 -> 0.125"):
         workdir.enter(tmp_path, None, about(optim__lr=0.125))
+    sets = tmp_path / "sets.jsonl"
+    for text, message in (("a", "principles_hash: None -> '"), ("b", "principles_hash: '.* -> '")):
+        sets.write_text(text)
+        asked = about(optim__lr=0.25) | principles.digest(str(sets))
+        with pytest.raises(ConfigError, match=message):  # the same file of principles, with another content
+            workdir.enter(tmp_path, None, asked)
+        (tmp_path / "config.json").write_text(json.dumps(asked))
+    assert principles.digest("") == {}
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--workdir.*file"):
         workdir.enter(tmp_path / "file", None, about())

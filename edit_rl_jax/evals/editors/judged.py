@@ -263,7 +263,7 @@ def make_images(
     from edit_rl_jax.editors.sampling import Edit as Asked
 
     bench, problems = benchmark(name), Problems()
-    beside = folder / "settings.json"
+    beside, settings = folder / "settings.json", {**settings, "size": "the editor's own"}
     if beside.exists():
         check_settings(beside, settings, "take another output")
     folder.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,8 @@ def _finite(judged: Judgement) -> Judgement:
 
 class Stored:
     """Looks up scores in a file of them by key: JSON lines with `key`, and `scores` (a judgement, as score.py writes
-    it) or `score` (a number, or null). Holds 16 bytes a line in memory.
+    it) or `score` (a number, or null). A line that tells the edit's `sha256`, as filter_data.py writes it, is of that
+    edit alone. Holds 16 bytes a line in memory.
 
     Raises JSONError, and ValueError naming file and line, for what is neither, and for a key that is there twice.
     """
@@ -116,7 +117,7 @@ class Stored:
             return Judgement(problem=f"not in {self.file.name}")
         line = self._line(int(at))
         if "sha256" in line and line["sha256"] != digests(record):
-            return Judgement(problem=f"{self.file.name} has scores of another edit under this key")
+            return Judgement(problem=other(self.file))
         if "scores" in line:
             try:
                 return Judgement.from_json(line["scores"])
@@ -124,6 +125,11 @@ class Stored:
                 raise ValueError(f"{self.file}, key {key!r}: {error}") from None
         value = line["score"]
         return Judgement(problem="null in the file") if value is None else Judgement(overall=Dimension(float(value)))
+
+
+def other(file: Path) -> str:
+    """Names the problem of a record whose key the file has for another edit."""
+    return f"{file.name} has scores of another edit under this key"
 
 
 def read_line(line: bytes, where: str) -> dict[str, Any]:

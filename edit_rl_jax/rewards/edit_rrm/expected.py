@@ -2,8 +2,9 @@
 
 It comes from the log-probability of the digit that was written, under the model itself: of a 1, its probability; of a
 0, what that leaves. So all other tokens speak against what was written, which is little where a verifier writes its
-form; where a digit has less than half they could turn the verdict, and there is none. Where in a reply a verdict stands
-is found by writing the other digit there: it is the verdict on the principle that then reads the other way.
+form. Where the likelier digit was written (greedy) and has less than half, they could turn the verdict, and there is
+none; of a sampled reply a digit may have less in any case. Where in a reply a verdict stands is found by writing the
+other digit there: it is the verdict on the principle that then reads the other way.
 """
 
 import re
@@ -37,6 +38,7 @@ def probabilities(
     tokenizer: Any,
     tokens: np.ndarray,
     log_probs: np.ndarray,
+    greedy: bool = True,
 ) -> tuple[tuple[float, ...] | None, str]:
     """Gives the probability of a yes, by principle, or None and why there is none.
 
@@ -48,7 +50,7 @@ def probabilities(
         if token is None or tokenizer.decode([int(tokens[token])]).strip() != str(verdict):
             return None, f"the verdict is no token of its own: {principle.question!r:.60}"
         p = float(np.exp(np.float64(log_probs[token])))
-        if p < 0.5:
+        if greedy and p < 0.5:
             return None, f"the digit has {p:.2f}, less than half: {principle.question!r:.60}"
         out.append(min(1.0, p) if verdict else max(0.0, 1.0 - p))
     return tuple(out), ""

@@ -249,4 +249,5 @@ class EditRRM:
         assert one.log_probs is not None
         n = len(one.tokens) - one.stopped
         told = (self.tokenizer, one.tokens[:n], one.log_probs[:n])
-        return Pass(reply, *probabilities(reply, principles, self.mode, *told))
+        greedy = self.sampling.temperature == 0
+        return Pass(reply, *probabilities(reply, principles, self.mode, *told, greedy))

@@ -154,8 +154,8 @@ def other_times(config: Any, own: Schedule) -> str:
     """Says how `rl.schedule` differs from the schedule that the editor's folder asks for, "" where it does not;
     `base_res` aside, which RL chooses."""
     asked = schedule(config, own.steps)
-    used = {"static": ["shift"], "exponential": ["max_shift", "max_tokens", "terminal"]}.get(asked.kind, ["terminal"])
-    differ = [k for k in ("kind", *used) if getattr(asked, k) != getattr(own, k)]
+    used = {"static": ["shift"], "exponential": ["max_shift", "max_tokens"]}.get(asked.kind, [])
+    differ = [k for k in ("kind", *used, "terminal") if getattr(asked, k) != getattr(own, k)]
     said = [f"rl.schedule.{k} is {getattr(asked, k)}, the editor's folder says {getattr(own, k)}" for k in differ]
     return "; ".join(said)
 

@@ -51,9 +51,11 @@ def since(engine: Any, before: dict[str, int]) -> dict[str, int]:
 
 
 def summary(updates: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> dict[str, float]:
-    """Sums up an iteration: means over the tokens of its updates, extremes over all of them. `log_ratio_first`: the
-    greatest |log-ratio| of the first update, 0. Means and extremes of nothing are left out. The difference to the
-    engine is of the first update, for the others come after the weights moved."""
+    """Sums up an iteration: means over tokens (of loss, gradient norm and rate over updates), extremes over all.
+
+    `log_ratio_first`: the greatest |log-ratio| of the first update, 0. Means and extremes of nothing are left out. The
+    difference to the engine is of the first update, for the others come after the weights moved.
+    """
     out: dict[str, float] = {}
     for key in sorted(updates[0].keys() - {"row_losses", "finite", "weights"}):
         seen = updates[:1] if key.startswith("engine_difference") else updates

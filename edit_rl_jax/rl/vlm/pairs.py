@@ -61,7 +61,8 @@ def pair(record: Any, sets: Mapping[str, Sequence[Principle]], needed: bool = Tr
     gold, verdicts = gold_scores(record), record.meta.get("verdicts")
     swap = lambda two: None if two is None else (two[order[0]], two[order[1]])
     if verdicts is not None:
-        verdicts = tuple(map(tuple, verdicts))
+        if not isinstance(verdicts, list | tuple) or not all(isinstance(one, list | tuple) for one in verdicts):
+            raise RecordError(record.key, "malformed verdicts", f"two lists are wanted, not {verdicts!r:.40}")
         if [len(one) for one in verdicts] != [len(found)] * 2:
             raise RecordError(record.key, "wrong number of verdicts", f"for {len(found)} principles")
         if wrong := [v for one in verdicts for v in one if v not in (0, 1)]:

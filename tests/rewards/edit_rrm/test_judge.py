@@ -107,6 +107,8 @@ def test_a_digit_without_half_of_the_probability_is_no_verdict():
         log_probs[at] = np.log(p)
         found, why = probabilities(reply, principles, "verify", Letters, tokens, log_probs)
         assert found == wanted and ("0.45, less than half: 'is it red'" in why) == (wanted is None)
+        found, why = probabilities(reply, principles, "verify", Letters, tokens, log_probs, greedy=False)
+        assert found == (pytest.approx(1 - p),) and not why  # the likelier digit may be the other one
 
 
 def test_generic_principles_travel_with_the_prompts():

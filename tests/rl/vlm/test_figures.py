@@ -29,6 +29,9 @@ def test_a_pair_of_a_record():
     for wrong in ([[0.9], [1]], [[1], [7]]):
         with pytest.raises(RecordError, match="a verdict is no 0 or 1"):
             pairs.pair(record(verdicts=wrong), {})
+    for wrong in (5, [None, [1]]):
+        with pytest.raises(RecordError, match="malformed verdicts"):
+            pairs.pair(record(verdicts=wrong), {})
 
 
 def rollout(scores, valid, gold=(9.0, 2.0)):
