@@ -34,8 +34,10 @@ class Edit:
 
     @classmethod
     def of_record(cls, record: Any) -> "Edit":
-        """Makes the edit of a record (`data.records.EditRecord`), with the principles that its `meta` holds."""
+        """Makes the edit of a record (`EditRecord` or `VerifierRecord`), with the principles of it or its `meta`."""
         told = {name: record.meta[name] for name in ("principles",) if name in record.meta}
+        if own := getattr(record, "principles", ()):
+            told = {"principles": [dataclasses.asdict(p) for p in own]}
         return cls(record.source, record.edited, record.instruction, told)
 
     def only_source(self, judge: str) -> Image:

@@ -8,7 +8,7 @@ import pytest
 
 from edit_rl_jax.data import principles as sets
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.data.records import Principle
+from edit_rl_jax.data.records import EditRecord, Principle, VerifierRecord
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Edit, Judgement
@@ -109,6 +109,13 @@ def test_a_digit_without_half_of_the_probability_is_no_verdict():
         assert found == wanted and ("0.45, less than half: 'is it red'" in why) == (wanted is None)
         found, why = probabilities(reply, principles, "verify", Letters, tokens, log_probs, greedy=False)
         assert found == (pytest.approx(1 - p),) and not why  # the likelier digit may be the other one
+
+
+def test_an_edit_brings_the_principles_of_its_record():
+    asked = [{"question": "is it red", "category": "Follow"}]
+    records = VerifierRecord("k", b"s", b"e", "x", (Principle(**asked[0]),)), EditRecord("k", b"s", b"e", "x")
+    assert Edit.of_record(records[0]).extras == {"principles": asked} and Edit.of_record(records[1]).extras == {}
+    assert Edit.of_record(dataclasses.replace(records[1], meta={"principles": asked})).extras == {"principles": asked}
 
 
 def test_generic_principles_travel_with_the_prompts():
