@@ -68,7 +68,9 @@ def line(name: str, principles: Iterable[Principle]) -> str:
 
 
 def digest(path: str) -> dict[str, str]:
-    """Gives {"principles_hash": SHA-256 of a file of sets}, a fact of a run that may not change; {} without a file."""
+    """Gives {"principles_hash": SHA-256 of a file of sets}, a fact of a run that may not change; {} without a file.
+
+    Raises OSError."""
     return {"principles_hash": hashlib.sha256(Path(path).read_bytes()).hexdigest()} if path else {}
 
 

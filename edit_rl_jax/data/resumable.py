@@ -82,6 +82,7 @@ def complete(
             beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
         done: list[dict[str, Any]] = []
         of = f"{adds[0]}_of"
+        told = lambda line, entry: {of: content(line, entry)} if content else {}
         bare = lambda x: {k: v for k, v in x.items() if k not in (*adds, of)}
         for (where, old), (line, entry) in zip(written, rest):  # zip takes from `written` first: no entry is lost
             if not isinstance(old, dict) or not set(adds) <= set(old) or bare(old) != bare(line) or not good(old):
@@ -95,7 +96,6 @@ def complete(
         with tqdm(desc=doing, unit="edit", total=total, initial=len(done), disable=None if progress else True) as bar:
             said = time.monotonic()
             while part := list(itertools.islice(rest, chunk)):
-                told = lambda line, entry: {of: content(line, entry)} if content else {}
                 new = [{**line, **found, **told(line, x)} for (line, x), found in zip(part, work(part), strict=True)]
                 append_lines(output, new)
                 done += new

@@ -24,9 +24,8 @@ TEXT, GUIDED_TO = 256, 0.6  # of a guidance that takes a range
 def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
     """Lowers each program of `config.rows` edits of one image of side x side pixels each.
 
-    As many steps as the editor takes by default, by its own guidance, on 0 to 0.6 where that takes two
-    (OmniGen2). All weights lie on the devices, also
-    those that a program does not read.
+    As many steps as the editor takes by default, by its own guidance, on 0 to 0.6 where that takes two scales
+    (OmniGen2). All weights lie on the devices, also those that a program does not read.
     """
     cfg, rows = interfaces.model(config).model_config(config), config.rows
     config.model.trainable = "lora"  # weights as they are sampled from: frozen, in bf16

@@ -14,6 +14,7 @@ must agree; every principle needs a verdict, 1 or 0 (true and false, too), and v
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -164,12 +165,18 @@ def _match(question: Any, asked: Sequence[str]) -> int | None:
     only one that asks the same."""
     if not isinstance(question, str):
         return None
-    bare = lambda q: words(q[_LABEL.match(q).end() :])
-    near = lambda a, b: _alike(_content(bare(a)), _content(bare(b)))
-    for alike in (lambda a, b: words(a) == words(b), lambda a, b: bare(a) == bare(b), near):
-        if found := [k for k, other in enumerate(asked) if alike(question, other)]:
-            return found[0] if len(found) == 1 else None
-    return None
+    said, others = _forms(question), [_forms(q) for q in asked]
+    same = lambda form: [k for k, other in enumerate(others) if other[form] == said[form]]
+    near = lambda: [k for k, other in enumerate(others) if _alike(said[2], other[2])]
+    found = same(0) or same(1) or near()
+    return found[0] if len(found) == 1 else None
+
+
+@functools.lru_cache(1024)  # the principles are compared with every question of every reply
+def _forms(question: str) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Gives a question's words, those without its number or category, and of these the ones that matter."""
+    bare = words(question[_LABEL.match(question).end() :])
+    return words(question), bare, _content(bare)
 
 
 def _content(said: Sequence[str]) -> list[str]:

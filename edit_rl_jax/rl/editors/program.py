@@ -138,7 +138,7 @@ def guidance(config, processor: Processor) -> Guidance:
 def check_guidance(r: Any, guided: Guidance) -> None:
     """Refuses settings that the editor's guidance would not look at. Raises ConfigError."""
     usual = {f.name: f.default for f in dataclasses.fields(Guidance)}
-    changed = [f"rl.guidance.{k}" for k in guided.unused if k in usual and r.guidance[k] not in (usual[k], 1.0)]
+    changed = [f"rl.guidance.{k}" for k in guided.unused if k in usual and r.guidance[k] != usual[k]]
     if "negative_system" in guided.unused and r.negative_system != config_lib.RL.negative_system:
         changed.append("rl.negative_system")
     if changed:

@@ -121,7 +121,8 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
     if r.algorithm == "gcpo":
         a = np.stack(jax.device_get(win_share_advantages(*given, r.invalid)), 1)
     else:
-        rewards, labelled = rewards_of(r.algorithm, rollout), has_label(r.algorithm, rollout.pairs)[:, None, None]
+        rewards = rewards_of(r.algorithm, rollout)
+        labelled = np.array([bool(_labels(r.algorithm, p)) for p in rollout.pairs])[:, None, None]
         if r.invalid == "lose":  # the least reward there is
             rewards = np.where(labelled & ~rollout.valid, 0.0, rewards)
         known = np.isfinite(rewards)
@@ -154,18 +155,13 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
     return a.astype(np.float32), figures | more
 
 
-def has_label(algorithm: str, pairs: Sequence[Pair]) -> np.ndarray:
-    """Says of which pairs the pointwise labels are known, bool [P]."""
-    return np.array([bool(p.gold if algorithm == "grpo_pointwise" else p.verdicts) for p in pairs])
-
-
 def rewards_of(algorithm: str, rollout: Rollout) -> np.ndarray:
     """Gives pointwise rewards [P, 2, N], NaN where there is no label or no reply: "grpo_pointwise", 1 less a tenth of
     the distance from the gold score; "verdicts", the share of verdicts that are the gold ones."""
     out = np.full(rollout.scores.shape, np.nan)
     for i, pair in enumerate(rollout.pairs):
-        labels = pair.gold if algorithm == "grpo_pointwise" else pair.verdicts
-        for side, n in np.ndindex(*out.shape[1:]) if has_label(algorithm, [pair])[0] else ():
+        labels = _labels(algorithm, pair)
+        for side, n in np.ndindex(*out.shape[1:]) if labels else ():
             reply, label = rollout.read[i][side][n], labels[side]
             if reply.valid and algorithm == "grpo_pointwise":
                 out[i, side, n] = 1 - abs(reply.score - label) / 10
@@ -190,6 +186,11 @@ def examples(config: Any, writer: Writer, rollout: Rollout, advantage: np.ndarra
             key = f"{rollout.pairs[i].key}/{SIDES[side]}/{n}"
             out.append(Example(writer.parts(rollout.pairs[i], side), tokens, key))
     return out
+
+
+def _labels(algorithm: str, pair: Pair) -> tuple | None:
+    """Chooses the labels of both images that an algorithm learns from; None where the record has none."""
+    return pair.gold if algorithm == "grpo_pointwise" else pair.verdicts
 
 
 def _mean(values: np.ndarray, at: np.ndarray) -> float:
