@@ -20,7 +20,7 @@ from edit_rl_jax.rewards import cache
 from edit_rl_jax.rewards.base import Dimension, Edit, Judgement
 from edit_rl_jax.rewards.editscore.endpoint import VLMJudge
 from edit_rl_jax.rewards.serving import service
-from edit_rl_jax.rewards.serving.client import NoAnswer, RewardClient, Service, ServiceError
+from edit_rl_jax.rewards.serving.client import NoAnswer, RewardClient, Service, ServiceError, each
 from edit_rl_jax.rl.editors.prompts import Prompt
 from edit_rl_jax.rl.rewards import Samples, ServerReward
 
@@ -305,6 +305,50 @@ def test_a_request_that_hangs_does_not_hold_up_the_end():
             score(server.url, [ITEM, Edit(IMAGE, IMAGE, "fails")], timeout=60)
         assert time.monotonic() - began < 5
         release.set()
+
+
+def test_a_result_is_kept_before_its_thread_asks_for_another():
+    asked, kept, behind = [], [], []
+
+    def one(item, stop):
+        asked.append(item)
+        behind.append(len(asked) - len(kept))
+        return item
+
+    def slow_disk(result):
+        time.sleep(0.002)
+        kept.append(result)
+
+    assert each(one, range(40), 3, False, slow_disk) == list(range(40))
+    assert sorted(kept) == list(range(40)) and max(behind) <= 3  # of three threads; all 40 where another one keeps
+
+
+def test_nothing_is_kept_after_an_error():
+    late, over, kept = threading.Event(), threading.Event(), []
+
+    def one(item, stop):
+        if item == "late":
+            late.wait(10)
+        elif item == "bad":
+            raise ServiceError("the key is refused")
+        return item
+
+    def keep(result):
+        assert not over.is_set()
+        kept.append(result)
+
+    with pytest.raises(ServiceError, match="refused") as caught:
+        each(one, ["good", "late", "bad"], 2, False, keep)
+    over.set()
+    late.set()
+    time.sleep(0.05)
+    assert kept == ["good"] and caught.value.answered == {0: "good"}
+
+    def full(result):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        each(one, ["good"] * 9, 2, False, full)
 
 
 def test_addresses_that_cannot_be_used(monkeypatch):

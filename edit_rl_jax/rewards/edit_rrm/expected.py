@@ -1,9 +1,6 @@
-"""Expected verdicts: of each verdict that was written, the probability of a yes at its place.
+"""Expected verdicts: of each verdict that was written, the probability of a yes at its place, p(1) / (p(0) + p(1)).
 
-It comes from the log-probability of the digit that was written, under the model itself: of a 1, its probability; of a
-0, what that leaves. So all other tokens speak against what was written, which is little where a verifier writes its
-form. Where the likelier digit was written (greedy) and has less than half, they could turn the verdict, and there is
-none; of a sampled reply a digit may have less in any case. Where in a reply a verdict stands is found by writing the
+Both are of the model itself, after all that stands before. Where in a reply a verdict stands is found by writing the
 other digit there: it is the verdict on the principle that then reads the other way.
 """
 
@@ -12,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from edit_rl_jax.data.records import Principle
 from edit_rl_jax.rewards.edit_rrm.replies import Reply, parse
@@ -31,28 +29,41 @@ def places(reply: Reply, principles: Sequence[Principle], mode: str) -> tuple[in
     return tuple(found)
 
 
+def digits(tokenizer: Any) -> tuple[tuple[int, int], ...]:
+    """Finds the tokens that write a verdict, as (no, yes): the digits, with white space before them or without.
+
+    Raises ValueError for a tokenizer whose digits are none.
+    """
+    vocabulary = tokenizer.get_vocab()
+    ends = [(piece[:-1] + "0", yes) for piece, yes in vocabulary.items() if piece.endswith("1")]
+    both = [(vocabulary[other], yes) for other, yes in ends if other in vocabulary]
+    pairs = tuple(sorted(pair for pair in both if tokenizer.decode([pair[1]]).strip() == "1"))
+    if not pairs:
+        raise ValueError("expected verdicts want a tokenizer whose digits are tokens")
+    return pairs
+
+
 def probabilities(
     reply: Reply,
     principles: Sequence[Principle],
     mode: str,
     tokenizer: Any,
-    tokens: np.ndarray,
-    log_probs: np.ndarray,
-    greedy: bool = True,
+    pairs: Sequence[tuple[int, int]],
+    tokens: Int32[np.ndarray, " n"],
+    log_probs: Float32[np.ndarray, "2 pairs n"],
 ) -> tuple[tuple[float, ...] | None, str]:
     """Gives the probability of a yes, by principle, or None and why there is none.
 
-    tokens: int [n], of the text of the reply; log_probs: fp32 [n], nats.
+    pairs: of `digits`; tokens: of the text of the reply; log_probs: nats, of all noes and all yeses, at each of them.
     """
     out = []
     for principle, at, verdict in zip(principles, places(reply, principles, mode), reply.verdicts):
         token = None if at is None else _token_at(tokenizer, tokens, at)
-        if token is None or tokenizer.decode([int(tokens[token])]).strip() != str(verdict):
+        pair = None if token is None else next((k for k, p in enumerate(pairs) if p[verdict] == tokens[token]), None)
+        if pair is None:
             return None, f"the verdict is no token of its own: {principle.question!r:.60}"
-        p = float(np.exp(np.float64(log_probs[token])))
-        if greedy and p < 0.5:
-            return None, f"the digit has {p:.2f}, less than half: {principle.question!r:.60}"
-        out.append(min(1.0, p) if verdict else max(0.0, 1.0 - p))
+        no, yes = log_probs[:, pair, token].astype(np.float64)
+        out.append(float(1 / (1 + np.exp(no - yes))))
     return tuple(out), ""
 
 

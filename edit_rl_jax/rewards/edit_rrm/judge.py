@@ -22,7 +22,7 @@ from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.edit_rrm import aggregate
 from edit_rl_jax.rewards.edit_rrm import prompts as texts
 from edit_rl_jax.rewards.edit_rrm.aggregate import DIMENSIONS, Pass
-from edit_rl_jax.rewards.edit_rrm.expected import probabilities
+from edit_rl_jax.rewards.edit_rrm.expected import digits, probabilities
 from edit_rl_jax.rewards.edit_rrm.options import Options
 from edit_rl_jax.rewards.edit_rrm.prompts import MODES, Prompts
 from edit_rl_jax.rewards.edit_rrm.replies import KINDS, WEIGHTS, parse
@@ -96,6 +96,7 @@ class EditRRM:
         self.cfg, self.tokenizer, self.prompts, self.images = model.cfg, tokenizer, prompts, images
         self.mode, self.reward, self.category_weights = mode, reward, dict(category_weights)
         self.sets, self.sets_sha256, self.expected = dict(sets or {}), sets_sha256, expected
+        self._digits = digits(tokenizer) if expected else ()
         self.passes, self.rows, self.mesh, self.shape, self.seed = passes, rows, mesh, shape, seed
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy reply stays what it is
         self.sampling = sampling
@@ -166,7 +167,7 @@ class EditRRM:
             "reward": self.reward,
             "category_weights": self.category_weights,
             "principles_sha256": self.sets_sha256,
-            "expected": self.expected,
+            "expected": "of both digits" if self.expected else False,  # True was by the written digit alone
             "sampling": dataclasses.asdict(self.sampling) | {"stop_tokens": ()},
             "passes": self.passes,
             "seed": self.seed,
@@ -236,7 +237,8 @@ class EditRRM:
         each, prompts = list(asked.values()), {name: prompt for name, (_, prompt, _) in asked.items()}
         accept = lambda index, tokens, stopped: parse(self._text(tokens, stopped), each[index][2], self.mode).valid
         read = lambda name, answer: self._pass(answer, asked[name][2])
-        options = dict(accept=accept, retries=self.retries, shape=self.shape, log_probs=self.expected)
+        told = tuple(token for side in zip(*self._digits) for token in side)  # all noes, then all yeses
+        options = dict(accept=accept, retries=self.retries, shape=self.shape, alternatives=told)
         return writing.answers(self.engine, prompts, read, progress, answers=self.passes, **options)
 
     def _text(self, tokens: Any, stopped: bool) -> str:
@@ -246,8 +248,7 @@ class EditRRM:
         reply = parse(self._text(one.tokens, one.stopped), principles, self.mode)
         if not reply.valid or not self.expected:
             return Pass(reply, None, reply.problem)
-        assert one.log_probs is not None
+        assert one.alternatives is not None
         n = len(one.tokens) - one.stopped
-        told = (self.tokenizer, one.tokens[:n], one.log_probs[:n])
-        greedy = self.sampling.temperature == 0
-        return Pass(reply, *probabilities(reply, principles, self.mode, *told, greedy))
+        told = (self._digits, one.tokens[:n], one.alternatives[:, :n].reshape(2, -1, n))
+        return Pass(reply, *probabilities(reply, principles, self.mode, self.tokenizer, *told))

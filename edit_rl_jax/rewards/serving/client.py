@@ -46,11 +46,14 @@ def each(
     doing: str = "scoring",
     unit: str = "edit",
 ) -> list[R]:
-    """Judges every item by `one`, `at_once` in flight, in the items' order; `on_done` gets each result as it comes.
+    """Judges every item by `one`, `at_once` in flight, in the items' order.
 
-    The first error is raised at once, with what was answered before; requests in flight are left to themselves.
+    `on_done` gets each result before its thread asks for another one, one result at a time, and none after the end: a
+    kill loses no more than what is in flight. The first error is raised at once, with what was answered before;
+    requests in flight are left to themselves.
     """
-    stop, todo, done = threading.Event(), queue.SimpleQueue(), queue.SimpleQueue()
+    stop, todo, done, ending = threading.Event(), queue.SimpleQueue(), queue.SimpleQueue(), threading.Lock()
+    keep = [on_done]  # emptied at the end: threads that are left to themselves hold no file open
     for entry in enumerate(items):
         todo.put(entry)
 
@@ -61,7 +64,12 @@ def each(
             except queue.Empty:
                 return
             try:
-                done.put((number, one(item, stop)))
+                result = one(item, stop)
+                with ending:
+                    if stop.is_set():
+                        return
+                    keep[0](result)
+                done.put((number, result))
             except BaseException as error:  # raised where the results are collected
                 done.put((number, error))
                 stop.set()
@@ -76,13 +84,14 @@ def each(
                 if isinstance(result, BaseException):
                     raise result
                 found[number] = result
-                on_done(result)
                 bar.update()
     except ServiceError as error:
         error.answered = found
         raise
     finally:
-        stop.set()
+        with ending:
+            stop.set()
+            keep.clear()
     return [found[i] for i in range(len(items))]
 
 

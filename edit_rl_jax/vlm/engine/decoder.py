@@ -56,7 +56,7 @@ class Slots:
 class Chunk:
     """What a run of `decode_chunk` leaves: the slots' changed fields, the tokens written [B, N], and counts.
 
-    log_probs: of the tokens written, fp32, where they were asked for.
+    log_probs: of the tokens written, alternatives: of `decode_chunk`'s at each place; fp32, where they were asked for.
     """
 
     token: Int[Any, " B"]
@@ -67,6 +67,7 @@ class Chunk:
     steps: Int[Any, ""]
     busy: Int[Any, ""]  # slot-steps that wrote a token
     log_probs: Float[Any, "B N"] | None = None
+    alternatives: Float[Any, "B k N"] | None = None
 
 
 def encode(model: Any, features: Any, arrays: Mapping[str, Array], places: Int[Array, "n M"]) -> Any:
@@ -165,11 +166,13 @@ def decode_chunk(
     places: tuple[int, int],
     automaton: Automaton | None = None,
     log_probs: bool = False,
+    alternatives: tuple[int, ...] = (),
 ) -> tuple[KV, Chunk]:
     """Writes answers side by side: at most `steps` tokens each, or until `until` of them have ended.
 
     Each step feeds one token a slot and samples the next. `places`: answers a tile row and an own row take (static).
     `log_probs`: keep the tokens' log-probabilities under the model itself, before temperature, filters and automaton.
+    `alternatives`: keep those of these tokens, too, at each place (static).
     Returns the store `answers` and what changed.
     """
     stops = jnp.asarray(sampling.stop_tokens or (-1,), jnp.int32)
@@ -219,21 +222,27 @@ def decode_chunk(
             logits = jnp.where(automaton.allowed(c.state, left), raw, -jnp.inf)
         token = sample(logits, keys, c.fed, sampling)
         row, column = jnp.arange(B), jnp.where(c.active, jnp.minimum(c.fed, N - 1), N)
-        written, logp = c.written.at[row, column].set(token, mode="drop"), c.log_probs
+        written, logp, others = c.written.at[row, column].set(token, mode="drop"), c.log_probs, c.alternatives
         if logp is not None:
             chosen = jnp.take_along_axis(raw.astype(jnp.float32), token[:, None], axis=1)[:, 0]
             chosen -= jax.nn.logsumexp(raw.astype(jnp.float32), axis=1)
             logp = logp.at[row, column].set(chosen, mode="drop")
+        if others is not None:
+            each = raw[:, jnp.array(alternatives)].astype(jnp.float32)
+            each -= jax.nn.logsumexp(raw.astype(jnp.float32), axis=1, keepdims=True)
+            others = others.at[row, :, column].set(each, mode="drop")
         fed = c.fed + c.active.astype(jnp.int32)
         ended = jnp.any(token[:, None] == stops[None], axis=1) | (fed >= slots.limit)
         state = c.state if automaton is None else jnp.where(c.active, automaton.next(c.state, token), c.state)
         token = jnp.where(c.active, token, c.token)
-        chunk = Chunk(token, fed, c.active & ~ended, state, written, c.steps + 1, c.busy + jnp.sum(c.active), logp)
+        counts = (c.steps + 1, c.busy + jnp.sum(c.active))
+        chunk = Chunk(token, fed, c.active & ~ended, state, written, *counts, logp, others)
         return chunk, answers
 
     nothing = jnp.full((B, N), -1, jnp.int32)
     zero = jnp.int32(0)
     logp = jnp.zeros((B, N), jnp.float32) if log_probs else None
-    start = Chunk(slots.token, slots.fed, slots.active, slots.state, nothing, zero, zero, logp)
+    others = jnp.zeros((B, len(alternatives), N), jnp.float32) if alternatives else None
+    start = Chunk(slots.token, slots.fed, slots.active, slots.state, nothing, zero, zero, logp, others)
     chunk, answers = jax.lax.while_loop(running, body, (start, answers))
     return answers, chunk

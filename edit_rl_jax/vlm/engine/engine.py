@@ -32,12 +32,14 @@ class Answer:
     """One answer: its tokens (the stop token included), whether it stopped by itself, and what `branch` said of it.
 
     log_probs: on request, the log-probability (nats) of each token under the model itself: temperature 1, all tokens.
+    alternatives: on request, those of some tokens that could have stood at each place.
     """
 
     tokens: Int32[np.ndarray, " n"]
     stopped: bool
     branch: Any = None
     log_probs: Float32[np.ndarray, " n"] | None = None
+    alternatives: Float32[np.ndarray, "k n"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Engine(Prefill):
         shape: Shape | None = None,
         seed: int | None = None,
         log_probs: bool = False,
+        alternatives: tuple[int, ...] = (),
     ) -> Iterator[Answered]:
         """Answers to the prompts, as they get ready. Prompts that share a prefix should stand together.
 
@@ -115,7 +118,8 @@ class Engine(Prefill):
         accept(index, tokens, stopped): an answer that is not accepted is written anew with other random numbers, at
         most `retries` times. branch_at(tokens): the place of the token that is the root of the engine's `tree` in an
         answer: -1 the prompt's last token, None for no tree. shape: fixes the compiled shape; default: one that suits.
-        log_probs: also of every token its log-probability (another compiled program).
+        log_probs: also of every token its log-probability (another compiled program). alternatives: tokens whose
+        log-probabilities are wanted, too, at each place of an answer.
         Raises ValueError when a prompt does not fit `shape`, RuntimeError when the stores are too small for one prompt.
         """
         if not prompts:
@@ -129,7 +133,11 @@ class Engine(Prefill):
         queue = deque(Job(i, p, numbers, tuple(limit(i, n) for n in numbers)) for i, p in enumerate(prompts))
         placement = self._allocate(shape)
         written = np.full((shape.slots, self.sampling.max_new_tokens), -1, np.int32)
-        logp = np.zeros(written.shape, np.float32) if log_probs else None
+        told: dict[str, np.ndarray] = {}
+        if log_probs:
+            told["log_probs"] = np.zeros(written.shape, np.float32)
+        if alternatives:
+            told["alternatives"] = np.zeros((shape.slots, len(alternatives), written.shape[1]), np.float32)
         seed = np.uint32(self.seed if seed is None else seed)
         until = np.int32(self.refill or max(1, shape.slots // 16))
         with ThreadPoolExecutor(2) as pool:
@@ -149,10 +157,10 @@ class Engine(Prefill):
                             )
                         continue
                     stop = until if queue or any(j.waiting for j in placement.resident) else np.int32(shape.slots)
-                    ended = self._decode(placement, written, logp, seed, stop)
+                    ended = self._decode(placement, written, told, alternatives, seed, stop)
                     branches = self._branches(placement, ended, written, branch_at)
                     for b in ended:
-                        job = self._end(placement, b, written, logp, accept, retries, answers, branches.get(b))
+                        job = self._end(placement, b, written, told, accept, retries, answers, branches.get(b))
                         if job is not None:
                             out = tuple(job.answers[i] for i in range(answers))
                             yield Answered(job.index, out)
@@ -182,7 +190,7 @@ class Engine(Prefill):
                 self._stores = dataclasses.replace(self._stores, tiles=tiles)
 
     def _decode(
-        self, placement: Placement, written: np.ndarray, logp: np.ndarray | None, seed: np.uint32, until: np.int32
+        self, placement: Placement, written: np.ndarray, told: Mapping[str, np.ndarray], alternatives, seed, until
     ) -> list[int]:
         """Runs a chunk; the slots whose answers have ended."""
         s, shape = placement.slots, self._shape
@@ -198,7 +206,8 @@ class Engine(Prefill):
                 np.int32(self.chunk),
                 until,
                 places=(shape.queries, shape.answers),
-                log_probs=logp is not None,
+                log_probs="log_probs" in told,
+                alternatives=alternatives,
             )
         self._stores = dataclasses.replace(self._stores, answers=answers)
         got = jax.device_get(chunk)
@@ -206,8 +215,8 @@ class Engine(Prefill):
             getattr(s, name)[:] = getattr(got, name)
         for b in np.flatnonzero(active):
             written[b, before[b] : s.fed[b]] = got.written[b, before[b] : s.fed[b]]
-            if logp is not None:
-                logp[b, before[b] : s.fed[b]] = got.log_probs[b, before[b] : s.fed[b]]
+            for name, values in told.items():
+                values[b, ..., before[b] : s.fed[b]] = getattr(got, name)[b, ..., before[b] : s.fed[b]]
         self.counters.decode_steps += int(got.steps)
         self.counters.slot_steps += int(got.steps) * shape.slots
         self.counters.busy_steps += int(got.busy)
@@ -237,7 +246,7 @@ class Engine(Prefill):
         return out
 
     def _end(
-        self, placement: Placement, b: int, written: np.ndarray, logp, accept, retries: int, answers: int, branch: Any
+        self, placement: Placement, b: int, written: np.ndarray, told, accept, retries: int, answers: int, branch: Any
     ) -> Job | None:
         """Takes an ended answer out of its slot; its job, when that was the last."""
         job, order = placement.writing[b]
@@ -249,7 +258,7 @@ class Engine(Prefill):
             self.counters.retries += 1
             placement.release(b, again=number + answers)
             return None
-        kept = None if logp is None else logp[b, : len(tokens)].copy()
-        job.answers[order] = Answer(tokens, stopped, branch, kept)
+        kept = {name: values[b, ..., : len(tokens)].copy() for name, values in told.items()}
+        job.answers[order] = Answer(tokens, stopped, branch, **kept)
         placement.release(b)
         return job if len(job.answers) == len(job.numbers) else None

@@ -57,8 +57,9 @@ def programs(
         _, new = decoder.extend(merge(state), features, *piece, context)
         return decoder.put_own(own, new, rows)
 
-    def decode(state, answers, tiles, own, slots, seed, steps, until, places, log_probs=False):
-        settings = dict(sampling=sampling, places=places, automaton=automaton, log_probs=log_probs)
+    def decode(state, answers, tiles, own, slots, seed, steps, until, places, log_probs=False, alternatives=()):
+        told = dict(log_probs=log_probs, alternatives=alternatives)
+        settings = dict(sampling=sampling, places=places, automaton=automaton, **told)
         return decoder.decode_chunk(merge(state), tiles, own, answers, slots, seed, steps, until, **settings)
 
     def read(state, contexts, features, piece, rows, parents, known, before):
@@ -80,7 +81,7 @@ def programs(
         "leaf": jit(leaf, donate_argnums=1, static_argnames="before"),
         "read": jit(read, static_argnames="before"),
         "copy": jit(copy, donate_argnums=0),
-        "decode": jit(decode, donate_argnums=1, static_argnames=("places", "log_probs")),
+        "decode": jit(decode, donate_argnums=1, static_argnames=("places", "log_probs", "alternatives")),
     }
 
 

@@ -26,9 +26,9 @@ PRINCIPLES = tuple(Principle(q, c) for c, q in QUESTIONS.items())
 _HEAD = [
     f'{before}{{"question": "{q}", "score":' for before, q in zip(("i looked .\n[", "}, ", "},  "), QUESTIONS.values())
 ]
-_VERDICTS = ((" 1", " 0"), ("  1", "  0"), ("\t1", "\t0"))  # tokens of their own, so that each has its own next piece
+VERDICTS = ((" 1", " 0"), ("  1", "  0"), ("\t1", "\t0"))  # tokens of their own, so that each has its own next piece
 PIECES: list[tuple[str, ...]] = [
-    *(p for pair in zip([(h,) for h in _HEAD], _VERDICTS) for p in pair),
+    *(p for pair in zip([(h,) for h in _HEAD], VERDICTS) for p in pair),
     ('}]\n<score>',), ("2", "4", "6", "9"), ("</score>",), ("<|im_end|>",),
 ]  # fmt: skip
 STRENGTH, EMBEDDING, CHANCE = 6.0, 12.0, 0.4

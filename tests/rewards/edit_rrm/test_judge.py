@@ -13,11 +13,12 @@ from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.edit_rrm.aggregate import Pass, first, judge
-from edit_rl_jax.rewards.edit_rrm.expected import places, probabilities
+from edit_rl_jax.rewards.edit_rrm.expected import digits, places, probabilities
 from edit_rl_jax.rewards.edit_rrm.judge import EditRRM
 from edit_rl_jax.rewards.edit_rrm.options import Options
 from edit_rl_jax.rewards.edit_rrm.prompts import STANDARD, TINY, from_json
 from edit_rl_jax.rewards.edit_rrm.replies import WEIGHTS, parse, write
+from edit_rl_jax.vlm.tokenizer import load_tokenizer
 from tests.rewards.edit_rrm import chain
 
 FOUR = tuple(Principle(q, c) for q, c in (("a", "Follow"), ("b", "Follow"), ("c", "Keep"), ("d", "Quality")))
@@ -92,23 +93,31 @@ def test_a_verdicts_place_is_where_the_other_digit_turns_it():
     assert places(parse(twice, FOUR[:2]), FOUR[:2], "think_verify")[0] is None
 
 
-def test_a_digit_without_half_of_the_probability_is_no_verdict():
-    """What it leaves is of all other tokens: "0" written with 0.45 is not a yes of 0.55."""
+class Letters:
+    """Each character is a token."""
 
-    class Letters:
-        decode = staticmethod(lambda tokens: "".join(map(chr, tokens)))
+    get_vocab = staticmethod(lambda: {chr(i): i for i in range(128)})
+    decode = staticmethod(lambda tokens: "".join(map(chr, tokens)))
 
-    principles = [Principle("is it red", "Follow")]
-    text = '[{"question": "is it red", "score": 0}]<score>3</score>'
-    tokens, reply = np.array([*map(ord, text)]), parse(text, principles, "verify")
-    at = places(reply, principles, "verify")[0]
-    for p, wanted in ((0.9, (pytest.approx(0.1),)), (0.45, None)):
-        log_probs = np.zeros(len(tokens), np.float32)
-        log_probs[at] = np.log(p)
-        found, why = probabilities(reply, principles, "verify", Letters, tokens, log_probs)
-        assert found == wanted and ("0.45, less than half: 'is it red'" in why) == (wanted is None)
-        found, why = probabilities(reply, principles, "verify", Letters, tokens, log_probs, greedy=False)
-        assert found == (pytest.approx(1 - p),) and not why  # the likelier digit may be the other one
+
+def test_a_verdict_is_the_share_of_its_yes_of_both_digits():
+    """What other tokens have speaks for neither: a "0" of 0.45 beside a "1" of 0.05 is a yes of 0.1, not of 0.55."""
+    assert digits(Letters) == ((ord("0"), ord("1")),)
+    principles = [Principle("is it red", "Follow"), Principle("is all else as it was", "Keep")]
+    text = '[{"question": "is it red", "score": 0}, {"question": "is all else as it was", "score": 1}]<score>3</score>'
+    tokens, reply = np.array([*map(ord, text)], np.int32), parse(text, principles, "verify")
+    log_probs = np.log(np.full((2, 1, len(tokens)), 1e-9, np.float32))
+    for at, both in zip(places(reply, principles, "verify"), ([0.45, 0.05], [0.3, 0.2])):
+        log_probs[:, 0, at] = np.log(both)
+    found, why = probabilities(reply, principles, "verify", Letters, digits(Letters), tokens, log_probs)
+    assert found == pytest.approx((0.1, 0.4)) and not why  # sampled: the likelier digit may be the other one
+
+
+def test_qwens_digits_are_tokens_of_their_own(shared):
+    """A blank before one is another token."""
+    tokenizer = load_tokenizer(shared / "data/qwen2_5_tokenizer")
+    assert digits(tokenizer) == (tuple(tokenizer.convert_tokens_to_ids(["0", "1"])),)
+    assert len(tokenizer.encode(" 1")) == 2
 
 
 def test_an_edit_brings_the_principles_of_its_record():
@@ -155,6 +164,9 @@ def test_replies_become_figures(verifier):
     assert [p["question"] for p in found[1].details["principles"]] == ["Is it red?", "extra none"]
     for p, verdict in zip(reply["probabilities"], reply["verdicts"]):
         assert 0 < p < 1 and (p > 0.5) == verdict  # greedy: the likelier digit was written
+    assert set(digits(verifier.tokenizer)) >= {  # of each piece of the chain one
+        tuple(verifier.tokenizer.convert_tokens_to_ids([no, yes])) for yes, no in chain.VERDICTS
+    }
     assert found[1].value("quality") == reply["probabilities"][0] and reply["score"] in (2, 4, 6, 9)
     assert "malformed principles" in found[2].problem and "no verdict on 'is it new'" in found[3].problem
     assert found[3].unread == 1 and "one source image, this one has 2" in found[4].problem

@@ -328,10 +328,12 @@ def log_probs_of(model, batch):
 
 
 def test_log_probabilities_are_those_of_a_teacher_forced_pass(model, warmly):
-    """Of every sampled token, before temperature and filters; asked for or not, the answers are the same."""
+    """Of every sampled token and of others in its place, before temperature and filters; asked for or not, the answers
+    are the same."""
     asked, options = prompts(model.cfg), dict(answers=3, shape=Shape.of(prompts(model.cfg), 3, 16))
     plain = run(warmly, asked, **options)
-    found, worst = list(warmly.generate(asked, log_probs=True, **options)), 0.0
+    others = (7, 0, 11)
+    found, worst = list(warmly.generate(asked, log_probs=True, alternatives=others, **options)), 0.0
     for one in found:
         s = samples()[one.index]
         for answer, tokens in zip(one.answers, plain[one.index]):
@@ -345,5 +347,8 @@ def test_log_probabilities_are_those_of_a_teacher_forced_pass(model, warmly):
             forced = logp[np.flatnonzero(answered) - 1, tokens]
             assert answer.log_probs.shape == forced.shape
             worst = max(worst, np.abs(forced - answer.log_probs).max())
+            beside = logp[np.flatnonzero(answered) - 1][:, others].T
+            assert answer.alternatives.shape == beside.shape == (3, len(tokens))
+            worst = max(worst, np.abs(beside - answer.alternatives).max())
     print(f"log-probabilities within {worst:.1e}")
     assert len(found) == 4 and worst <= 1e-4
