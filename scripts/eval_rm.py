@@ -16,6 +16,12 @@ Evaluations of the same pairs side by side, with paired gains over the first (mo
 
     python scripts/eval_rm.py --compare runs/think runs/verify runs/think_verify runs/gcpo --output runs/modes
 
+A verifier's reward fitted to pairs, people's or the world's: how much the final score and each category of verdicts
+weigh. It prints the flags for it, and cross-fitted accuracies beside the score's; judgements are remembered in
+OUTPUT/cache.jsonl:
+
+    python scripts/eval_rm.py --fit data/pairs --model runs/rrm/model --output runs/fit    # or --fit editworld
+
 `editreward_bench`, EditScore's EditReward-Bench, from a folder of its arrow or parquet files or a hub id: strict
 accuracy in each dimension, as a mean over the tasks and pooled. Scores are remembered in OUTPUT/cache.jsonl by content
 and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
@@ -38,10 +44,13 @@ import sys
 from pathlib import Path
 
 from edit_rl_jax.cli import judge_flags
-from edit_rl_jax.evals.judges import editscore_bench, editworld, public, side_by_side
+from edit_rl_jax.data.tfds_builder import EditSource
+from edit_rl_jax.editworld import dataset
+from edit_rl_jax.evals.judges import editscore_bench, editworld, fitting, public, side_by_side
 from edit_rl_jax.evals.judges.pairs import summary
 from edit_rl_jax.evals.judges.ties import Ties
 from edit_rl_jax.ranges import flag
+from edit_rl_jax.rewards.base import Edit
 from edit_rl_jax.rewards.cache import Cached
 
 
@@ -52,13 +61,14 @@ def parse(argv=None):
     what.add_argument(
         "--compare", nargs="+", metavar="DIR", help="outputs of --benchmark editworld, the first one's gains 0"
     )
+    what.add_argument("--fit", metavar="DIR", help="dataset of preferences, or editworld: weigh a verifier's figures")
     judge_flags.add_arguments(parser, argv)
     parser.set_defaults(rows=None, max_new_tokens=None)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
     world = parser.add_argument_group("editworld")
     world.add_argument("--untrained", metavar="DIR", help="model to compare with, asked the same questions")
     world.add_argument("--pairs", type=flag(int, "[1, 1000000]"), default=528, help="at least so many (default 528)")
-    world.add_argument("--split", default="test", help="default test: held-out combinations")
+    world.add_argument("--split", help="default test: held-out combinations; of --fit train")
     world.add_argument("--resolution", type=flag(int, "[8, 4096]"), default=84, help="pixels a side (default 84)")
     world.add_argument("--no-controls", action="store_true", help="leave the controls out")
     bench = parser.add_argument_group("public benchmarks")
@@ -73,6 +83,7 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.compare:
         return args
+    args.split = args.split or ("train" if args.fit else "test")
     if args.benchmark == "editreward_bench" and not args.data:
         parser.error("editreward_bench needs --data")
     if args.benchmark in public.BENCHMARKS and not (args.data or args.labels and args.predictions):
@@ -83,10 +94,13 @@ def parse(argv=None):
         parser.error("--untrained is compared with --model")
     if args.benchmark == "editworld" and args.predictions:
         parser.error("editworld judges by itself: no --predictions")
+    if args.fit and args.predictions:
+        parser.error("--fit wants a judge: no --predictions")
     if judge_flags.given(args) + (args.predictions is not None) != 1:
         parser.error("give one of --model, --server, --endpoint, --predictions")
+    world = "editworld" in (args.benchmark, args.fit)
     for name, value in {"rows": 32, "max_new_tokens": getattr(args.options, "max_new_tokens", 512)}.items():
-        value = editworld.defaults(args.options)[name] if args.benchmark == "editworld" else value
+        value = editworld.defaults(args.options)[name] if world else value
         setattr(args, name, getattr(args, name) or value)
     return args
 
@@ -109,6 +123,18 @@ def evaluate(args) -> int:
         Path(args.output).mkdir(parents=True, exist_ok=True)
         (Path(args.output) / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
         print(side_by_side.text(rows))
+    elif args.fit:
+        judge = Cached(judge_flags.from_arguments(args), f"{args.output}/cache.jsonl")
+        seed = getattr(args, "seed", 0)
+        if args.fit == "editworld":
+            drawn = dataset.pairs(args.split, args.pairs, seed, args.resolution)
+            of = lambda record: Edit.of_record(record)
+            pairs = [(of(p.better), of(p.worse), str(p.better.group or p.better.key)) for p in drawn]
+        else:
+            pairs = fitting.preferred(EditSource(args.fit, args.split))
+        about = {"data": args.fit, "split": args.split, "model": args.model or args.server}
+        about |= {"settings": judge.settings()}
+        print(fitting.summary(fitting.run(judge, pairs, args.output, about, seed)))
     elif args.benchmark == "editworld":
         if args.untrained:
             how = dict(base=args.base, mesh=judge_flags.mesh_of(args), verify=not args.no_verify)
@@ -132,7 +158,7 @@ def evaluate(args) -> int:
             print(f"{args.output}/eval.json, {args.output}/report.html")
             return 0
         print(editscore_bench.summary(editscore_bench.run(args.output, args.data, **options)))
-    found = ("compare.json",) if args.compare else ("eval.json", "report.html")
+    found = ("compare.json",) if args.compare else ("fit.json",) if args.fit else ("eval.json", "report.html")
     print(", ".join(f"{args.output}/{name}" for name in found))
     return 0
 

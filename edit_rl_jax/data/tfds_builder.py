@@ -223,6 +223,8 @@ class EditSource(Sequence):
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):  # what reads it has another error, by which a loop does not end
+            raise IndexError(f"{self.path} has {len(self)} records in {self.split!r}, no number {index}")
         return _from_row(self._data[int(index)])
 
     def __getstate__(self):

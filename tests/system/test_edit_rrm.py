@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.data.images import decode_image, encode_png
-from edit_rl_jax.data.records import EditRecord
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord
+from edit_rl_jax.data.tfds_builder import write_dataset
 from edit_rl_jax.editworld import dataset
 from edit_rl_jax.evals.filtering import scoring
 from edit_rl_jax.rewards import judges
@@ -113,6 +115,36 @@ def test_best_of_n_evaluated_and_filtered_by(model, judge, pictures, judged, tmp
     ranked = scoring.ask(judge)([record(0, 25), record(1, 25)])
     assert [j.details["principles_from"] for j in ranked] == ["edit"] * 2
     assert ranked[0].overall.value > ranked[1].overall.value
+
+
+def test_its_reward_is_fitted_to_pairs(model, judge, tmp_path, capsys):
+    """People agree with its verdicts. What was judged is remembered, and the flags give the reward that was fitted."""
+    rng, records = np.random.default_rng(0), []
+    picture = lambda: encode_png(rng.integers(0, 256, (56, 56, 3), np.uint8))
+    for i in range(12):
+        source, *images = (picture() for _ in range(3))
+        a, b = (
+            j.value("verdicts") for j in judge.score([Edit(source, x, "make it red") for x in images], progress=False)
+        )
+        label = 1 if a > b else -1
+        records.append(PreferenceRecord(f"k{i}", source, tuple(images), "make it red", label, group=f"g{i // 2}"))
+    write_dataset(tmp_path / "pairs", {"train": records})
+    words = ["--model", str(model), "--mode", "verify", "--max-new-tokens", "16", "--rows", "2", "--expected"]
+    fit = ["--fit", str(tmp_path / "pairs"), *words, "--output", str(tmp_path / "fit")]
+    assert eval_rm.main(fit) == 0
+    found = json.loads((tmp_path / "fit/fit.json").read_text())
+    assert (found["n_pairs"], found["invalid_pairs"], found["split"]) == (12, 0, "train")
+    said = capsys.readouterr().out
+    assert "12 pairs, 0 not valid" in said and found["flags"] in said and "fit.json" in said
+    remembered = (tmp_path / "fit/cache.jsonl").read_bytes()
+    assert eval_rm.main(fit) == 0 and (tmp_path / "fit/cache.jsonl").read_bytes() == remembered
+    args = eval_rm.parse(["--benchmark", "editworld", *words, *found["flags"].split(), "--output", "x"])
+    weights = {name.lower(): weight for name, weight in judge_flags.options_of(args).weights.items()}
+    assert {"score": 0.0} | weights == pytest.approx(found["weights"]) and sum(weights.values()) == pytest.approx(
+        1, abs=1e-3
+    )
+    with pytest.raises(SystemExit):
+        eval_rm.main(["--fit", "editworld", "--predictions", "x", "--output", "x"])
 
 
 def test_a_reward_of_rl(model, pictures, judged, tmp_path):

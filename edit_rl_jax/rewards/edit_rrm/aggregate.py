@@ -25,7 +25,7 @@ class Pass:
 
     def figures(self, principles: Sequence[Principle], weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
         """Gives the figures of a pass that could be read by their names: score, verdicts (their mean), a category that
-        has principles (its mean), and categories (their weighted mean, where their weights are not all 0)."""
+        has principles (its mean), and categories (their weighted mean, where what there is weighs anything)."""
         assert self.reply.score is not None
         out = {"score": self.reply.score}
         values = self.reply.verdicts if self.probabilities is None else self.probabilities
@@ -34,7 +34,7 @@ class Pass:
         each = [float(v) for v in values if v is not None]
         means = by_category(principles, each)
         out |= {"verdicts": statistics.fmean(each)} | {NAMES[c]: m for c, m in means.items()}
-        whole = weighted(means, weights)
+        whole = weighted(means, weights, self.reply.score)
         return out if whole is None else out | {"categories": whole}
 
     def to_json(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class Options(Sampled):
     weight_follow: float = option(WEIGHTS["Follow"], "of a category, for --reward categories", "[0, 1e6]")
     weight_keep: float = option(WEIGHTS["Keep"], "", "[0, 1e6]")
     weight_quality: float = option(WEIGHTS["Quality"], "", "[0, 1e6]")
+    weight_score: float = option(0.0, "of the final score beside them, as a share of 10", "[0, 1e6]")
     principles: str = option("", "file of sets of principles, for edits that bring none (see data/principles.py)")
     expected: bool = option(False, "a verdict is the probability of a yes, not what was written")
     passes: int = option(1, "replies to an edit, averaged; 1 is greedy unless sampled", "[1, 1000]")
@@ -35,5 +36,6 @@ class Options(Sampled):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights of the categories, by name."""
-        return {"Follow": self.weight_follow, "Keep": self.weight_keep, "Quality": self.weight_quality}
+        """Weights of the categories, by name, and of the score, where it has one."""
+        score = {"score": self.weight_score} if self.weight_score else {}
+        return {"Follow": self.weight_follow, "Keep": self.weight_keep, "Quality": self.weight_quality} | score

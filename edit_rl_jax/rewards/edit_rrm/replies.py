@@ -232,17 +232,23 @@ def by_category(principles: Sequence[Principle], verdicts: Sequence[float]) -> d
     return {c: sum(values) / len(values) for c, values in found.items() if values}
 
 
-def weighted(means: Mapping[str, float], weights: Mapping[str, float] = WEIGHTS) -> float | None:
-    """Weighs means of categories; one without principles leaves its weight to the others. None where all have none."""
-    total = sum(weights[c] for c in means)
-    return sum(weights[c] * m for c, m in means.items()) / total if total > 0 else None
+def weighted(
+    means: Mapping[str, float], weights: Mapping[str, float] = WEIGHTS, score: float | None = None
+) -> float | None:
+    """Weighs means of categories and, where weights have a "score", that share of the final score (0..10).
+
+    A category without principles leaves its weight to the others. None where what there is weighs nothing."""
+    parts = {**means} if score is None or "score" not in weights else {**means, "score": score / VERIFIER_SCALE}
+    total = sum(weights[c] for c in parts)
+    return sum(weights[c] * m for c, m in parts.items()) / total if total > 0 else None
 
 
 def reward(
     reply: Reply, principles: Sequence[Principle], kind: str = "score", weights: Mapping[str, float] = WEIGHTS
 ) -> float | None:
     """Makes a number of a reply: "score" (0..10), the mean of "verdicts" (0..1), or their means by "categories",
-    weighted (0..1). None for an invalid reply, and where its mode has no verdicts. Raises ValueError for another kind.
+    weighted, the score too where that has a weight (0..1). None for an invalid reply, and where its mode has no
+    verdicts. Raises ValueError for another kind.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown reward {kind!r}: one of {', '.join(KINDS)}")
@@ -250,4 +256,4 @@ def reward(
         return reply.score
     if kind == "verdicts" or reply.average is None:
         return reply.average
-    return weighted(by_category(principles, [v or 0 for v in reply.verdicts]), weights)
+    return weighted(by_category(principles, [v or 0 for v in reply.verdicts]), weights, reply.score)
