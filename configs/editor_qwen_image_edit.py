@@ -7,9 +7,9 @@
 
 For the original or 2511: --config.model.init_from=Qwen/Qwen-Image-Edit-2511 (the original's language model sees the
 image at its full size: text of 1,600 tokens in `data.buckets`). Rank 64, alpha 128 on attention and feed-forwards, lr
-1e-4, 16 edits a step, 2,000 steps, log-normal times with FLUX's shift by size (what Qwen-Image trained with is not
-known), bf16; the image is never dropped. The chat around every instruction is read from diffusers' source, which is
-installed, or which EDIT_RL_QWEN_TEMPLATE names.
+1e-4, 16 edits a step, 2,000 steps, log-normal times with the shift by size that it samples with (what Qwen-Image
+trained with is not known), bf16; the image is never dropped. The chat around every instruction is read from diffusers'
+source, which is installed, or which EDIT_RL_QWEN_TEMPLATE names.
 Licence of the base: Apache-2.0.
 Hardware: `python scripts/plan.py --config configs/editor_qwen_image_edit.py --topology v5e:8x8` says what fits. To
 expect: not measured at full size.
@@ -35,6 +35,8 @@ def get_config():
     c.data.workers = 16
     c.data.on_bad_record = "skip"
     c.flow.drop_references = 0.0
+    c.flow.max_shift = 0.9
+    c.flow.max_tokens = 8192
     c.optim.lr = 1e-4
     c.optim.schedule = "constant"
     c.optim.warmup = 100

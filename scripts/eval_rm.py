@@ -64,7 +64,9 @@ def parse(argv=None):
     what.add_argument("--fit", metavar="DIR", help="dataset of preferences, or editworld: weigh a verifier's figures")
     judge_flags.add_arguments(parser, argv)
     parser.set_defaults(rows=None, max_new_tokens=None)
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of eval.json and report.html")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="of eval.json and report.html, compare.json, fit.json"
+    )
     world = parser.add_argument_group("editworld")
     world.add_argument("--untrained", metavar="DIR", help="model to compare with, asked the same questions")
     world.add_argument("--pairs", type=flag(int, "[1, 1000000]"), default=528, help="at least so many (default 528)")
@@ -94,8 +96,10 @@ def parse(argv=None):
         parser.error("--untrained is compared with --model")
     if args.benchmark == "editworld" and args.predictions:
         parser.error("editworld judges by itself: no --predictions")
-    if args.fit and args.predictions:
-        parser.error("--fit wants a judge: no --predictions")
+    if args.fit and (args.predictions or args.labels or args.data or args.untrained):
+        parser.error("--fit judges pairs of its own: no --predictions, --labels, --data or --untrained")
+    if args.fit and getattr(args, "reward", "score") != "score":
+        parser.error("--fit finds the weights of a reward: no --reward")
     if judge_flags.given(args) + (args.predictions is not None) != 1:
         parser.error("give one of --model, --server, --endpoint, --predictions")
     world = "editworld" in (args.benchmark, args.fit)
@@ -126,13 +130,14 @@ def evaluate(args) -> int:
     elif args.fit:
         judge = Cached(judge_flags.from_arguments(args), f"{args.output}/cache.jsonl")
         seed = getattr(args, "seed", 0)
-        if args.fit == "editworld":
-            drawn = dataset.pairs(args.split, args.pairs, seed, args.resolution)
-            of = lambda record: Edit.of_record(record)
-            pairs = [(of(p.better), of(p.worse), str(p.better.group or p.better.key)) for p in drawn]
-        else:
-            pairs = fitting.preferred(EditSource(args.fit, args.split))
         about = {"data": args.fit, "split": args.split, "model": args.model or args.server}
+        if args.fit == "editworld":
+            about |= {"at_least": args.pairs, "resolution": args.resolution, "seed": seed}
+            drawn = dataset.pairs(args.split, args.pairs, seed, args.resolution)
+            pairs = [(Edit.of_record(p.better), Edit.of_record(p.worse), str(p.better.group)) for p in drawn]
+        else:
+            source = EditSource(args.fit, args.split)
+            pairs, about = fitting.preferred(source), about | {"data_hash": source.data_hash}
         about |= {"settings": judge.settings()}
         print(fitting.summary(fitting.run(judge, pairs, args.output, about, seed)))
     elif args.benchmark == "editworld":

@@ -39,6 +39,8 @@ class Drawing:
 
     times: str = knob("lognormal", ("lognormal", "uniform"))
     shift: str = knob("linear")  # none | linear | sqrt | a number: see flow.matching.Times
+    max_shift: float = knob(1.15, "(0, 10]")  # of linear, at max_tokens
+    max_tokens: int = knob(4096, "[257, 1048576]")
     sample_latents: bool = knob(True)  # of the autoencoder's posterior; else its mean
     reference_pixels: int = knob(0, "[0, 1e9]")  # of a reference at most, which then costs less; 0: as the result
 
@@ -63,8 +65,10 @@ class FlowMatching:
             raise ConfigError(
                 "config key 'flow.changed' compares result and reference: 'flow.reference_pixels' is 0 then"
             )
+        if f.shift != "linear" and (f.max_shift, f.max_tokens) != (Drawing.max_shift, Drawing.max_tokens):
+            raise ConfigError(f"config keys 'flow.max_shift', 'flow.max_tokens' are of shift linear, not {f.shift!r}")
         try:
-            times = Times(f.times, f.shift)
+            times = Times(f.times, f.shift, f.max_shift, f.max_tokens)
         except ValueError as e:
             raise ConfigError(f"config key 'flow.shift': {e}") from None
         return cls(times, f.drop_text, f.drop_references, f.sample_latents, f.changed, config.seed)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from edit_rl_jax.flow.keys import normal
-from edit_rl_jax.flow.schedules import shift_times
+from edit_rl_jax.flow.schedules import BASE_SHIFT, BASE_TOKENS, shift_times
 from edit_rl_jax.flow.steps import column, elements, expand
 
 
@@ -17,15 +17,19 @@ class Times:
 
     Attributes:
       kind: "lognormal" (the sigmoid of a standard normal number) or "uniform".
-      shift: "none"; "linear": m = exp(mu), mu linear in the image's tokens from 0.5 at 256 to 1.15 at 4,096, OmniGen2's
-        fine-tuning; "sqrt": m = sqrt(tokens) / 20, which is the "dynamic" schedule of sampling at base_res 320; or m
-        itself, a positive number in text. The larger m, the more noise.
+      shift: "none"; "linear": m = exp(mu), mu linear in the image's tokens, OmniGen2's fine-tuning; "sqrt":
+        m = sqrt(tokens) / 20, which is the "dynamic" schedule of sampling at base_res 320; or m itself, a positive
+        number in text. The larger m, the more noise.
+      max_shift, max_tokens: mu of "linear" is 0.5 at 256 tokens and `max_shift` at `max_tokens`, as in `Schedule`:
+        FLUX's and OmniGen2's by default; Qwen-Image samples with 0.9 at 8,192.
 
     Raises ValueError for anything else.
     """
 
     kind: str = "lognormal"
     shift: str = "linear"
+    max_shift: float = 1.15
+    max_tokens: int = 4096
 
     def __post_init__(self):
         if self.kind not in ("lognormal", "uniform"):
@@ -45,7 +49,8 @@ class Times:
         """m of `schedules.shift_times` for images of that many tokens (latent cells / 4)."""
         tokens = tokens.astype(jnp.float32)
         if self.shift == "linear":
-            return jnp.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+            slope = (self.max_shift - BASE_SHIFT) / (self.max_tokens - BASE_TOKENS)
+            return jnp.exp(BASE_SHIFT + (tokens - BASE_TOKENS) * slope)
         return jnp.sqrt(tokens) / 20 if self.shift == "sqrt" else jnp.full_like(tokens, self._m or 1.0)
 
     def draw(self, keys: Key[Array, " B"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:

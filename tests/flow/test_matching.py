@@ -25,6 +25,9 @@ def test_shifts_equal_the_reference(monkeypatch):
     linear, root = (shift_times(t, factor(shift)) for shift in ("linear", "sqrt"))
     np.testing.assert_allclose(linear, transport.time_shift(None, mu, 1.0, given[1]).numpy(), atol=1e-6)
     np.testing.assert_allclose(root, transport.time_shift_v2(None, *given).numpy(), atol=1e-6)
+    qwen = Schedule(1, "exponential", max_shift=0.9, max_tokens=8192)  # what it samples with
+    found = matching.Times(max_shift=0.9, max_tokens=8192).factor(jnp.asarray(tokens))
+    np.testing.assert_allclose(found, [qwen.factor(4 * int(n)) for n in tokens], rtol=1e-6)
     np.testing.assert_allclose(factor("sqrt"), [Schedule(1).factor(4 * int(n)) for n in tokens], rtol=1e-6)
 
 

@@ -18,9 +18,11 @@ from edit_rl_jax.editors.rows import OWN, EditRows, EditShape, cover
 from edit_rl_jax.flow import matching
 from edit_rl_jax.flow.keys import Purpose, item_keys
 from edit_rl_jax.flow.matching import Times
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.sharding import make_mesh
 from edit_rl_jax.training import on_mesh, optim
 from edit_rl_jax.training import sources as data
+from edit_rl_jax.training.config import default
 from edit_rl_jax.training.program import abstract_batches, build_program
 from tests.editors import toy
 from tests.training import micro_editor
@@ -114,6 +116,16 @@ def test_the_loss_in_closed_form():
     np.testing.assert_allclose(metrics["rows"][0], wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(float(total), wanted.sum(), rtol=1e-4)
     assert metrics["rows"][1].tolist() == [numbers] * 3 + [0, 0] and float(weight) == 3 * numbers
+
+
+def test_times_are_drawn_as_the_config_says():
+    c = default(kind="qwen_image_edit", objective="flow_matching")
+    assert FlowMatching.configured(c).times == Times()
+    c.flow.max_shift, c.flow.max_tokens = 0.9, 8192
+    assert FlowMatching.configured(c).times == Times("lognormal", "linear", 0.9, 8192)
+    c.flow.shift = "sqrt"
+    with pytest.raises(ConfigError, match="'flow.max_shift', 'flow.max_tokens' are of shift linear, not 'sqrt'"):
+        FlowMatching.configured(c)
 
 
 def test_what_changed_weighs_more():

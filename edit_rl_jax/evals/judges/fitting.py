@@ -2,7 +2,8 @@
 
 Which edit is preferred is taken as logistic in what the figures of the better one have more (Bradley-Terry), with
 weights that are not negative and a weak prior; they are then scaled to sum to 1, as the reward "categories" takes them.
-Accuracies are cross-fitted: pairs of a fold are judged with the weights of the other folds, which share no source.
+Accuracies are cross-fitted: pairs of a fold are judged with the weights of the other folds, which share no group (a
+source and an instruction).
 """
 
 import itertools
@@ -12,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
-from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, expect
-from edit_rl_jax.evals.judges.dimensions import figure
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, expect, group_id
 from edit_rl_jax.evals.judges.ties import folds_of
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.rewards.edit_rrm.aggregate import DIMENSIONS
 
-FIGURES = tuple(name for name in DIMENSIONS if name != "verdicts")  # which is a mean of the others
+WEIGHED = [i for i, name in enumerate(DIMENSIONS) if name != "verdicts"]  # which is a mean of the others
 PRIOR = 10.0  # standard deviation of a weight before it is scaled
 CHUNK = 256  # pairs judged between two writes of the cache
 
@@ -34,22 +34,16 @@ def preferred(records: Sequence[Record]) -> Iterator[tuple[Edit, Edit, str]]:
             about = dict(source=record.source, instruction=record.instruction, meta=record.meta)
             first, second = (Edit.of_record(EditRecord(key=record.key, edited=x, **about)) for x in record.edited)
             pair = (first, second) if record.prefers > 0 else (second, first)
-            yield *pair, str(record.group or record.key)
+            yield *pair, str(record.group or group_id(record.source, record.instruction))
 
 
-def differences(judged: Sequence[tuple[Judgement, Judgement]]) -> Float64[np.ndarray, "n k"]:
-    """Gives what the better edit has more of each of FIGURES, as shares of its scale; a figure that a judgement lacks
-    is 0, NaN where one of the two is not valid."""
-
-    def shares(judgement: Judgement) -> list[float]:
-        known = judgement.dimensions
-        return [known[name].share if name in known else 0.0 for name in FIGURES]
-
-    out = np.full((len(judged), len(FIGURES)), np.nan)
-    for row, (better, worse) in zip(out, judged):
-        if better.valid and worse.valid:
-            row[:] = np.subtract(shares(better), shares(worse))
-    return out
+def difference(better: Judgement, worse: Judgement) -> Float64[np.ndarray, " k"]:
+    """Gives what the better edit has more of each of DIMENSIONS, as a share of its scale: 0 of one that both lack, NaN
+    where one of the two is not valid."""
+    if not (better.valid and worse.valid):
+        return np.full(len(DIMENSIONS), np.nan)
+    share = lambda j, name: j.dimensions[name].share if name in j.dimensions else 0.0
+    return np.array([share(better, name) - share(worse, name) for name in DIMENSIONS], np.float64)
 
 
 def fit(differences: Float64[np.ndarray, "n k"], prior: float = PRIOR) -> Float64[np.ndarray, " k"]:
@@ -58,47 +52,48 @@ def fit(differences: Float64[np.ndarray, "n k"], prior: float = PRIOR) -> Float6
 
     def loss(w):
         margin = differences @ w
-        share = -np.exp(-np.logaddexp(0, margin))  # derivative of log(1 + exp(-margin))
-        value = np.logaddexp(0, -margin).sum() + (w @ w) / (2 * prior**2)
-        return value, share @ differences + w / prior**2
+        slope = -np.exp(-np.logaddexp(0, margin)) @ differences
+        return np.logaddexp(0, -margin).sum() + w @ w / (2 * prior**2), slope + w / prior**2
 
-    start = np.ones(differences.shape[1])
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
+    start = np.zeros(differences.shape[1])  # where a figure that tells nothing stays, exactly
+    how = dict(jac=True, method="L-BFGS-B", options={"ftol": 1e-13, "gtol": 1e-8})
+    return minimize(loss, start, bounds=[(0, None)] * len(start), **how).x
 
 
-def figures(judged: Sequence[tuple[Judgement, Judgement]], groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def figures(
+    differences: Float64[np.ndarray, "n k"], known: Bool[np.ndarray, "n k"], groups: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
     """Fits the weights, and compares the fit with the final score and the mean verdict on the same pairs.
 
-    A tie and a pair that is not valid are wrong. Gains are over the final score, paired, with 95% intervals that
-    resample groups. Raises ValueError where no figure tells the pairs apart, and for fewer than two groups.
+    differences: as `difference`, of DIMENSIONS. known: which of them the pairs have. A tie and a pair that is not valid
+    are wrong. Gains are over the final score, paired, with 95% intervals that resample groups. `unweighed_pairs`: valid
+    ones without a figure that has a weight; with these weights no edit of theirs has a reward. Raises ValueError where
+    no figure tells the pairs apart, and for valid pairs of fewer than two groups.
     """
-    found = differences(judged)
-    usable, folds = ~np.isnan(found).any(1), folds_of(list(groups), seed)
-    if len(set(groups)) < 2:
-        raise ValueError(f"{len(judged)} pairs of {len(set(groups))} source: at least two are wanted")
-    weights = fit(found[usable])
-    if not (weights.sum() > 1e-6):
+    usable, folds, each = ~np.isnan(differences).any(1), folds_of(list(groups), seed), differences[:, WEIGHED]
+    if len(several := {g for g, u in zip(groups, usable) if u}) < 2:
+        raise ValueError(f"{usable.sum()} valid pairs of {len(several)} groups: at least two groups are wanted")
+    weights = fit(each[usable])
+    if not weights.any():
         raise ValueError("no figure of this judge tells the pairs apart: there is nothing to weigh")
-    margins = np.full(len(judged), np.nan)
+    margins = np.full(len(each), np.nan)
     for fold in np.unique(folds):
-        margins[folds == fold] = found[folds == fold] @ fit(found[usable & (folds != fold)])
-    more = lambda name: np.array([_more(figure(a, name), figure(b, name)) for a, b in judged])
-    each = {"score": more("score"), "verdicts": more("verdicts"), "fit": margins}
-    right = {name: (np.nan_to_num(x) > 0).astype(np.float64) for name, x in each.items()}
+        margins[folds == fold] = each[folds == fold] @ fit(each[usable & (folds != fold)])
+    column = lambda name: differences[:, DIMENSIONS.index(name)]
+    margin = {"score": column("score"), "verdicts": column("verdicts"), "fit": margins}
+    right = {name: (np.nan_to_num(x) > 0).astype(np.float64) for name, x in margin.items()}
     table = {}
     for name, correct in right.items():
         row = {"accuracy": float(correct.mean()), "ci95": list(interval(correct, groups))}
-        table[name] = row | {"ties": int((each[name] == 0).sum())}
+        table[name] = row | {"ties": int((margin[name] == 0).sum())}
         if name != "score":
             gain = correct - right["score"]
             table[name] |= {"gain": float(gain.mean()), "gain_ci95": list(interval(gain, groups))}
-    scaled = {name: round(float(w), 4) for name, w in zip(FIGURES, weights / weights.sum())}
-    counts = {"n_pairs": len(judged), "invalid_pairs": int((~usable).sum())}
-    return {"weights": scaled, "slope": float(weights.sum()), **counts, "pairs": table}
-
-
-def _more(better: float | None, worse: float | None) -> float:
-    return np.nan if better is None or worse is None else better - worse
+    scaled = np.round(weights / weights.sum(), 4)
+    counts = {"n_pairs": len(each), "invalid_pairs": int((~usable).sum())}
+    counts["unweighed_pairs"] = int((usable & ~known[:, WEIGHED][:, scaled > 0].any(1)).sum())
+    named = {DIMENSIONS[i]: float(w) for i, w in zip(WEIGHED, scaled)}
+    return {"weights": named, "slope": float(weights.sum()), **counts, "pairs": table}
 
 
 def flags(weights: Mapping[str, float]) -> str:
@@ -112,18 +107,21 @@ def run(
     """Judges pairs (better, worse, group), CHUNK in memory at a time, fits, and returns what it wrote to
     `output`/fit.json.
 
-    Raises ValueError for a judge without the verifier's figures, and as `figures`.
+    Raises ValueError for a judge without the verifier's figures, where no pair is valid, and as `figures`.
     """
-    if not set(FIGURES) <= set(judge.dimensions()):
-        raise ValueError(f"a fit wants a judge of {', '.join(FIGURES)}; this one has {', '.join(judge.dimensions())}")
-    judged: list[tuple[Judgement, Judgement]] = []
-    groups: list[str] = []
+    if missing := [name for name in DIMENSIONS if name not in judge.dimensions()]:
+        raise ValueError(f"a fit wants a verifier with verdicts: this judge has no {', '.join(missing)}")
+    rows, known, groups, problem = [], [], [], ""
     left = iter(pairs)
     while part := list(itertools.islice(left, CHUNK)):
         flat = judge.score([edit for better, worse, _ in part for edit in (better, worse)])
-        judged += zip(flat[::2], flat[1::2])
+        rows += map(difference, flat[::2], flat[1::2])
+        known += [[name in j.dimensions for name in DIMENSIONS] for j in flat[::2]]
         groups += [group for *_, group in part]
-    found = figures(judged, groups, seed)
+        problem = problem or next((j.problem for j in flat if not j.valid), "")
+    if not rows or np.isnan(rows).any(1).all():
+        raise ValueError(f"none of {len(rows)} pairs is valid" + (f", the first: {problem}" if problem else ""))
+    found = figures(np.array(rows), np.array(known), groups, seed)
     found = {**about, **found, "flags": flags(found["weights"])}
     (Path(output) / "fit.json").write_text(json.dumps(found, indent=2) + "\n")
     return found
@@ -132,6 +130,8 @@ def run(
 def summary(found: Mapping[str, Any]) -> str:
     """Says in lines what a fit found."""
     lines = [f"{found['n_pairs']} pairs, {found['invalid_pairs']} not valid"]
+    if found["unweighed_pairs"]:
+        lines.append(f"{found['unweighed_pairs']} without a figure that weighs: with these flags they are not valid")
     for name, row in found["pairs"].items():
         low, high = row["ci95"]
         line = f"{name:9} {row['accuracy']:.3f} ({low:.3f} to {high:.3f}), {row['ties']} ties"

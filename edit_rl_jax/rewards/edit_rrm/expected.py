@@ -1,7 +1,8 @@
 """Expected verdicts: of each verdict that was written, the probability of a yes at its place, p(1) / (p(0) + p(1)).
 
-Both are of the model itself, after all that stands before. Where in a reply a verdict stands is found by writing the
-other digit there: it is the verdict on the principle that then reads the other way.
+Of both digits as they are written there, with the same white space before them, under the model itself, after all that
+stands before. Where in a reply a verdict stands is found by writing the other digit there: it is the verdict on the
+principle that then reads the other way.
 """
 
 import re
@@ -32,7 +33,7 @@ def places(reply: Reply, principles: Sequence[Principle], mode: str) -> tuple[in
 def digits(tokenizer: Any) -> tuple[tuple[int, int], ...]:
     """Finds the tokens that write a verdict, as (no, yes): the digits, with white space before them or without.
 
-    Raises ValueError for a tokenizer whose digits are none.
+    Raises ValueError for a tokenizer whose digits are no tokens of their own.
     """
     vocabulary = tokenizer.get_vocab()
     ends = [(piece[:-1] + "0", yes) for piece, yes in vocabulary.items() if piece.endswith("1")]

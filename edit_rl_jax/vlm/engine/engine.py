@@ -118,8 +118,8 @@ class Engine(Prefill):
         accept(index, tokens, stopped): an answer that is not accepted is written anew with other random numbers, at
         most `retries` times. branch_at(tokens): the place of the token that is the root of the engine's `tree` in an
         answer: -1 the prompt's last token, None for no tree. shape: fixes the compiled shape; default: one that suits.
-        log_probs: also of every token its log-probability (another compiled program). alternatives: tokens whose
-        log-probabilities are wanted, too, at each place of an answer.
+        log_probs: also of every token its log-probability. alternatives: tokens whose log-probabilities are wanted at
+        each place of an answer, too (each of the two is another compiled program).
         Raises ValueError when a prompt does not fit `shape`, RuntimeError when the stores are too small for one prompt.
         """
         if not prompts:
