@@ -225,6 +225,8 @@ def test_checked_in_plans_fit():
     chips = ("v5e-4x4", "v6e-4x4", "v5p-2x2x4")
     promised += tuple(f"grpo_omnigen2{kind}__{c}" for kind in ("", "_fast") for c in chips)
     promised += tuple(f"rm_qwen3_{b}__{c}" for b in ("4b", "8b", "32b") for c in ("v5e-4x4", "v6e-2x4", "v5p-2x2x4"))
+    promised += tuple(f"editor_qwen_image_edit__1024__{c}" for c in ("v5e-8x8", "v5p-2x2x4"))
+    promised += ("nft_qwen_image_edit__v5p-2x2x4",)
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans").glob("*.json")}
     assert set(promised) <= plans.keys()
     for name, figures in plans.items():
@@ -239,7 +241,7 @@ def test_checked_in_plans_are_those_of_the_configs():
         made = json.loads(file.read_text())
         objective, _, size = made["config"].partition("_")
         families = {"editreward": f"rm.py:{size},editreward"} | {k: f"{k}.py:{size}" for k in ("rrm", "gcpo")}
-        families |= {"rm": f"rm.py:{size}"}
+        families |= {"rm": f"rm.py:{size}", "nft": f"grpo_{size}.py:nft"}
         name = families.get(objective, f"{made['config']}.py")
         where = made["topology"]
         config = config_lib.load(ROOT / "configs" / name, {"topology": where})
