@@ -64,7 +64,7 @@ def probabilities(
         if pair is None:
             return None, f"the verdict is no token of its own: {principle.question!r:.60}"
         no, yes = log_probs[:, pair, token].astype(np.float64)
-        out.append(float(1 / (1 + np.exp(no - yes))))
+        out.append(float(np.exp(-np.logaddexp(0.0, no - yes))))
     return tuple(out), ""
 
 
