@@ -226,7 +226,8 @@ def test_checked_in_plans_fit():
     promised += tuple(f"grpo_omnigen2{kind}__{c}" for kind in ("", "_fast") for c in chips)
     promised += tuple(f"rm_qwen3_{b}__{c}" for b in ("4b", "8b", "32b") for c in ("v5e-4x4", "v6e-2x4", "v5p-2x2x4"))
     promised += tuple(f"editor_qwen_image_edit__1024__{c}" for c in ("v5e-8x8", "v5p-2x2x4"))
-    promised += ("editor_flux_kontext__1024__v5p-2x2x4", "nft_qwen_image_edit__v5p-2x2x4")
+    promised += tuple(f"editor_flux_kontext__{job}__v5p-2x2x4" for job in ("1024", "edit"))
+    promised += ("nft_qwen_image_edit__v5p-2x2x4",)
     plans = {p.stem: json.loads(p.read_text()) for p in (ROOT / "benchmarks/plans").glob("*.json")}
     assert set(promised) <= plans.keys()
     for name, figures in plans.items():
