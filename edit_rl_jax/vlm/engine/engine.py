@@ -190,9 +190,16 @@ class Engine(Prefill):
                 self._stores = dataclasses.replace(self._stores, tiles=tiles)
 
     def _decode(
-        self, placement: Placement, written: np.ndarray, told: Mapping[str, np.ndarray], alternatives, seed, until
+        self,
+        placement: Placement,
+        written: np.ndarray,
+        told: Mapping[str, np.ndarray],
+        alternatives: tuple[int, ...],
+        seed: np.uint32,
+        until: np.int32,
     ) -> list[int]:
-        """Runs a chunk; the slots whose answers have ended."""
+        """Runs a chunk, whose tokens go to `written` and what is told of them to `told`; the slots whose answers have
+        ended."""
         s, shape = placement.slots, self._shape
         before, active = s.fed.copy(), s.active.copy()
         with self._on_mesh():
@@ -246,7 +253,15 @@ class Engine(Prefill):
         return out
 
     def _end(
-        self, placement: Placement, b: int, written: np.ndarray, told, accept, retries: int, answers: int, branch: Any
+        self,
+        placement: Placement,
+        b: int,
+        written: np.ndarray,
+        told: Mapping[str, np.ndarray],
+        accept: Callable[[int, np.ndarray, bool], bool] | None,
+        retries: int,
+        answers: int,
+        branch: Any,
     ) -> Job | None:
         """Takes an ended answer out of its slot; its job, when that was the last."""
         job, order = placement.writing[b]
