@@ -22,6 +22,7 @@ from edit_rl_jax.rewards.base import Edit, Judgement
 from edit_rl_jax.rewards.edit_rrm import aggregate
 from edit_rl_jax.rewards.edit_rrm import prompts as texts
 from edit_rl_jax.rewards.edit_rrm.aggregate import DIMENSIONS, Pass
+from edit_rl_jax.rewards.edit_rrm.constrained import Forms
 from edit_rl_jax.rewards.edit_rrm.expected import digits, probabilities
 from edit_rl_jax.rewards.edit_rrm.options import Options
 from edit_rl_jax.rewards.edit_rrm.prompts import MODES, Prompts
@@ -52,6 +53,7 @@ class EditRRM:
       reward: the overall figure, of `replies.KINDS`; weights: of its "categories".
       sets: principles by `data.principles.principles_id`; sets_sha256: of the file that they are from.
       expected: verdicts are probabilities (see `expected`); the final score stays what was written.
+      constrained: only a valid reply can be written (see `constrained`).
       sampling: default greedy. `passes` (K) replies share one prefill.
       rows: replies written side by side (fewer in a small call; on a mesh always all of them).
       retries: how often a sampled reply that cannot be read is written anew, with other random numbers.
@@ -77,6 +79,7 @@ class EditRRM:
         sets: Mapping[str, Principles] | None = None,
         sets_sha256: str = "",
         expected: bool = False,
+        constrained: bool = False,
         sampling: TokenSampling | None = None,
         passes: int = 1,
         rows: int = 32,
@@ -99,7 +102,8 @@ class EditRRM:
         self._digits = digits(tokenizer) if expected else ()
         self.passes, self.rows, self.mesh, self.shape, self.seed = passes, rows, mesh, shape, seed
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy reply stays what it is
-        self.sampling = sampling
+        self.sampling, self.forms = sampling, Forms(tokenizer, model.cfg.vocab_size, mode) if constrained else None
+        engine["automaton"] = self.forms and self.forms.automaton
         self.engine = Engine(model, sampling, slots=rows, seed=seed, mesh=mesh, **engine)
         self._make = ImagePrompts(model.cfg, tokenizer, images)
         begin = lambda i: str(prompts.build(b"", b"", i, [Principle(i, CATEGORIES[0])], mode)[0])
@@ -142,7 +146,7 @@ class EditRRM:
     ) -> "EditRRM":
         """Loads a folder as `rewards.judges` asks for it. Raises as `load`, and for a malformed file of sets as
         `data.principles.read`."""
-        same = ("prompts", "mode", "reward", "expected", "passes", "retries", "rows", "seed")
+        same = ("prompts", "mode", "reward", "expected", "constrained", "passes", "retries", "rows", "seed")
         given = {name: getattr(options, name) for name in same} | {"sampling": options.sampling}
         if file := options.principles:
             digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -173,6 +177,8 @@ class EditRRM:
             "seed": self.seed,
             "retries": self.retries,
         }
+        if self.forms:
+            found["constrained"] = True
         return json.loads(json.dumps(found))
 
     def principles_of(self, edit: Edit) -> tuple[Principles, str]:
@@ -212,12 +218,22 @@ class EditRRM:
                 if name not in asked:
                     number = int.from_bytes(name[:4], "big") >> 1
                     prompt = self._make.make(parts, f"item {i}", heads=[self._stem], item=number)
-                    asked[name] = ((group, i), prompt, principles)
+                    asked[name] = ((group, i), self._formed(prompt, principles), principles)
                 wanted.append((name, principles, where))
             except ValueError as error:  # RecordError and ImageError are ValueErrors
                 wanted.append(str(error))
         found = self._answers(dict(sorted(asked.items(), key=lambda a: a[1][0])), progress)
         return [self._judgement(w, found) for w in wanted]
+
+    def _formed(self, prompt: Prompt, principles: Principles) -> Prompt:
+        """The prompt with the form of its replies, where they are constrained. Raises ValueError where none fits."""
+        if self.forms is None:
+            return prompt
+        form = self.forms.of(tuple(principles))
+        if (needed := self.forms.needed(form)) > self.sampling.max_new_tokens:
+            said = f"of {self.sampling.max_new_tokens} (max_new_tokens)"
+            raise ValueError(f"a reply without reasoning takes {needed} tokens {said}")
+        return dataclasses.replace(prompt, form=form)
 
     def _judgement(self, wanted: tuple[bytes, Principles, str] | str, found: Mapping[bytes, Any]) -> Judgement:
         problem = wanted if isinstance(wanted, str) else found[wanted[0]]

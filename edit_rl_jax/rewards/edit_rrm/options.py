@@ -25,6 +25,7 @@ class Options(Sampled):
     weight_score: float = option(0.0, "of the final score beside them, as a share of 10", "[0, 1e6]")
     principles: str = option("", "file of sets of principles, for edits that bring none (see data/principles.py)")
     expected: bool = option(False, "a verdict is the probability of a yes, not what was written")
+    constrained: bool = option(False, "only a valid reply can be written")
     passes: int = option(1, "replies to an edit, averaged; 1 is greedy unless sampled", "[1, 1000]")
     retries: int = option(2, "sampled replies that cannot be read are written anew", "[0, 1000]")
     temperature: float | None = option(None, "default 0 (greedy) for one pass, 0.7 for more", "[0, 100]")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edit_rl_jax.nn.attention import attention
 from edit_rl_jax.sharding import shard
-from edit_rl_jax.vlm.engine.automaton import Automaton
+from edit_rl_jax.vlm.engine.automaton import Constraint
 from edit_rl_jax.vlm.engine.cache import AXES, KV, attend_part, copied, merge_parts, route, routed_part, to_heads, write
 from edit_rl_jax.vlm.engine.sampler import TokenSampling, answer_keys, sample
 
@@ -34,6 +34,7 @@ class Slots:
       item, purpose, number: what an answer's random numbers come from (see `sampler.answer_keys`).
       tile_at, own_at: row * places + place in the tiles and in `own`; rows * places where there is none.
       tile_length [G], own_length [P]: tokens in each row.
+      form: of the prompts, what the automaton is told of them; None where they have none.
     """
 
     token: Int[Any, " B"]
@@ -49,6 +50,7 @@ class Slots:
     own_at: Int[Any, " B"]
     tile_length: Int[Any, " G"]
     own_length: Int[Any, " P"]
+    form: Int[Any, "B R F"] | None = None
 
 
 @register_dataclass
@@ -164,7 +166,7 @@ def decode_chunk(
     *,
     sampling: TokenSampling,
     places: tuple[int, int],
-    automaton: Automaton | None = None,
+    automaton: Constraint | None = None,
     log_probs: bool = False,
     alternatives: tuple[int, ...] = (),
 ) -> tuple[KV, Chunk]:
@@ -219,7 +221,7 @@ def decode_chunk(
         logits = raw
         if automaton is not None:
             left = slots.limit - c.fed
-            logits = jnp.where(automaton.allowed(c.state, left), raw, -jnp.inf)
+            logits = jnp.where(automaton.allowed(c.state, left, slots.form), raw, -jnp.inf)
         token = sample(logits, keys, c.fed, sampling)
         row, column = jnp.arange(B), jnp.where(c.active, jnp.minimum(c.fed, N - 1), N)
         written, logp, others = c.written.at[row, column].set(token, mode="drop"), c.log_probs, c.alternatives
@@ -233,7 +235,9 @@ def decode_chunk(
             others = others.at[row, :, column].set(each, mode="drop")
         fed = c.fed + c.active.astype(jnp.int32)
         ended = jnp.any(token[:, None] == stops[None], axis=1) | (fed >= slots.limit)
-        state = c.state if automaton is None else jnp.where(c.active, automaton.next(c.state, token), c.state)
+        state = (
+            c.state if automaton is None else jnp.where(c.active, automaton.next(c.state, token, slots.form), c.state)
+        )
         token = jnp.where(c.active, token, c.token)
         counts = (c.steps + 1, c.busy + jnp.sum(c.active))
         chunk = Chunk(token, fed, c.active & ~ended, state, written, *counts, logp, others)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from edit_rl_jax.vlm.engine.automaton import Automaton
+from edit_rl_jax.vlm.engine.automaton import Constraint
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.loader import Loader
 from edit_rl_jax.vlm.engine.placement import Job, Placement, Wave
@@ -60,7 +60,7 @@ class Engine(Prefill):
       slots: answers side by side (fewer for a small call: 2, 8, 32, ...; on a mesh always all of them).
       seed: run seed of all random numbers.
       mesh: where `model` is sharded; rows lie over its (data, fsdp) axes, which `slots` must divide.
-      automaton: constrains every answer (see `automaton.py`).
+      automaton: constrains every answer (see `automaton.py`), by the forms of their prompts.
       tree: continuations that are scored at a place of every answer (see `branch.py`).
       prefill_tokens, vision_slots: about how many tokens and patches one prefill and one encoding take: shorter pieces
         go several at once, always in the same number for one length.
@@ -80,7 +80,7 @@ class Engine(Prefill):
         slots: int = 64,
         seed: int = 0,
         mesh: Any = None,
-        automaton: Automaton | None = None,
+        automaton: Constraint | None = None,
         tree: Tree | None = None,
         prefill_tokens: int = 512,
         vision_slots: int = 1024,

@@ -133,7 +133,8 @@ class Placement(Prefixes):
         nowhere = {"tile_at": np.full(B, G * shape.queries, np.int32)}
         nowhere |= {"own_at": np.full(B, P * shape.answers, np.int32)}
         lengths = {"tile_length": zeros(G), "own_length": zeros(P)}
-        self.slots = Slots(**{n: zeros(B) for n in names}, active=zeros(B, bool), **nowhere, **lengths)
+        form = np.full((B, *shape.form), -1, np.int32) if any(shape.form) else None
+        self.slots = Slots(**{n: zeros(B) for n in names}, active=zeros(B, bool), **nowhere, **lengths, form=form)
         self.shape = shape
         self.writing: list[Any] = [None] * B  # (job, order of the answer) of each slot that writes one
         self.resident: list[Job] = []
@@ -172,6 +173,10 @@ class Placement(Prefixes):
         s.position[b], s.limit[b], s.active[b] = prompt.positions[:, -1].max(), job.limits[order], True
         s.item[b], s.purpose[b], s.number[b] = prompt.item, prompt.purpose, number
         s.tile_at[b], s.own_at[b] = tile_at, own_at
+        if s.form is not None:
+            s.form[b] = -1
+        if prompt.form is not None:
+            s.form[b, : prompt.form.shape[0], : prompt.form.shape[1]] = prompt.form
         self.writing[b] = (job, order)
 
     def _admit(self, job: Job, wave: Wave) -> bool:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from edit_rl_jax.sharding import shard
 from edit_rl_jax.vlm.engine import cache, decoder
-from edit_rl_jax.vlm.engine.automaton import Automaton
+from edit_rl_jax.vlm.engine.automaton import Constraint
 from edit_rl_jax.vlm.engine.branch import Tree, score_tree
 from edit_rl_jax.vlm.engine.placement import FeatureRing
 from edit_rl_jax.vlm.engine.prompt import Piece, Prompt, Shape
@@ -25,7 +25,7 @@ def programs(
     sampling: TokenSampling | None = None,
     *,
     readout: Callable[[Any, Any], Any] | None = None,
-    automaton: Automaton | None = None,
+    automaton: Constraint | None = None,
     tree: Tree | None = None,
     compiler_options: Mapping | None = None,
 ) -> dict[str, Any]:

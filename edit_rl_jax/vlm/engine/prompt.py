@@ -51,6 +51,7 @@ class Prompt:
         the prompts that begin alike. They must follow from the prompt alone (where an image begins, where a fixed text
         ends), not from its company: then so does its result, bit for bit.
       item, purpose: what its random numbers come from.
+      form: what the engine's automaton is told of its answers (see `automaton.Constraint`).
     """
 
     tokens: Int32[np.ndarray, " T"]
@@ -59,6 +60,7 @@ class Prompt:
     cuts: tuple[int, ...] = ()
     item: int = 0
     purpose: int = 0
+    form: Int32[np.ndarray, "R F"] | None = None
 
     def __post_init__(self):
         last = len(self.tokens) - 1
@@ -106,6 +108,7 @@ class Shape:
 
     shared, own: tokens of a shared prefix and of what follows it. slots: answers side by side (B). prompts: prompts
     that they may belong to (P), `answers` each (K). tiles: groups that they may belong to (G), `queries` each (Q).
+    form: sizes of a prompt's form, (0, 0) without.
     """
 
     shared: int
@@ -115,11 +118,13 @@ class Shape:
     answers: int
     tiles: int
     queries: int
+    form: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, prompts: "list[Prompt]", answers: int, slots: int, multiple: int = 1, unit: int = 32) -> "Shape":
         """A shape that suits a call; row counts are multiples of `multiple` (a mesh's data axes), lengths of `unit`."""
         pieces = [p.pieces() for p in prompts]
+        forms = [p.form.shape if p.form is not None else () for p in prompts]
         up = lambda n: -(-n // multiple) * multiple
         B = slots if multiple > 1 else min(slots, 2 ** (2 * math.ceil(math.log(len(prompts) * answers, 4)) + 1))
         P = up(B if answers == 1 else -(-7 * B // (4 * answers)))  # an answer that ends early leaves its prompt behind
@@ -134,9 +139,11 @@ class Shape:
             answers=answers,
             tiles=up(-(-B // Q) + -(-B // each) + 1),
             queries=Q,
+            form=(max(n for n, _ in forms), rung(max(n for _, n in forms), unit)) if any(forms) else (0, 0),
         )
 
     def fits(self, prompt: Prompt) -> bool:
-        """Whether a prompt's pieces fit."""
-        last = prompt.pieces()[-1]
-        return last.start <= self.shared and last.stop - last.start <= self.own
+        """Whether a prompt's pieces and its form fit."""
+        last, form = prompt.pieces()[-1], (0, 0) if prompt.form is None else prompt.form.shape
+        fits_form = form[0] <= self.form[0] and form[1] <= self.form[1]
+        return last.start <= self.shared and last.stop - last.start <= self.own and fits_form
