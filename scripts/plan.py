@@ -5,9 +5,11 @@
     python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
     python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --search --minutes 60    # the best layout
+    python scripts/plan.py --config configs/editor_flux_kontext.py --topology v5e:4x4 --quick    # much sooner
     python scripts/plan.py --all          # every mesh preset of every config, into benchmarks/plans/ (make plans)
 
-The largest bucket is compiled (or those of --buckets): one to five minutes for a reward model, up to 15 for an editor.
+The largest bucket is compiled (or those of --buckets): one to five minutes for a reward model, up to 15 for an editor,
+with --quick half a minute to three: does it fit, what bounds it but for HBM.
 The compiler's word is the verdict: a step that does not fit ends with its overshoot and status 2. Needs `libtpu` (the
 extra [tpu], or [test]) and no TPU.
 """
@@ -24,6 +26,7 @@ import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -68,6 +71,9 @@ def parse(argv):
     parser.add_argument(
         "--prices", metavar="FILE", default=predict.PRICES, help="TOML, as edit_rl_jax/plan/prices.toml"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="compile with the least effort: HBM traffic is overestimated"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--search", action="store_true", help="batch split, rematerialisation and mesh of --job train")
     parser.add_argument("--minutes", type=flag(float, "(0, 10000]"), default=60.0, help="of --search")
@@ -105,19 +111,20 @@ def plan(args, overrides) -> dict:
         jobs = training.jobs(config, on_mesh.make_mesh(config, devices), args.buckets)
     programs = []
     for one in jobs:
-        programs.append(compile_job(one, chip, price))
+        programs.append(compile_job(one, chip, price, args.quick))
         print(f"{one.name}: compiled in {programs[-1]['compile_s']} s", file=sys.stderr, flush=True)
     return {
         "config": config.name or Path(args.config).stem,
         "topology": args.topology,
         "devices": len(devices),
         "job": job,
+        "quick": args.quick,
         "versions": {name: version(name) for name in ("jax", "libtpu")},
         "date": time.strftime("%Y-%m-%d"),
         **facts,
         "usd_per_chip_hour": price,
         "programs": programs,
-        "assumptions": [*predict.ASSUMPTIONS, host.ASSUMPTIONS],
+        "assumptions": [*predict.ASSUMPTIONS, host.ASSUMPTIONS, *([predict.QUICK] if args.quick else [])],
     }
 
 
@@ -130,11 +137,13 @@ def search(args, overrides) -> int:
     words = [f"--config.{key}={value}" for key, value in overrides.items()]
     command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
     command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
-    families, results = searching.candidates(batch, len(devices), args.slices), []
+    families, results = searching.candidates(batch, len(devices), args.slices), {}
     with tempfile.TemporaryDirectory() as folder:
         for found in searching.search(command, families, Path(folder), args.minutes * 60):
-            print(f"{found['label']}: {found['status']}", file=sys.stderr, flush=True)
-            results.append(found)
+            how = " (whole)" if found["whole"] else ""
+            print(f"{found['label']}: {found['status']}{how}", file=sys.stderr, flush=True)
+            results[found["label"]] = found
+    results = list(results.values())
     script = "train_editor" if config.objective == "flow_matching" else "train_rm"
     run = " ".join([f"python scripts/{script}.py --config {args.config} --workdir DIR", *words])
     print(searching.text(results, run))
@@ -148,8 +157,8 @@ def write(file: str, result) -> None:
     Path(file).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def plan_all(output: Path) -> int:
-    """One process a plan, so that one compiler's memory is gone before the next starts."""
+def presets(output: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The file and the flags of every plan of --all."""
     jobs = [(output / "score", name, "", where, ["--job", "score"]) for name, where in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
         config = config_lib.load(file)
@@ -163,23 +172,28 @@ def plan_all(output: Path) -> int:
             jobs.append((folder, f"rm.py:{size},editreward", "", where, ["--job", job]))
     jobs += [(output, name, "", where, []) for name, where in VERIFIER + QWEN3]
     jobs += [(output / "score", name, "", where, ["--job", "score"]) for name, where in QWEN3]
-    status = 0
     for folder, name, part, where, flags in jobs:
         file, _, which = name.partition(":")
         size, _, objective = which.partition(",")
         stem = f"{objective or file.removesuffix('.py')}_{size}" if which else name
         target = folder / f"{stem}{part}__{where.replace(':', '-')}.json"
         path = ROOT / "configs" / (name if which else f"{file}.py")
-        command = [sys.executable, __file__, "--config", str(path), "--topology", where]
-        done = subprocess.run([*command, *flags, "--json", str(target)], check=False)
-        status = max(status, done.returncode)
+        yield target, ["--config", str(path), "--topology", where, *flags]
+
+
+def plan_all(output: Path, quick: bool) -> int:
+    """One process a plan, so that one compiler's memory is gone before the next starts."""
+    status = 0
+    for target, words in presets(output):
+        command = [sys.executable, __file__, *words, *(["--quick"] if quick else [])]
+        status = max(status, subprocess.run([*command, "--json", str(target)], check=False).returncode)
     return status
 
 
 def main(argv=None) -> int:
     args, overrides = parse(sys.argv[1:] if argv is None else argv)
     if args.all:
-        return plan_all(Path(args.output))
+        return plan_all(Path(args.output), args.quick)
     try:
         if args.search:
             return search(args, overrides)

@@ -39,8 +39,10 @@ if given["mesh.tensor"] == "4":
 if rows > 8 or (remat == "dots" and rows > 4):
     print("DOES NOT FIT by 1.25 GiB a device: somewhere", file=sys.stderr); sys.exit(2)
 time.sleep(60 if given["mesh.tensor"] == "2" else 0)
-program = {"bytes_per_device": {"together": rows * 2**30}, "predicted": {"throughput": {"per_s": 5.0 + rows},
-           "step_s": 1.0, "mfu": 0.5, "bound": "compute"}}
+quick = "--quick" in sys.argv
+hbm = 2.0 if quick else 1.0  # of the whole compilation less
+program = {"bytes_per_device": {"together": rows * 2**30}, "predicted": {"throughput": {"per_s": (5.0 + rows) / hbm},
+           "step_s": hbm, "mfu": 0.5, "bound": "hbm", "seconds": {"hbm": hbm, "compute": 0.4 if rows > 4 else 0.8}}}
 with open(sys.argv[sys.argv.index("--json") + 1], "w") as f:
     json.dump({"programs": [program]}, f)
 """
@@ -50,6 +52,8 @@ def test_each_family_ends_with_the_first_that_fits(tmp_path):
     families = search.candidates(16, 4, policies=POLICIES)
     families.sort(key=lambda f: f[0].mesh["tensor"] == 2)
     results = list(search.search([sys.executable, "-c", PLAN], families, tmp_path, seconds=12.0))
+    whole = [r for r in results if r["whole"]]
+    results = [r for r in results if not r["whole"]]
     said = [
         (r["candidate"]["rows"], r["candidate"]["remat"], r["candidate"]["mesh"]["tensor"], r["status"])
         for r in results
@@ -69,6 +73,10 @@ def test_each_family_ends_with_the_first_that_fits(tmp_path):
         (16, "nothing_saveable", 2, "out of time"),
     ]
     assert "1.25 GiB" in results[0]["reason"] and "2 heads do not divide" in results[5]["reason"]
+    # at most 13 / 0.4 and 9 / 0.8 rows a second: the whole compilation of the first gives 13, the second cannot beat it
+    assert [(r["candidate"]["rows"], search.figures(r)[0], r["status"]) for r in whole] == [(8, 13.0, "fits")]
+    assert [search.at_most(r) for r in results if r["status"] == "fits"] == pytest.approx([9 / 0.8, 13 / 0.4])
+    assert "quick" in search.text(results, "x") and "quick" not in search.text(whole, "x")
     best = search.frontier(results)
     assert [r["candidate"]["rows"] for r in best] == [8, 4]  # the faster wants more memory
     table = search.text(results, "python scripts/train_rm.py --config C")

@@ -3,12 +3,13 @@
 Every kind of job is a sequence of `Job`s, one a program; every program of every plan has the same figures.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -91,15 +92,15 @@ def _by_kind(arguments: Mapping[str, int], kinds: Mapping[str, str]) -> dict[str
     return dict(out)
 
 
-def compile_job(job: Job, chip: Chip, price: float | None = None) -> dict[str, Any]:
+def compile_job(job: Job, chip: Chip, price: float | None = None, quick: bool = False) -> dict[str, Any]:
     """Compiles a program and returns its figures: bytes are a device's, FLOPs all devices' together, times seconds.
 
-    price: US dollars a chip and hour.
+    price: US dollars a chip and hour. quick: see `compile_fitting`; what needs HBM traffic is then at most so.
 
     Raises DoesNotFit where the compiler refuses it, or where it and what lies beside it want more than a device has.
     """
     start = time.monotonic()
-    compiled = compile_fitting(job.lowered.stage)
+    compiled = compile_fitting(job.lowered.stage, quick)
     seconds = time.monotonic() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
     beside = dict(job.beside)
@@ -159,14 +160,30 @@ def refuse(program: Mapping[str, Any]) -> None:
         raise DoesNotFit(f"{what}: {memory['together']} of {memory['usable_hbm']} bytes a device", over)
 
 
-def compile_fitting(lowered: Any) -> Any:
-    """Compiles a lowered program; the compiler's refusal for want of memory becomes DoesNotFit."""
+def compile_fitting(lowered: Any, quick: bool = False) -> Any:
+    """Compiles a lowered program; the compiler's refusal for want of memory becomes DoesNotFit.
+
+    quick: with the least effort. Memory, FLOPs and collectives are then those of the whole compilation, or within a few
+    per cent; instructions are fused less, so HBM traffic is up to twice as much.
+    """
     try:
-        return lowered.compile()
+        with _effort(-1.0 if quick else 0.0):
+            return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise _refusal(str(error)) from error
+
+
+@contextlib.contextmanager
+def _effort(effort: float) -> Iterator[None]:
+    """Sets how much the compiler does for a short execution: -1 the least, 0 as always."""
+    before = jax.config.read("jax_exec_time_optimization_effort")
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 def _refusal(text: str) -> DoesNotFit:

@@ -18,6 +18,10 @@ ASSUMPTIONS = (
     "MFU: FLOPs that the mathematics needs (4N a token with LoRA, 6N with all weights, causal attention by whole "
     "blocks) over the peak",
 )
+QUICK = (
+    "quick: compiled with the least effort; memory, FLOPs and links as of the whole compilation or within a few per "
+    "cent, HBM traffic up to twice as much, so that steps take at most the predicted time where HBM bounds them"
+)
 
 
 def prices(file: str | Path = PRICES) -> dict[str, float]:

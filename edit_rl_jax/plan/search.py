@@ -1,6 +1,8 @@
 """Searches batch split, rematerialisation and mesh of a training config for the best predicted throughput that fits.
 
-Every candidate is compiled in a process of its own, so that the time is bounded and no compiler's memory stays.
+Every candidate is compiled in a process of its own, so that the time is bounded and no compiler's memory stays: all
+with the least effort, which tells memory, FLOPs and links; then wholly, in the order of the best that they could do,
+until the next could not beat what was found.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+QUICK_SHARE = 0.7  # of the time, for trying layouts quickly
 POLICIES = ("gate_up", "feed_forward", "gate", "attention", "nothing_saveable")  # what is tried first saves more
 
 
@@ -61,19 +64,33 @@ def search(
     """Compiles candidates until the time is over and yields what was found of each, in the order tried.
 
     command: plan.py with config and topology. Of each family the first that fits is kept: more microbatches only gather
-    weights more often. Each result has "candidate", "status" ("fits", "does not fit", "failed" or "out of time") and,
-    as it may be, "plan" or "reason".
+    weights more often. Each result has "candidate", "status" ("fits", "does not fit", "failed" or "out of time"),
+    "whole" and, as it may be, "plan" or "reason". What is compiled wholly comes a second time; a part of the time is
+    left for it.
     """
-    deadline = time.monotonic() + seconds
+    start, fitting = time.monotonic(), []
+    end = start + seconds
     for family in families:
         for one in family:
             file = folder / (re.sub(r"\W+", "_", one.label) + ".json")
             words = [f"--config.{key}={value}" for key, value in one.overrides.items()]
-            left = deadline - time.monotonic()
-            found = attempt([*command, *words], file, left)
-            yield {"candidate": dataclasses.asdict(one), "label": one.label, **found}
+            left = start + QUICK_SHARE * seconds - time.monotonic()
+            found = attempt([*command, *words, "--quick"], file, left)
+            found = {"candidate": dataclasses.asdict(one), "label": one.label, "whole": False, **found}
+            yield found
+            if found["status"] == "fits":
+                fitting.append(([*command, *words], file, found))
             if found["status"] != "does not fit":  # a layout that is refused is so for every split
                 break
+    best = 0.0
+    for words, file, quick in sorted(fitting, key=lambda each: -at_most(each[2])):
+        if at_most(quick) <= best or time.monotonic() >= end:
+            break
+        found = attempt(words, file, end - time.monotonic())
+        if found["status"] != "out of time":
+            found = {k: quick[k] for k in ("candidate", "label")} | {"whole": True, **found}
+            best = max(best, figures(found)[0]) if found["status"] == "fits" else best
+            yield found
 
 
 def attempt(command: Sequence[str], file: Path, seconds: float) -> dict[str, Any]:
@@ -102,6 +119,14 @@ def figures(result: Mapping[str, Any]) -> tuple[float, int]:
     return program["predicted"]["throughput"]["per_s"], program["bytes_per_device"]["together"]
 
 
+def at_most(result: Mapping[str, Any]) -> float:
+    """Returns the packed rows a second that a candidate could reach if HBM did not bound it."""
+    (program,) = result["plan"]["programs"]
+    t = program["predicted"]
+    rest = max((s for name, s in t["seconds"].items() if name != "hbm"), default=0.0)
+    return t["throughput"]["per_s"] * t["step_s"] / rest if rest else float("inf")
+
+
 def frontier(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Picks the candidates that fit and that no other beats in both throughput and memory, the fastest first."""
     out: list[Mapping[str, Any]] = []
@@ -123,7 +148,7 @@ def text(results: Sequence[Mapping[str, Any]], run: str) -> str:
         star = "*" if any(r is b for b in best) else " "
         lines.append(
             f"{star} {r['label']:52} {size / 2**30:6.2f} GiB  {rate:8.4g} rows/s  step {t['step_s']:.4g} s  "
-            f"MFU {t['mfu']:.1%}  bound by {t['bound']}"
+            f"MFU {t['mfu']:.1%}  bound by {t['bound']}{'' if r['whole'] else '  (quick: at least so many rows)'}"
         )
     if not best:
         return "\n".join([*lines, "none of these fits"])

@@ -235,9 +235,9 @@ def decode_chunk(
             others = others.at[row, :, column].set(each, mode="drop")
         fed = c.fed + c.active.astype(jnp.int32)
         ended = jnp.any(token[:, None] == stops[None], axis=1) | (fed >= slots.limit)
-        state = (
-            c.state if automaton is None else jnp.where(c.active, automaton.next(c.state, token, slots.form), c.state)
-        )
+        state = c.state
+        if automaton is not None:
+            state = jnp.where(c.active, automaton.next(c.state, token, slots.form), c.state)
         token = jnp.where(c.active, token, c.token)
         counts = (c.steps + 1, c.busy + jnp.sum(c.active))
         chunk = Chunk(token, fed, c.active & ~ended, state, written, *counts, logp, others)

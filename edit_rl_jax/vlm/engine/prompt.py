@@ -124,7 +124,7 @@ class Shape:
     def of(cls, prompts: "list[Prompt]", answers: int, slots: int, multiple: int = 1, unit: int = 32) -> "Shape":
         """A shape that suits a call; row counts are multiples of `multiple` (a mesh's data axes), lengths of `unit`."""
         pieces = [p.pieces() for p in prompts]
-        forms = [p.form.shape if p.form is not None else () for p in prompts]
+        forms = [p.form.shape for p in prompts if p.form is not None]
         up = lambda n: -(-n // multiple) * multiple
         B = slots if multiple > 1 else min(slots, 2 ** (2 * math.ceil(math.log(len(prompts) * answers, 4)) + 1))
         P = up(B if answers == 1 else -(-7 * B // (4 * answers)))  # an answer that ends early leaves its prompt behind
@@ -139,7 +139,7 @@ class Shape:
             answers=answers,
             tiles=up(-(-B // Q) + -(-B // each) + 1),
             queries=Q,
-            form=(max(n for n, _ in forms), rung(max(n for _, n in forms), unit)) if any(forms) else (0, 0),
+            form=(rung(max(n for n, _ in forms), 4), rung(max(n for _, n in forms), unit)) if forms else (0, 0),
         )
 
     def fits(self, prompt: Prompt) -> bool:
