@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax import chips, flops, sharding
 from edit_rl_jax.names import ConfigError
-from edit_rl_jax.plan import compiled, editing, hlo, scoring
+from edit_rl_jax.plan import compiled, counts, editing, hlo, scoring
 from edit_rl_jax.plan import gcpo as gcpo_plan
 from edit_rl_jax.plan import rl as rl_plan
 from edit_rl_jax.training import config as config_lib
@@ -49,14 +49,18 @@ def test_devices_and_peaks():
     assert chips.peak_flops("cpu") == 0.0
 
 
-def compiled_scan(layers=5, width=256):
-    """A scan of `layers` products whose weights are sharded over 4 chips, compiled for a v5e."""
+def lowered_scan(layers=5, width=256):
+    """A scan of `layers` products whose weights are sharded over 4 chips, lowered for a v5e."""
     chip, devices = chips.describe("v5e:2x2")
     mesh = sharding.make_mesh({"fsdp": 4}, devices)
     spec = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*axes)))
     body = lambda x, w: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))), None)
     step = jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0])
-    return step.lower(spec((64, width), "fsdp"), spec((layers, width, width), None, "fsdp")).compile()
+    return step.lower(spec((64, width), "fsdp"), spec((layers, width, width), None, "fsdp"))
+
+
+def compiled_scan():
+    return lowered_scan().compile()
 
 
 def test_collectives_are_counted_through_loops():
@@ -64,6 +68,20 @@ def test_collectives_are_counted_through_loops():
     moved = sum(c["bytes"] for c in found.values())
     # Every layer's weights come together on every chip: 3/4 of them from the others.
     assert moved == pytest.approx(5 * 256 * 256 * 2 * 3 / 4, rel=0.35), found
+
+
+def test_the_least_effort_tells_memory_flops_and_collectives():
+    """It differs from the whole compilation in how instructions are fused, and leaves the setting as it was."""
+    lowered, read = lowered_scan(width=1024), lambda: getattr(jax.config, compiled.EFFORT)
+    before, found = read(), {}
+    for quick in (False, True):
+        made = compiled.compile_fitting(lowered, quick)
+        module = hlo.Module(made.as_text())
+        moved = {kind: c["bytes"] for kind, c in hlo.collectives(module).items()}
+        found[quick] = made.memory_analysis().peak_memory_in_bytes, sum(counts.flops(module, {})[0].values()), moved
+    assert read() == before
+    (peak, *rest), (quick_peak, *quick_rest) = found[False], found[True]
+    assert quick_peak == pytest.approx(peak, rel=0.05) and quick_rest == rest
 
 
 def test_refusal_says_by_how_much():

@@ -109,6 +109,12 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
     changed = json.loads(json.dumps(table).replace(todo[0].stamp["config"], "other"))
     assert scaling.stale(todo[0], changed[todo[0].key], old=True)
 
+    hurried = scaling.summary({"status": "fits", "plan": plan(10.0)["plan"] | {"quick": True}})
+    some = table[todo[0].key] | hurried
+    assert not scaling.stale(todo[0], some) and scaling.stale(todo[0], some, quick=False)
+    text = scaling.page({todo[0].key: some}, cells, PRICES, "COMMAND")
+    assert "| at most 1 s | at least 50% | compute | at least 10 packed rows/s | at most 0.444 | preset |" in text
+
     scaling.fill(todo[4:], table, compile_cell, lambda t: saved.append(len(t)), seconds=-1)
     assert len(table) == 4, "no cell is begun when the time is over"
 

@@ -19,6 +19,7 @@ from edit_rl_jax.chips import Chip
 from edit_rl_jax.plan import counts, links, predict
 from edit_rl_jax.plan.hlo import Module, collectives, largest_gather
 
+EFFORT = "jax_exec_time_optimization_effort"  # a setting of JAX, from -1 to 1
 KINDS = {  # of arguments by their names in the programs
     "state['trainable']": "trainable",
     "state['opt_state']": "optimizer",
@@ -167,7 +168,7 @@ def compile_fitting(lowered: Any, quick: bool = False) -> Any:
     per cent; instructions are fused less, so HBM traffic is up to twice as much.
     """
     try:
-        with _effort(-1.0 if quick else 0.0):
+        with _least_effort() if quick else contextlib.nullcontext():
             return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -176,14 +177,14 @@ def compile_fitting(lowered: Any, quick: bool = False) -> Any:
 
 
 @contextlib.contextmanager
-def _effort(effort: float) -> Iterator[None]:
-    """Sets how much the compiler does for a short execution: -1 the least, 0 as always."""
-    before = jax.config.read("jax_exec_time_optimization_effort")
-    jax.config.update("jax_exec_time_optimization_effort", effort)
+def _least_effort() -> Iterator[None]:
+    """Lets the compiler do the least for a short execution."""
+    before = getattr(jax.config, EFFORT)
+    jax.config.update(EFFORT, -1.0)
     try:
         yield
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
+        jax.config.update(EFFORT, before)
 
 
 def _refusal(text: str) -> DoesNotFit:

@@ -124,9 +124,10 @@ def cells(root: Path) -> Iterator[Cell]:
         yield Cell(name, files[name], where, overrides, less, stamp)
 
 
-def stale(cell: Cell, have: Mapping[str, Any] | None, old: bool = False) -> bool:
-    """Says whether a cell is to be compiled: missing, made of other things, out of time. old: other code will do."""
-    if have is None or have["status"] == "out of time":
+def stale(cell: Cell, have: Mapping[str, Any] | None, old: bool = False, quick: bool = True) -> bool:
+    """Says whether a cell is to be compiled: missing, made of other things, out of time. old: other code will do;
+    quick: so will the least effort."""
+    if have is None or have["status"] == "out of time" or (have.get("quick") and not quick):
         return True
     asked = ("config", "versions") if old else ("config", "versions", "source")
     return any(have["stamp"].get(part) != cell.stamp[part] for part in asked)
@@ -169,6 +170,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     if "plan" in found:
         plan = found["plan"]
         out |= {k: plan[k] for k in ("devices", "job", "remat", "rows", "accum") if k in plan}
+        out |= {"quick": True} if plan.get("quick") else {}
         out["programs"] = []
         for p in plan["programs"]:
             t, memory = p["predicted"], p["bytes_per_device"]
@@ -206,10 +208,12 @@ def _figures(found: Mapping[str, Any], topology: str, prices: Mapping[str, float
     most = max(programs, key=lambda p: p["peak"])
     peak = f"{most['peak'] / GIB:.1f} of {most['usable'] / GIB:.1f} GiB ({most['peak'] / most['usable']:.0%})"
     alone = len(programs) == 1
-    step = ", ".join(("" if alone else p["program"] + " ") + f"{p['step_s']:.3g} s" for p in programs)
-    mfu = f"{programs[0]['mfu']:.0%}" if alone and "mfu" in programs[0] else "-"
+    most_s, least = ("at most ", "at least ") if found.get("quick") else ("", "")
+    step = most_s + ", ".join(("" if alone else p["program"] + " ") + f"{p['step_s']:.3g} s" for p in programs)
+    mfu = f"{least}{programs[0]['mfu']:.0%}" if alone and "mfu" in programs[0] else "-"
     bound = max(programs, key=lambda p: p["step_s"])["bound"]
-    return [peak, step, mfu, bound, f"{per_s[0]:.3g} {per_s[1]}/s" if per_s else "-", f"{usd:.3g}" if usd else "-"]
+    rated = f"{least}{per_s[0]:.3g} {per_s[1]}/s" if per_s else "-"
+    return [peak, step, mfu, bound, rated, f"{most_s}{usd:.3g}" if usd else "-"]
 
 
 def page(table: Cells, order: Sequence[Cell], prices: Mapping[str, float], command: str) -> str:
@@ -264,7 +268,8 @@ A slice that the config has a mesh preset for is planned with it, batch and rema
 the rows a device, and what the backward pass keeps unless that chip has more memory, stay as in the preset that
 divides the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs
 or prompts, follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable`
-where the config keeps more. Of online RL the throughput counts rollout and update, not scoring, and MFU is not
+where the config keeps more. A step of "at most" so many
+seconds was compiled with `--quick`. Of online RL the throughput counts rollout and update, not scoring, and MFU is not
 predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
 
 Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.

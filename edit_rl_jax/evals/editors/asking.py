@@ -24,6 +24,7 @@ from edit_rl_jax.rewards.serving.client import each
 from edit_rl_jax.rewards.serving.service import ItemError, NoAnswer, ServiceError, one_line
 
 Ready = tuple[Item, bytes, bytes]  # with its source and its edit, encoded
+Answer = tuple[str, str, Text, Asked]  # name and what it is about, the words, what they took
 
 
 class Answers:
@@ -110,16 +111,20 @@ class EndPointJudge:
                 if name not in self.answers.known:
                     asked[name] = (f"{item.id} {question}", text, images)
 
-        def one(entry: tuple[str, tuple[str, str, list[bytes]]], stop: threading.Event) -> None:
+        def one(entry: tuple[str, tuple[str, str, list[bytes]]], stop: threading.Event) -> Answer:
             name, (about, text, images) = entry
-            problems[name] = self._ask(name, about, to_messages((f"<|im_start|>user\n{text}", *images)), stop)
+            return name, about, *self._ask(name, about, to_messages((f"<|im_start|>user\n{text}", *images)), stop)
+
+        def keep(answer: Answer) -> None:
+            self.answers.add(*answer)
+            problems[answer[0]] = answer[2]
 
         self.found += len({n for own in names for n in own.values()} - set(asked))
         self.asked += len(asked)
-        each(one, list(asked.items()), self.at_once, progress, doing="judging", unit="question")
+        each(one, list(asked.items()), self.at_once, progress, keep, doing="judging", unit="question")
         return [self._judged(item, own, problems) for (item, _, _), own in zip(ready, names)]
 
-    def _ask(self, name: str, about: str, messages: list, stop: threading.Event) -> Text:
+    def _ask(self, name: str, about: str, messages: list, stop: threading.Event) -> tuple[Text, Asked]:
         asked, words = Asked(), None
         try:
             words = self.chat.ask(messages, Text, seed=self.seed, stop=stop, asked=asked).reply
@@ -137,8 +142,7 @@ class EndPointJudge:
         except ServiceError as error:
             self.answers.add(name, about, Text("", one_line(str(error))), asked)
             raise
-        self.answers.add(name, about, words, asked)
-        return words
+        return words, asked
 
     def _judged(self, item: Item, names: Mapping[str, str], problems: Mapping[str, Text]) -> Judged:
         known = self.answers.known
