@@ -34,13 +34,13 @@ def presets():
 
 def compare(quick: dict, whole: dict) -> dict:
     """Figures of one program, quick by whole."""
-    links = lambda p: sum(c["bytes"] for c in p["collectives"].values())
-    ratio = lambda of: round(of(quick) / of(whole), 3) if of(whole) else None
+    links = lambda p: sum(c["bytes"] for c in p.get("collectives", {}).values())
+    ratio = lambda of: round(of(quick) / of(whole), 3) if of(whole) else None  # older plans tell less
     return {
         "peak": ratio(lambda p: p["bytes_per_device"]["peak"]),
-        "flops": ratio(lambda p: p["flops"]["program"]),
+        "flops": ratio(lambda p: p.get("flops", {}).get("program")),
         "links": ratio(links),
-        "hbm_traffic": ratio(lambda p: p["hbm_traffic"]),
+        "hbm_traffic": ratio(lambda p: p.get("hbm_traffic")),
         "compile_s": quick["compile_s"],
         "compile_s_whole": whole["compile_s"],
     }
