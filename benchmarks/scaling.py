@@ -27,8 +27,9 @@ def compile_cell(cell: scaling.Cell, more, folder: Path, seconds: float, quick: 
     """A cell's plan, in a process of its own."""
     words = [f"--config.{key}={value}" for key, value in {**cell.overrides, **more}.items()]
     command = [sys.executable, str(ROOT / "scripts/plan.py"), "--config", cell.config, "--topology", cell.topology]
-    command += ["--quick"] if quick else []
-    file = folder / f"{cell.name}__{cell.topology.replace(':', '-')}{'__less' if more else ''}.json"
+    command += [*cell.flags, *(["--quick"] if quick else [])]
+    stem = f"{cell.name.replace(', ', '__').replace(' ', '')}__{cell.topology.replace(':', '-')}"
+    file = folder / f"{stem}{'__less' if more else ''}.json"
     found = search.attempt([*command, *words], file, seconds)
     if "reason" in found:
         found["reason"] = found["reason"].replace(f"{ROOT}/", "")

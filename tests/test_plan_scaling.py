@@ -42,7 +42,9 @@ def test_what_another_chip_keeps_is_taken_where_there_is_room():
 
 
 def test_the_table_has_every_cell_once_the_most_useful_first(cells):
-    assert len({c.key for c in cells}) == len(cells) == 54
+    assert len({c.key for c in cells}) == len(cells) == 54 + 24
+    assert {c.flags[-1] for c in cells[54:] if c.flags} == {"512x512", "1024x1024", "edit"}
+    assert {c.topology for c in cells[54:]} == {"v5e:8x8", "v6e:4x4", "v5p:2x2x4"}
     assert [c.key for c in cells[:3]] == ["rm_7b on v5e:4x4", "rm_72b on v5e:4x4", "editreward_7b on v5e:4x4"]
     assert {c.topology for c in cells[:12]} == {"v5e:4x4", "v6e:4x4", "v5p:4x4x4"}
     for c in cells:  # a layout is one that the config takes
@@ -101,7 +103,7 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
     assert "8.0 of 16.0 GiB (50%) | 1 s | 50% | compute | 10 packed rows/s | 0.444 | preset |" in text
     assert "nothing_saveable (as it stands it does not fit by 1.50 gib a device)" in rows["`rm_7b`v6e:4x4"].lower()
     assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["`rm_7b`v5p:4x4x4"]
-    assert "not planned yet" in rows["`rm_7b`v5e:16x16"] and "50 of 54 cells are not planned yet, 0 were" in text
+    assert "not planned yet" in rows["`rm_7b`v5e:16x16"] and "74 of 78 cells are not planned yet, 0 were" in text
     assert {line.count("|") for line in rows.values()} == {6, 10}
 
     old = json.loads(json.dumps(table).replace(todo[0].stamp["source"], "other"))
@@ -130,6 +132,7 @@ def test_two_real_cells(monkeypatch, tmp_path):
     file = str(ROOT / "configs/rm_tiny.py")
     monkeypatch.setattr(scaling, "CONFIGS", {"rm_tiny": file})
     monkeypatch.setattr(scaling, "SLICES", ("v5e:2x2", "v5e:3x5"))
+    monkeypatch.setattr(scaling, "EDITORS", {})
     monkeypatch.setattr(scaling, "layout", lambda config, where: dict(w[9:].split("=") for w in small))
     files = ["--json", str(tmp_path / "s.json"), "--page", str(tmp_path / "s.md"), "--processes", "2"]
     assert script.main(files) == 0

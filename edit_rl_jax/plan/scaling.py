@@ -31,6 +31,16 @@ CONFIGS = {
     "editor_flux_kontext": "editor_flux_kontext.py",
 }
 SLICES = ("v5e:4x4", "v6e:4x4", "v5p:4x4x4", "tpu7x:2x2x2", "v5e:16x16", "v6e:16x16")
+EDITORS = {  # jobs of the large editors: the config and plan.py's further flags
+    f"{name}, {job}": (f"{name}.py", tuple(flags.split()))
+    for job, flags in (
+        ("512 x 512", "--buckets 512x512"),
+        ("1024 x 1024", "--buckets 1024x1024"),
+        ("sampling", "--job edit"),
+    )
+    for name in ("editor_flux_kontext", "editor_qwen_image_edit")
+} | {"grpo_flux_kontext": ("grpo_flux_kontext.py", ()), "nft_qwen_image_edit": ("grpo_qwen_image_edit.py:nft", ())}
+EDITOR_SLICES = ("v5e:8x8", "v6e:4x4", "v5p:2x2x4")
 FIRST = (4, 3)  # configs and slices whose cells come before all others
 LEAST = "nothing_saveable"
 ELSEWHERE = ("cli", "evals", "editworld", "assets")  # folders of the package that no planned program is made of
@@ -43,7 +53,7 @@ class Cell:
     """One config on one slice.
 
     overrides: of the config's keys, for a slice without a mesh preset of the config. less: further ones, for less
-    memory, to try where that does not fit; {} where there are none.
+    memory, to try where that does not fit; {} where there are none. flags: further ones of plan.py.
     """
 
     name: str
@@ -52,6 +62,7 @@ class Cell:
     overrides: Mapping[str, str]
     less: Mapping[str, str]
     stamp: Mapping[str, Any]
+    flags: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -111,7 +122,9 @@ def cells(root: Path) -> Iterator[Cell]:
     versions = {name: version(name) for name in ("edit_rl_jax", "jax", "libtpu")}
     order = [(name, where) for where in SLICES for name in CONFIGS]
     few = {(name, where) for name in list(CONFIGS)[: FIRST[0]] for where in SLICES[: FIRST[1]]}
-    files = {name: str(root / "configs" / file) for name, file in CONFIGS.items()}
+    order += [(name, where) for where in EDITOR_SLICES for name in EDITORS]
+    jobs = {name: (file, ()) for name, file in CONFIGS.items()} | EDITORS
+    files = {name: str(root / "configs" / file) for name, (file, _) in jobs.items()}
     configs = {name: config_lib.load(file) for name, file in files.items()}
     for name, where in sorted(order, key=lambda pair: pair not in few):
         config, overrides = configs[name], layout(configs[name], where)
@@ -121,7 +134,7 @@ def cells(root: Path) -> Iterator[Cell]:
         less = {} if settings["model.remat"] == LEAST else {"model.remat": LEAST}
         made = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         stamp = {"config": made, "source": code, "versions": versions}
-        yield Cell(name, files[name], where, overrides, less, stamp)
+        yield Cell(name, files[name], where, overrides, less, stamp, jobs[name][1])
 
 
 def stale(cell: Cell, have: Mapping[str, Any] | None, old: bool = False, quick: bool = True) -> bool:
@@ -223,10 +236,11 @@ def page(table: Cells, order: Sequence[Cell], prices: Mapping[str, float], comma
     old = sum(stale(c, table.get(c.key)) for c in order) - missing
     lines = [INTRODUCTION.format(command=command, missing=missing, cells=len(now), old=old) + HEAD]
     chips_of = lambda where: math.prod(chips.parse(where)[1])
-    for name in CONFIGS:
-        fits = {w: found for w in SLICES if (found := fitting(now.get(f"{name} on {w}")))}
+    slices = dict.fromkeys(CONFIGS, SLICES) | dict.fromkeys(EDITORS, EDITOR_SLICES)
+    for name, places in slices.items():
+        fits = {w: found for w in places if (found := fitting(now.get(f"{name} on {w}")))}
         if not fits:
-            known = [now.get(f"{name} on {w}") for w in SLICES]
+            known = [now.get(f"{name} on {w}") for w in places]
             what = "not planned yet" if None in known else "fits none of these"
             lines.append(f"| `{name}` | {what} | | | |")
             continue
@@ -237,19 +251,19 @@ def page(table: Cells, order: Sequence[Cell], prices: Mapping[str, float], comma
         last = [f"{per_s[0]:.3g} {per_s[1]}/s", f"{paid[best]:.3g}"] if best and per_s else ["-", "-"]
         lines.append(f"| `{name}` | {small} | {best or 'no price or no rate'} | {' | '.join(last)} |")
     lines += ["", CELLS]
-    for name in CONFIGS:
-        for where in SLICES:
-            lines.append(f"| `{name}` | {where} | {_row(now.get(f'{name} on {where}'), name, where, now, prices)} |")
+    for name, places in slices.items():
+        larger = [w for w in places if fitting(now.get(f"{name} on {w}"))]
+        for where in places:
+            lines.append(f"| `{name}` | {where} | {_row(now.get(f'{name} on {where}'), where, larger, prices)} |")
     return "\n".join(lines) + "\n"
 
 
-def _row(cell: Mapping[str, Any] | None, name: str, where: str, now: Mapping[str, Any], prices: Any) -> str:
+def _row(cell: Mapping[str, Any] | None, where: str, larger: Sequence[str], prices: Any) -> str:
     if cell is None:
         return "not planned yet | | | | | |"
     given = " ".join(f"{k}={v}" for k, v in cell["overrides"].items())
     if (found := fitting(cell)) is None:
         reason = cell.get("reason", cell["status"]).replace("|", "/")
-        larger = [w for w in SLICES if fitting(now.get(f"{name} on {w}"))]
         would = f"; what fits: {', '.join(larger)}" if larger else ""
         return f"{reason.split(': ')[0] if cell['status'] == 'does not fit' else reason}{would} | | | | | | {given}"
     if found is not cell:
