@@ -42,7 +42,7 @@ def compare(quick: dict, whole: dict) -> dict:
         "links": ratio(links),
         "hbm_traffic": ratio(lambda p: p.get("hbm_traffic")),
         "compile_s": quick["compile_s"],
-        "compile_s_whole": whole["compile_s"],
+        "compile_s_whole": whole.get("compile_s"),
     }
 
 
