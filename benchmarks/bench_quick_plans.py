@@ -4,8 +4,8 @@
 
 For each program: peak of HBM, FLOPs, bytes over the links, HBM traffic and time of compilation, quick by whole. The
 whole plans are those that are kept, made on other days beside other jobs: their times are no measurement of this
-machine, all other figures follow from the program and the compiler. A program of another name there is left out, and
-one whose FLOPs differ by over 2% (it was planned with other code) is marked. Needs `libtpu` and no TPU.
+machine, all other figures follow from the program and the compiler. The summary leaves out programs whose FLOPs differ
+by over 2%, or that an old plan does not tell: they were planned with other code. Needs `libtpu` and no TPU.
 """
 
 import argparse
@@ -65,7 +65,8 @@ def main() -> None:
                 print(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", flush=True)
                 continue
             quick = json.loads(file.read_text())
-        whole = {p["program"]: p for p in json.loads((PLANS / f"{name}.json").read_text())["programs"]}
+        kept = json.loads((PLANS / f"{name}.json").read_text())
+        whole = {} if kept.get("quick") else {p["program"]: p for p in kept["programs"]}
         for q in quick["programs"]:
             if q["program"] in whole:
                 found[f"{name}: {q['program']}"] = one = compare(q, whole[q["program"]]) | {"date": quick["date"]}

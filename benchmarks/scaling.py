@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py                               # all that is missing or made of other code
     python benchmarks/scaling.py --only rm_7b --processes 2    # some cells (parts of "rm_7b on v5e:4x4"), two at a time
-    python benchmarks/scaling.py --quick                       # the same in a fraction of the time, steps overestimated
+    python benchmarks/scaling.py --quick                       # all that is missing, in a fraction of the time
     python benchmarks/scaling.py --minutes 0                   # only the page, say after an edit of prices
 
 Needs `libtpu` and no TPU: a cell takes one to fifteen minutes of a core and up to 8 GiB of memory. Cells are kept as
@@ -30,7 +30,7 @@ def compile_cell(cell: scaling.Cell, more, folder: Path, seconds: float, quick: 
     command += [*cell.flags, *(["--quick"] if quick else [])]
     stem = f"{cell.name.replace(', ', '__').replace(' ', '')}__{cell.topology.replace(':', '-')}"
     file = folder / f"{stem}{'__less' if more else ''}.json"
-    found = search.attempt([*command, *words], file, seconds)
+    found = dict(search.attempt([*command, *words], file, seconds)) | ({"quick": True} if quick else {})
     if "reason" in found:
         found["reason"] = found["reason"].replace(f"{ROOT}/", "")
     print(f"{cell.key} {' '.join(words)}: {found['status']} {found.get('reason', '')}".rstrip(), flush=True)
@@ -44,7 +44,9 @@ def main(argv=None) -> int:
     parser.add_argument("--minutes", type=flag(float, "[0, 100000]"), default=math.inf, help="no cell begins later")
     parser.add_argument("--cell-minutes", type=flag(float, "(0, 1000]"), default=90.0, help="a cell may take")
     parser.add_argument(
-        "--quick", action="store_true", help="with the least effort; without it such cells are made anew"
+        "--quick",
+        action="store_true",
+        help="what is missing, with the least effort; without it such cells are made anew",
     )
     parser.add_argument("--keep-old", action="store_true", help="keep cells that other code of one version made")
     parser.add_argument("--prices", metavar="FILE", default=predict.PRICES, help="TOML, see edit_rl_jax/plan")
@@ -59,7 +61,7 @@ def main(argv=None) -> int:
         args.json.write_text(json.dumps({c.key: cells[c.key] for c in order if c.key in cells}, indent=1) + "\n")
         args.page.write_text(scaling.page(cells, order, prices, "python benchmarks/scaling.py"))
 
-    todo = [c for c in order if scaling.stale(c, table.get(c.key), args.keep_old, args.quick)]
+    todo = [c for c in order if scaling.stale(c, table.get(c.key), args.keep_old or args.quick, args.quick)]
     todo = [c for c in todo if any(text in c.key for text in args.only)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.plans or temporary)

@@ -44,6 +44,7 @@ from edit_rl_jax.training import config as config_lib  # noqa: E402
 from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+WHOLE = ROOT / "benchmarks/plans"
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
@@ -78,11 +79,15 @@ def parse(argv):
     parser.add_argument("--search", action="store_true", help="batch split, rematerialisation and mesh of --job train")
     parser.add_argument("--minutes", type=flag(float, "(0, 10000]"), default=60.0, help="of --search")
     parser.add_argument("--all", action="store_true", help="every mesh preset of every config in configs/")
-    parser.add_argument("--output", metavar="DIR", default=ROOT / "benchmarks/plans", help="of --all")
+    parser.add_argument("--output", metavar="DIR", default=WHOLE, help="of --all")
     rest, overrides = config_lib.split_overrides(argv)
     args = parser.parse_args(rest)
     if not args.all and not (args.config and args.topology):
         parser.error("--config and --topology are wanted, or --all")
+    if args.quick and args.search:
+        parser.error("--search tries layouts quickly by itself")
+    if args.quick and args.all and args.output == WHOLE:
+        parser.error("--all --quick wants an --output: benchmarks/plans holds whole plans")
     return args, overrides
 
 
@@ -200,7 +205,8 @@ def main(argv=None) -> int:
         result = plan(args, overrides)
     except DoesNotFit as e:
         over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
-        print(f"DOES NOT FIT{over}: {args.config} on {args.topology}\n  {e}\n", file=sys.stderr)
+        how = ", compiled quickly (within a few per cent)" if args.quick else ""
+        print(f"DOES NOT FIT{over}: {args.config} on {args.topology}{how}\n  {e}\n", file=sys.stderr)
         print("  less: config.rows, a bucket's tokens, model.remat=nothing_saveable; or more devices", file=sys.stderr)
         return 2
     except (ConfigError, ShardingError, ValueError, RuntimeError) as e:

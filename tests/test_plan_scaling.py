@@ -111,11 +111,16 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
     changed = json.loads(json.dumps(table).replace(todo[0].stamp["config"], "other"))
     assert scaling.stale(todo[0], changed[todo[0].key], old=True)
 
-    hurried = scaling.summary({"status": "fits", "plan": plan(10.0)["plan"] | {"quick": True}})
-    some = table[todo[0].key] | hurried
-    assert not scaling.stale(todo[0], some) and scaling.stale(todo[0], some, quick=False)
-    text = scaling.page({todo[0].key: some}, cells, PRICES, "COMMAND")
-    assert "| at most 1 s | at least 50% | compute | at least 10 packed rows/s | at most 0.444 | preset |" in text
+    made, many = {}, lambda cell, more: compile_cell(cell, more) | {"quick": True}
+    scaling.fill(todo[:4], made, many, lambda t: None)
+    for cell in todo[:4]:  # whatever came of it
+        assert not scaling.stale(cell, made[cell.key]) and scaling.stale(cell, made[cell.key], quick=False)
+    text = scaling.page(made, cells, PRICES, "COMMAND")
+    assert "| about 1 s | about 50% | compute | about 10 packed rows/s | about 0.444 | preset |" in text
+    assert "| v5e:4x4 | about 10 packed rows/s | about 0.444 |" in text
+    made[todo[0].key]["programs"][0]["bound"] = "hbm"
+    text = scaling.page(made, cells, PRICES, "COMMAND")
+    assert "| at most 1 s | at least 50% | hbm | at least 10 packed rows/s | at most 0.444 | preset |" in text
 
     scaling.fill(todo[4:], table, compile_cell, lambda t: saved.append(len(t)), seconds=-1)
     assert len(table) == 4, "no cell is begun when the time is over"

@@ -86,6 +86,18 @@ def test_each_family_ends_with_the_first_that_fits(tmp_path):
     assert search.text(results[:2], "x").endswith("none of these fits")
 
 
+def test_what_fits_quickly_only_gives_way_to_its_next_split(tmp_path):
+    """The whole compilation has the last word: 8 rows at once were refused by it, 4 are what is left."""
+    stub = PLAN.replace("sys.exit(2)", "sys.exit(2)\nif rows == 8 and '--quick' not in sys.argv:\n    sys.exit(2)")
+    (family,) = [f for f in search.candidates(8, 4, policies=POLICIES[1:]) if f[0].mesh["tensor"] == 1]
+    results = list(search.search([sys.executable, "-c", stub], [family], tmp_path, seconds=30.0))
+    said = [(r["candidate"]["rows"], r["whole"], r["status"]) for r in results]
+    assert said == [(8, False, "fits"), (8, True, "does not fit"), (4, True, "fits")]
+    last = list({r["label"]: r for r in results}.values())
+    assert search.figures(search.frontier(last)[0])[0] == 9.0 and "quickly only" not in search.text(last, "x")
+    assert "quickly only" in search.text(results[:1], "x")
+
+
 def test_what_another_beats_in_both_is_not_on_the_frontier():
     def result(rate, size, status="fits"):
         program = {"bytes_per_device": {"together": size}, "predicted": {"throughput": {"per_s": rate}}}

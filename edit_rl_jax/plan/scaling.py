@@ -131,8 +131,10 @@ def cells(root: Path) -> Iterator[Cell]:
         said = dict(config_lib.flatten(config.presets.get(where, {}))) | {"mesh": config.mesh_presets.get(where)}
         settings = {k: str(v) for k, v in (dict(config_lib.flatten(config)) | said | overrides).items()}
         settings = {k: v for k, v in settings.items() if k not in ("presets", "mesh_presets")}  # those of other slices
-        less = {} if settings["model.remat"] == LEAST else {"model.remat": LEAST}
-        made = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        keeps = settings["model.remat"] != LEAST and "edit" not in jobs[name][1]  # sampling has no backward pass
+        less = {"model.remat": LEAST} if keeps else {}
+        told = [settings, *jobs[name][1]] if jobs[name][1] else settings
+        made = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
         stamp = {"config": made, "source": code, "versions": versions}
         yield Cell(name, files[name], where, overrides, less, stamp, jobs[name][1])
 
@@ -179,11 +181,10 @@ def fill(
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """Picks from what `search.attempt` gave what the table shows: times in s, sizes in bytes a device."""
-    out = {k: v for k, v in found.items() if k in ("status", "reason")}
+    out = {k: v for k, v in found.items() if k in ("status", "reason", "quick")}
     if "plan" in found:
         plan = found["plan"]
         out |= {k: plan[k] for k in ("devices", "job", "remat", "rows", "accum") if k in plan}
-        out |= {"quick": True} if plan.get("quick") else {}
         out["programs"] = []
         for p in plan["programs"]:
             t, memory = p["predicted"], p["bytes_per_device"]
@@ -221,12 +222,20 @@ def _figures(found: Mapping[str, Any], topology: str, prices: Mapping[str, float
     most = max(programs, key=lambda p: p["peak"])
     peak = f"{most['peak'] / GIB:.1f} of {most['usable'] / GIB:.1f} GiB ({most['peak'] / most['usable']:.0%})"
     alone = len(programs) == 1
-    most_s, least = ("at most ", "at least ") if found.get("quick") else ("", "")
+    most_s, least = _bounds(found)
     step = most_s + ", ".join(("" if alone else p["program"] + " ") + f"{p['step_s']:.3g} s" for p in programs)
     mfu = f"{least}{programs[0]['mfu']:.0%}" if alone and "mfu" in programs[0] else "-"
     bound = max(programs, key=lambda p: p["step_s"])["bound"]
     rated = f"{least}{per_s[0]:.3g} {per_s[1]}/s" if per_s else "-"
     return [peak, step, mfu, bound, rated, f"{most_s}{usd:.3g}" if usd else "-"]
+
+
+def _bounds(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Says what a cell's time and its rate are: a quick compilation overestimates HBM traffic, all else but little."""
+    if not found.get("quick"):
+        return "", ""
+    hbm = any(p["bound"] == "hbm" for p in found["programs"])
+    return ("at most ", "at least ") if hbm else ("about ", "about ")
 
 
 def page(table: Cells, order: Sequence[Cell], prices: Mapping[str, float], command: str) -> str:
@@ -248,7 +257,8 @@ def page(table: Cells, order: Sequence[Cell], prices: Mapping[str, float], comma
         paid = {w: usd for w, found in fits.items() if (usd := cost(found, w, prices)) is not None}
         best = min(paid, key=lambda w: paid[w]) if paid else None
         per_s = rate(fits[best]) if best else None
-        last = [f"{per_s[0]:.3g} {per_s[1]}/s", f"{paid[best]:.3g}"] if best and per_s else ["-", "-"]
+        most, least = _bounds(fits[best]) if best else ("", "")
+        last = [f"{least}{per_s[0]:.3g} {per_s[1]}/s", f"{most}{paid[best]:.3g}"] if best and per_s else ["-", "-"]
         lines.append(f"| `{name}` | {small} | {best or 'no price or no rate'} | {' | '.join(last)} |")
     lines += ["", CELLS]
     for name, places in slices.items():
@@ -282,9 +292,9 @@ A slice that the config has a mesh preset for is planned with it, batch and rema
 the rows a device, and what the backward pass keeps unless that chip has more memory, stay as in the preset that
 divides the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs
 or prompts, follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable`
-where the config keeps more. A step of "at most" so many
-seconds was compiled with `--quick`. Of online RL the throughput counts rollout and update, not scoring, and MFU is not
-predicted. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
+where the config keeps more. "At most" and "about" stand where a cell was compiled with `--quick`. Of online RL the
+throughput counts rollout and update, not scoring, and MFU is not predicted. Prices are those of
+`edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
 
 Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 QUICK_SHARE = 0.7  # of the time, for trying layouts quickly
+MARGIN = 1.05  # of what a quick compilation says of computation and links
 POLICIES = ("gate_up", "feed_forward", "gate", "attention", "nothing_saveable")  # what is tried first saves more
 
 
@@ -70,27 +71,30 @@ def search(
     """
     start, fitting = time.monotonic(), []
     end = start + seconds
+    words_of = lambda one: [*command, *(f"--config.{key}={value}" for key, value in one.overrides.items())]
+    file_of = lambda one: folder / (re.sub(r"\W+", "_", one.label) + ".json")
+    told = lambda one, whole: {"candidate": dataclasses.asdict(one), "label": one.label, "whole": whole}
     for family in families:
-        for one in family:
-            file = folder / (re.sub(r"\W+", "_", one.label) + ".json")
-            words = [f"--config.{key}={value}" for key, value in one.overrides.items()]
+        for n, one in enumerate(family):
             left = start + QUICK_SHARE * seconds - time.monotonic()
-            found = attempt([*command, *words, "--quick"], file, left)
-            found = {"candidate": dataclasses.asdict(one), "label": one.label, "whole": False, **found}
+            found = told(one, False) | attempt([*words_of(one), "--quick"], file_of(one), left)
             yield found
             if found["status"] == "fits":
-                fitting.append(([*command, *words], file, found))
+                fitting.append((found, family[n:]))
             if found["status"] != "does not fit":  # a layout that is refused is so for every split
                 break
     best = 0.0
-    for words, file, quick in sorted(fitting, key=lambda each: -at_most(each[2])):
-        if at_most(quick) <= best or time.monotonic() >= end:
+    for quick, family in sorted(fitting, key=lambda each: -at_most(each[0])):
+        if MARGIN * at_most(quick) <= best:
             break
-        found = attempt(words, file, end - time.monotonic())
-        if found["status"] != "out of time":
-            found = {k: quick[k] for k in ("candidate", "label")} | {"whole": True, **found}
-            best = max(best, figures(found)[0]) if found["status"] == "fits" else best
-            yield found
+        for one in family:  # what fits quickly may be too large by a little
+            found = told(one, True) | attempt(words_of(one), file_of(one), end - time.monotonic())
+            if found["status"] != "out of time":
+                yield found
+            if found["status"] == "fits":
+                best = max(best, figures(found)[0])
+            if found["status"] != "does not fit":
+                break
 
 
 def attempt(command: Sequence[str], file: Path, seconds: float) -> dict[str, Any]:
@@ -153,4 +157,5 @@ def text(results: Sequence[Mapping[str, Any]], run: str) -> str:
     if not best:
         return "\n".join([*lines, "none of these fits"])
     words = " ".join(f"--config.{k}={v}" for k, v in Candidate(**best[0]["candidate"]).overrides.items())
-    return "\n".join([*lines, f"best: {best[0]['label']}", f"  {run} {words}"])
+    how = "" if best[0]["whole"] else " (compiled quickly only: plan it before it is paid for)"
+    return "\n".join([*lines, f"best: {best[0]['label']}{how}", f"  {run} {words}"])

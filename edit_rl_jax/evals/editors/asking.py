@@ -1,7 +1,8 @@
 """Judges edits as a benchmark's protocol does: its questions to an OpenAI-compatible end point, each asked once.
 
-Answers are kept by content in a JSON-lines file as each of them comes: a killed run loses none of them, and the next
-asks what is missing only. A line holds the words, never a score, so that all is read anew each time.
+Answers are kept by content in a JSON-lines file as each of them comes: a killed run loses no more than what is in
+flight, and the next asks what is missing only. A line holds the words, never a score, so that all is read anew each
+time.
 """
 
 import dataclasses
@@ -136,11 +137,13 @@ class EndPointJudge:
                 raise
             words, self._silent = Text("", one_line(str(error))), self._silent + 1
             if self._silent >= self.patience:
-                self.answers.add(name, about, words, asked)
+                if not stop.is_set():
+                    self.answers.add(name, about, words, asked)
                 said = f"{self.patience} questions in a row got no answer, the last: {error}; what came is kept"
                 raise ServiceError(said, error.status) from None
         except ServiceError as error:
-            self.answers.add(name, about, Text("", one_line(str(error))), asked)
+            if not stop.is_set():  # else another one has ended the job
+                self.answers.add(name, about, Text("", one_line(str(error))), asked)
             raise
         return words, asked
 

@@ -1,11 +1,11 @@
-"""Constrained replies of the verifier: an automaton, told each prompt's principles, under which every reply is valid.
+"""Constrained replies of the verifier: an automaton that is told each prompt's principles writes valid replies only.
 
     <reasoning, without braces and angle brackets>[{"question": "<the principle's>", "score": <0 or 1>}, ...]
     {"average_score": <the mean of what was written>}
     <score><0..10, one decimal at most></score><end>
 
 What is free is written by the model, all else is written for it, token by token as `replies.write` has it. A reasoning
-that would leave no room for the rest is ended.
+that would leave no room for the rest is ended; whatever it says, it is no part of what is read (`Forms.begins`).
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
-from edit_rl_jax.data.records import VERIFIER_SCALE, Principle
+from edit_rl_jax.data.records import CATEGORIES, VERIFIER_SCALE, Principle
 from edit_rl_jax.rewards.edit_rrm.expected import digits
-from edit_rl_jax.rewards.edit_rrm.replies import write
+from edit_rl_jax.rewards.edit_rrm.replies import listed, write
 from edit_rl_jax.rewards.editscore.prompts import END
 from edit_rl_jax.vlm.engine.automaton import Automaton
 
@@ -113,14 +113,24 @@ class Forms:
         pairs = np.array(self.pairs, np.int32)
         self.automaton = FormAutomaton(free, pairs, self._tail(vocabulary, end), "think" in mode)
         self.of = functools.lru_cache(1024)(self._of)
+        probe = self.of(tuple(Principle(q, CATEGORIES[0]) for q in ("Is it red?", "and round")))
+        self._first = int(probe[0, 0])
 
     def needed(self, form: Int32[np.ndarray, "R F"]) -> int:
         """Counts the tokens that a reply takes at most, its reasoning left out."""
         return int((form != AFTER).sum(1).max() + self.automaton.tail.needed[0])
 
+    def begins(self, tokens: Int32[np.ndarray, " n"]) -> int:
+        """Finds the token with which the form begins in a reply: before it stands the reasoning."""
+        free = self.automaton.free[tokens]
+        at = len(tokens) if free.all() else int(np.argmin(free))
+        return at - 1 if 0 < at < len(tokens) and tokens[at - 1] == self._first else at
+
     def _of(self, principles: tuple[Principle, ...]) -> Int32[np.ndarray, "R F"]:
         """Makes the form of replies about these principles. Raises ValueError where no valid reply can be written."""
         n = len(principles) if self.mode != "think" else 0
+        if n:
+            write("", principles, [0] * n, 0, "verify")  # raises where its questions cannot be told apart
         rows = [self._begin(principles, [1] * c + [0] * (n - c)) for c in range(n + 1)]
         holes: list[tuple[int, int]] = []  # (place, pair)
         for i, both in enumerate(zip(rows[0], rows[-1])):
@@ -143,8 +153,8 @@ class Forms:
 
     def _begin(self, principles: Sequence[Principle], verdicts: Sequence[int]) -> list[int]:
         """Tokens of a reply without reasoning, up to where its score begins."""
-        text = write("", principles, verdicts, 0, "verify") if self.mode != "think" else "<score>0</score>"
-        tokens = self._encode(text)
+        lines = listed(principles, verdicts) if verdicts else []
+        tokens = self._encode("\n".join([*lines, "<score>0</score>"]))
         return tokens[: len(tokens) - len(self._closing) - 1]
 
     def _encode(self, text: str) -> list[int]:

@@ -40,7 +40,7 @@ def digits(tokenizer: Any) -> tuple[tuple[int, int], ...]:
     both = [(vocabulary[other], yes) for other, yes in ends if other in vocabulary]
     pairs = tuple(sorted(pair for pair in both if tokenizer.decode([pair[1]]).strip() == "1"))
     if not pairs:
-        raise ValueError("expected verdicts want a tokenizer whose digits are tokens")
+        raise ValueError("verdicts want a tokenizer whose digits are tokens")
     return pairs
 
 

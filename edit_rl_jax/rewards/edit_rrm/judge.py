@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edit_rl_jax.data import principles as sets
 from edit_rl_jax.data.principles import Principles
 from edit_rl_jax.data.records import CATEGORIES, Principle
@@ -26,7 +28,7 @@ from edit_rl_jax.rewards.edit_rrm.constrained import Forms
 from edit_rl_jax.rewards.edit_rrm.expected import digits, probabilities
 from edit_rl_jax.rewards.edit_rrm.options import Options
 from edit_rl_jax.rewards.edit_rrm.prompts import MODES, Prompts
-from edit_rl_jax.rewards.edit_rrm.replies import KINDS, WEIGHTS, parse
+from edit_rl_jax.rewards.edit_rrm.replies import KINDS, WEIGHTS, Reply, parse
 from edit_rl_jax.vlm import loading
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
@@ -57,7 +59,8 @@ class EditRRM:
       sampling: default greedy. `passes` (K) replies share one prefill.
       rows: replies written side by side (fewer in a small call; on a mesh always all of them).
       retries: how often a sampled reply that cannot be read is written anew, with other random numbers.
-      shape: fixes the compiled shape for all calls (`engine.Shape`); default: what suits the call.
+      shape: fixes the compiled shape for all calls (`engine.Shape`), with room for forms where replies are constrained;
+        default: what suits the call.
       mesh: where the weights are sharded; `rows` must then divide over its data axes.
       engine: further settings of `vlm.engine.engine.Engine`.
     """
@@ -103,7 +106,7 @@ class EditRRM:
         self.passes, self.rows, self.mesh, self.shape, self.seed = passes, rows, mesh, shape, seed
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy reply stays what it is
         self.sampling, self.forms = sampling, Forms(tokenizer, model.cfg.vocab_size, mode) if constrained else None
-        engine["automaton"] = self.forms and self.forms.automaton
+        engine |= {"automaton": self.forms.automaton} if self.forms else {}
         self.engine = Engine(model, sampling, slots=rows, seed=seed, mesh=mesh, **engine)
         self._make = ImagePrompts(model.cfg, tokenizer, images)
         begin = lambda i: str(prompts.build(b"", b"", i, [Principle(i, CATEGORIES[0])], mode)[0])
@@ -251,20 +254,26 @@ class EditRRM:
     def _answers(self, asked: dict[bytes, tuple[Any, Prompt, Principles]], progress: bool) -> dict[bytes, Any]:
         """Passes by prompt; a text instead says why there are none."""
         each, prompts = list(asked.values()), {name: prompt for name, (_, prompt, _) in asked.items()}
-        accept = lambda index, tokens, stopped: parse(self._text(tokens, stopped), each[index][2], self.mode).valid
+        accept = lambda index, tokens, stopped: self._read(tokens, stopped, each[index][2])[0].valid
         read = lambda name, answer: self._pass(answer, asked[name][2])
         told = tuple(token for side in zip(*self._digits) for token in side)  # all noes, then all yeses
         options = dict(accept=accept, retries=self.retries, shape=self.shape, alternatives=told)
         return writing.answers(self.engine, prompts, read, progress, answers=self.passes, **options)
 
-    def _text(self, tokens: Any, stopped: bool) -> str:
-        return self.tokenizer.decode(tokens[:-1] if stopped else tokens)
+    def _read(self, tokens: np.ndarray, stopped: bool, principles: Principles) -> tuple[Reply, int]:
+        """A reply, and the token with which begins what is read of it: after the reasoning where that is known."""
+        start, n = self.forms.begins(tokens) if self.forms else 0, len(tokens) - stopped
+        reply = parse(self.tokenizer.decode(tokens[start:n]), principles, self.mode)
+        if start:
+            reply = dataclasses.replace(reply, reasoning=self.tokenizer.decode(tokens[:start]).strip())
+        return reply, start
 
     def _pass(self, one: Answer, principles: Principles) -> Pass:
-        reply = parse(self._text(one.tokens, one.stopped), principles, self.mode)
+        reply, start = self._read(one.tokens, one.stopped, principles)
         if not reply.valid or not self.expected:
             return Pass(reply, None, reply.problem)
         assert one.alternatives is not None
-        n = len(one.tokens) - one.stopped
-        told = (self._digits, one.tokens[:n], one.alternatives[:, :n].reshape(2, -1, n))
+        within = slice(start, len(one.tokens) - one.stopped)
+        log_probs = one.alternatives[:, within].reshape(2, len(self._digits), -1)
+        told = (self._digits, one.tokens[within], log_probs)
         return Pass(reply, *probabilities(reply, principles, self.mode, self.tokenizer, *told))

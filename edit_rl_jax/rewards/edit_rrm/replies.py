@@ -213,9 +213,7 @@ def write(
     if "verify" in mode:
         if len(verdicts) != len(principles) or not principles:
             raise ValueError(f"{len(verdicts)} verdicts for {len(principles)} principles")
-        rows = [{"question": p.question, "score": int(v)} for p, v in zip(principles, verdicts)]
-        parts += [json.dumps(rows, ensure_ascii=False)]
-        parts += [json.dumps({"average_score": round(sum(verdicts) / len(verdicts), 2)})]
+        parts += listed(principles, verdicts)
     text = "\n".join([*parts, f"<score>{final}</score>"])
     read = parse(text, principles, mode)
     wanted = (float(final), tuple(verdicts) if "verify" in mode else (None,) * len(principles))
@@ -224,6 +222,13 @@ def write(
     if "think" in mode and not parts[0]:
         raise ValueError("not a reply that can be read again: it has no reasoning")
     return text
+
+
+def listed(principles: Sequence[Principle], verdicts: Sequence[int]) -> list[str]:
+    """Writes the lines between reasoning and score: the list of verdicts, and their mean."""
+    rows = [{"question": p.question, "score": int(v)} for p, v in zip(principles, verdicts, strict=True)]
+    mean = {"average_score": round(sum(verdicts) / len(verdicts), 2)}
+    return [json.dumps(rows, ensure_ascii=False), json.dumps(mean)]
 
 
 def by_category(principles: Sequence[Principle], verdicts: Sequence[float]) -> dict[str, float]:

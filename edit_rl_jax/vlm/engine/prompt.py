@@ -139,7 +139,7 @@ class Shape:
             answers=answers,
             tiles=up(-(-B // Q) + -(-B // each) + 1),
             queries=Q,
-            form=(rung(max(n for n, _ in forms), 4), rung(max(n for _, n in forms), unit)) if forms else (0, 0),
+            form=(power(max(n for n, _ in forms)), power(max(n for _, n in forms))) if forms else (0, 0),
         )
 
     def fits(self, prompt: Prompt) -> bool:

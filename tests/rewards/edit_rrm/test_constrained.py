@@ -57,7 +57,7 @@ def walks(forms, each, room, rng, prefer=None):
             assert left[b] >= 0
         state = np.asarray(following(state, token, told))
         done |= token == end
-    return [forms.tokenizer.decode(o[:-1]) for o in out]
+    return [np.array(o[:-1], np.int32) for o in out]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -67,9 +67,11 @@ def test_every_walk_is_a_valid_reply(tokenizer, mode):
     n = 96 if len(tokenizer) < 1000 else 24
     of = [SETS[i % 3] if mode != "think" else () for i in range(n)]
     begin = [t for t, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "[" in text]
-    texts = walks(forms, [forms.of(p) for p in of], rng.integers(0, 30, n), rng, set(begin))
+    written = walks(forms, [forms.of(p) for p in of], rng.integers(0, 30, n), rng, set(begin))
     seen, scores = set(), set()
-    for text, principles in zip(texts, of):
+    for tokens, principles in zip(written, of):
+        start = forms.begins(tokens)
+        text = tokenizer.decode(tokens[start:])
         reply = parse(text, principles, mode)
         assert reply.valid, (reply.problem, text)
         scores.add(reply.score)
@@ -77,7 +79,8 @@ def test_every_walk_is_a_valid_reply(tokenizer, mode):
             seen.add((len(principles), reply.verdicts))
             body = write("", principles, reply.verdicts, reply.score, "verify").split("<score>")[0]
             assert body in text, text  # the mean that is written is that of these verdicts
-        assert (mode != "verify") or text.startswith("[")
+        assert text.startswith("<score>" if mode == "think" else '[{"question": ') and not reply.reasoning
+        assert mode != "verify" or start == 0
     assert len(scores) > n // 5 and min(scores) < 2 and max(scores) > 8
     assert mode == "think" or {s for s in seen if s[0] == 1} == {(1, (0,)), (1, (1,))} and len(seen) > n // 4
 
@@ -101,6 +104,20 @@ def test_the_replies_that_are_learnt_can_be_written(tokenizer):
                 state = np.asarray(following(state, np.int32([token]), form))
 
 
+def test_a_reasoning_is_no_part_of_what_is_read(tokenizer):
+    """It may hold marks of thinking, which end a reply of another kind unread, and brackets."""
+    for mode, thought in (
+        ("think", "[THINK] hm ◁think▷ ."),
+        ("think_verify", "[THINK] boxes\n[3, 4] [["),
+        ("verify", ""),
+    ):
+        forms, rest = Forms(tokenizer, len(tokenizer), mode), write("", SETS[1], (1, 0), 3, "verify")
+        rest = rest if mode != "think" else "<score>3</score>"
+        tokens = [tokenizer.encode(text, add_special_tokens=False) for text in (thought, rest)]
+        start = forms.begins(np.array(sum(tokens, []), np.int32))
+        assert start == len(tokens[0]), (mode, start)
+
+
 def test_a_form_follows_what_was_written():
     forms = Forms(load_tokenizer(TINY), 768, "verify")
     form = forms.of(SETS[1])
@@ -120,7 +137,7 @@ def test_a_random_model_writes_valid_replies(folder):  # noqa: F811
     """By itself it never does, once it is warm enough."""
     sampling, found = TokenSampling(8.0, 0, 1.0, 400), {}
     for constrained in (False, True):
-        verifier = load(folder, sampling=sampling, passes=2, constrained=constrained, expected=constrained, retries=0)
+        verifier = load(folder, sampling=sampling, passes=2, constrained=constrained, expected=constrained, retries=1)
         found[constrained] = verifier.score(EDITS, progress=False)
     assert not any(j.valid for j in found[False])
     for j in found[True]:
