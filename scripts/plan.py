@@ -205,7 +205,7 @@ def main(argv=None) -> int:
         result = plan(args, overrides)
     except DoesNotFit as e:
         over = "" if e.over is None else f" by {e.over / 2**30:.2f} GiB a device"
-        how = ", compiled quickly (within a few per cent)" if args.quick else ""
+        how = ", compiled quickly (within 6%)" if args.quick else ""
         print(f"DOES NOT FIT{over}: {args.config} on {args.topology}{how}\n  {e}\n", file=sys.stderr)
         print("  less: config.rows, a bucket's tokens, model.remat=nothing_saveable; or more devices", file=sys.stderr)
         return 2
