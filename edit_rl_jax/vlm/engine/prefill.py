@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax.vlm.engine.loader import Loader
 from edit_rl_jax.vlm.engine.placement import FeatureRing, Wave
@@ -109,10 +111,18 @@ class Prefill:
         sizes = (shape, contexts, self._ring.rows, answer_tokens, self.rows)
         with self._on_mesh():
             stores, features = make_stores(self._graphdef, self.state, *sizes)
-            self._stores = committed(jax.jit(stores)())
+            self._stores = self._beside(jax.jit(stores)())
             if self._features is None:
-                self._features = committed(jax.jit(features)())
+                self._features = self._beside(jax.jit(features)())
         self._shape = shape
+
+    def _beside(self, stores: Any) -> Any:
+        """The stores bound to where they are, on the weights' mesh even if that is one device: what programs return
+        lies there, and jit compiles anew for stores that do not."""
+        on = next((x.sharding.mesh for x in jax.tree.leaves(self.state) if isinstance(x.sharding, NamedSharding)), None)
+        if self.mesh is None and on is not None:
+            return jax.device_put(stores, NamedSharding(on, P()))
+        return committed(stores)
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -255,6 +255,22 @@ def on_mesh(model, tensor):
     return Engine(placed, WARM, slots=16, mesh=mesh, tree=ALL)
 
 
+def test_nothing_is_compiled_anew_where_one_device_is_a_mesh(model):
+    """As training leaves its weights; what one call gives back, the next takes."""
+    graphdef, state = nnx.split(model)
+    placed = nnx.merge(
+        graphdef, jax.device_put(state, shardings(state, make_mesh({"fsdp": 1, "tensor": 1}, jax.devices()[:1])))
+    )
+    engine, asked = Engine(placed, WARM, slots=16), prompts(model.cfg)
+    shape = Shape.of(asked, 3, 16)
+    before = run(engine, asked, answers=3, shape=shape)
+    compiled = engine.compilations
+    engine.update(placed)
+    again = run(engine, asked, answers=3, shape=shape)
+    assert engine.compilations == compiled
+    assert all(np.array_equal(x, y) for one, other in zip(before, again) for x, y in zip(one, other))
+
+
 def check_rounding(name, one, other):
     """The log-probabilities of every token, and the sampled answers, are alike."""
     (tokens, logp), (theirs, their_logp) = one, other
