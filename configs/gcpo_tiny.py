@@ -14,7 +14,7 @@ def get_config():
     c = default()
     c.name = "gcpo_tiny"
     c.steps = 60
-    c.rows = 1  # of two replies, mostly: 0.86 of an update's tokens are real; rows of 1,664 have 0.91 and take a third longer
+    c.rows = 1  # 0.86 of an update's tokens are real; rows of 1,664 have 0.91 and take a third longer
     c.model.init_from = "runs/rrm_tiny/model"
     c.model.remat = "none"
     c.data.max_pixels = 84 * 84  # what the base knows
