@@ -86,7 +86,7 @@ def parse(argv):
         parser.error("--config and --topology are wanted, or --all")
     if args.quick and args.search:
         parser.error("--search tries layouts quickly by itself")
-    if args.quick and args.all and args.output == WHOLE:
+    if args.quick and args.all and Path(args.output).resolve() == WHOLE:
         parser.error("--all --quick wants an --output: benchmarks/plans holds whole plans")
     return args, overrides
 
@@ -163,7 +163,7 @@ def write(file: str, result) -> None:
 
 
 def presets(output: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The file and the flags of every plan of --all."""
+    """Yields the file and the flags of every plan of --all."""
     jobs = [(output / "score", name, "", where, ["--job", "score"]) for name, where in SCORING]
     for file in sorted((ROOT / "configs").glob("*.py")):
         config = config_lib.load(file)

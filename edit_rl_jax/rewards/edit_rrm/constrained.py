@@ -45,7 +45,7 @@ class FormAutomaton:
     reasons: bool
 
     def allowed(self, state: Int[Array, " B"], left: Int[Array, " B"], form: Int[Array, "B R F"]) -> Bool[Array, "B V"]:
-        """Which tokens may come next in each answer, with `left` tokens to its limit."""
+        """Says which tokens may come next in each answer, with `left` tokens to its limit."""
         inside, place, _, entry, pair = self._at(state, form)
         ids = jnp.arange(self.free.shape[0])[None]
         own = ids == entry[:, None]
@@ -56,7 +56,7 @@ class FormAutomaton:
         return jnp.where(inside[:, None], own, self.tail.allowed(self._tail(state, form), left))
 
     def next(self, state: Int[Array, " B"], token: Int[Array, " B"], form: Int[Array, "B R F"]) -> Int[Array, " B"]:
-        """The states after these tokens."""
+        """Gives the states after these tokens."""
         R, F = form.shape[1:]
         inside, place, yeses, entry, pair = self._at(state, form)
         yeses += ((entry <= VERDICT) & (token == pair[:, 1])).astype(jnp.int32)
@@ -67,7 +67,7 @@ class FormAutomaton:
         return jnp.where(inside, within, F * R + self.tail.next(self._tail(state, form), token))
 
     def _at(self, state: Array, form: Array) -> tuple[Array, ...]:
-        """Whether a state is of the form, then its place and count of yeses, what stands there, and its two digits."""
+        """Says whether a state is of the form, then its place and count of yeses, what stands there, and its two digits."""
         R, F = form.shape[1:]
         place, yeses = jnp.divmod(jnp.minimum(state, F * R - 1), R)
         entry = self._entry(form, yeses, place)
@@ -77,7 +77,7 @@ class FormAutomaton:
         return form[jnp.arange(form.shape[0]), yeses, place]
 
     def _reasoning(self, place: Array, form: Array) -> Array:
-        """Whether the reasoning may go on: at the form's first place, and after it where that token is a free one."""
+        """Says whether the reasoning may go on: at the form's first place, and after it where that token is a free one."""
         return self.reasons & ((place == 0) | (place == 1) & jnp.asarray(self.free)[form[:, 0, 0]])
 
     def _tail(self, state: Array, form: Array) -> Array:
@@ -85,13 +85,13 @@ class FormAutomaton:
 
 
 class Forms:
-    """The forms of replies in one mode, and the automaton that follows them.
+    """Makes the forms of replies in one mode, and the automaton that follows them.
 
-    Raises ValueError for a tokenizer that does not keep verdicts and score apart from what surrounds them.
+    `of(principles)` gives a form, int32 [R, F]. Raises ValueError for a tokenizer that does not keep verdicts and score apart from what surrounds them.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, mode: str):
-        """vocabulary: rows of the model's head."""
+        """Reads the tokenizer; vocabulary: rows of the model's head."""
         self.tokenizer, self.mode, self.pairs = tokenizer, mode, digits(tokenizer)
         marks = [self._encode(str(d)) for d in range(10)] + [self._encode(".")]
         if any(len(m) != 1 for m in marks):
