@@ -67,7 +67,7 @@ class FormAutomaton:
         return jnp.where(inside, within, F * R + self.tail.next(self._tail(state, form), token))
 
     def _at(self, state: Array, form: Array) -> tuple[Array, ...]:
-        """Says whether a state is of the form, then its place and count of yeses, what stands there, and its two digits."""
+        """Says whether a state is of the form; its place and count of yeses, what stands there, and its two digits."""
         R, F = form.shape[1:]
         place, yeses = jnp.divmod(jnp.minimum(state, F * R - 1), R)
         entry = self._entry(form, yeses, place)
@@ -77,7 +77,7 @@ class FormAutomaton:
         return form[jnp.arange(form.shape[0]), yeses, place]
 
     def _reasoning(self, place: Array, form: Array) -> Array:
-        """Says whether the reasoning may go on: at the form's first place, and after it where that token is a free one."""
+        """Says whether the reasoning may go on: at the form's first place, and after it where that token is free."""
         return self.reasons & ((place == 0) | (place == 1) & jnp.asarray(self.free)[form[:, 0, 0]])
 
     def _tail(self, state: Array, form: Array) -> Array:
@@ -87,7 +87,8 @@ class FormAutomaton:
 class Forms:
     """Makes the forms of replies in one mode, and the automaton that follows them.
 
-    `of(principles)` gives a form, int32 [R, F]. Raises ValueError for a tokenizer that does not keep verdicts and score apart from what surrounds them.
+    `of(principles)` gives a form, int32 [R, F]. Raises ValueError for a tokenizer that does not keep verdicts and score
+    apart from what surrounds them.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, mode: str):
