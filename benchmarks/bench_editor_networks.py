@@ -39,7 +39,7 @@ VAE = {"model.vae": str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_edi
 
 def cost(network: str, updates: int = 24) -> dict:
     """Measures the processor seconds of an update, and counts its FLOPs, on batches as training has them later."""
-    config = config_lib.load(f"{EDITOR}:{network}", {**VAE, "data.options.first": "0"})
+    config = config_lib.load(f"{EDITOR}:{network}", {**VAE, "data.options": {"first": 0, "terse": 0.3}})
     mesh, given = on_mesh.make_mesh(config), sources.Input.of(config)
     program = build_program(config, mesh)
     with jax.set_mesh(mesh):
