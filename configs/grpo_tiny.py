@@ -5,6 +5,8 @@
 With `:flux_kontext` after the file's name GRPO, and with `:flux_kontext_nft` DiffusionNFT, of the FLUX.1-Kontext that
 configs/editor_tiny.py:flux_kontext leaves in runs/editor_tiny_flux_kontext/model, with the oracle as reward and 192
 edits a step in both. Nothing measured yet: `benchmarks/bench_editor_networks.py` runs both.
+With `:rrm` the reward is the final score of the verifier that configs/rrm_tiny.py leaves in runs/rrm_tiny/model:
+`benchmarks/bench_rl_verifier.py` compares two verifiers so.
 The reward is the reward model that `train_rm.py --config configs/rm_tiny.py` leaves in runs/demo/model; the oracle with
 --config.rl.rewards="(('oracle',1.0),)".
 GRPO proper: --config.rl.algorithm=policy_gradient --config.rl.steps=8 --config.rl.window=3
@@ -22,13 +24,14 @@ import edit_rl_jax
 from edit_rl_jax.editors.flux_kontext.tiny import TEXT
 from edit_rl_jax.rl.editors.config import default
 
-RECIPES = ("omnigen2", "flux_kontext", "flux_kontext_nft")
+RECIPES = ("omnigen2", "flux_kontext", "flux_kontext_nft", "rrm")
 
 
 def get_config(recipe="omnigen2"):
     if recipe not in RECIPES:
         raise ValueError(f"no recipe '{recipe}'; recipes: {', '.join(RECIPES)}")
-    c = default(recipe.removesuffix("_nft"))
+    rrm = recipe == "rrm"
+    c = default("omnigen2", "edit_rrm") if rrm else default(recipe.removesuffix("_nft"))
     c.name = "grpo_tiny" if recipe == "omnigen2" else f"grpo_tiny_{recipe}"
     c.steps = 60
     c.rows = 32
@@ -60,13 +63,15 @@ def get_config(recipe="omnigen2"):
     c.rl.loss.train_steps = 2
     c.rl.advantage.clip = 2.0
     c.rl.advantage.std = "global"  # in half of the groups all succeed or all fail: their small differences are noise
-    c.rl.success_bonus = 4.0  # the overall score alone rises while success does not
-    c.rl.judge.max_new_tokens = 208
-    c.rl.judge.rows = 128
+    c.rl.success_bonus = 0.0 if rrm else 4.0  # the overall score alone rises while success does not
+    c.rl.judge.max_new_tokens = 320 if rrm else 208
+    c.rl.judge.rows = 192 if rrm else 128
     c.rl.oracle_samples = 12
     c.rl.eval_prompts = 512
     c.rl.eval_during = 128
-    if recipe != "omnigen2":
+    if rrm:
+        c.rl.judge.model = "runs/rrm_tiny/model"
+    elif recipe != "omnigen2":
         kontext(c)
     if recipe == "flux_kontext":
         grpo(c)

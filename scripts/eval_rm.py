@@ -105,7 +105,7 @@ def parse(argv=None):
     world = "editworld" in (args.benchmark, args.fit)
     for name, value in {"rows": 32, "max_new_tokens": getattr(args.options, "max_new_tokens", 512)}.items():
         value = editworld.defaults(args.options)[name] if world else value
-        setattr(args, name, getattr(args, name) or value)
+        setattr(args, name, getattr(args, name) or (None if args.server else value))
     return args
 
 

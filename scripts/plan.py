@@ -99,6 +99,8 @@ def plan(args, overrides) -> dict:
     if args.topology in config.mesh_presets and not any(key.startswith("mesh.") for key in overrides):
         config = config_lib.load(args.config, {"topology": args.topology} | overrides)
     config.model.attention = config.model.attention or "splash"  # by platform it would be the CPU's
+    if args.job != "train" and ("rl" in config or (args.job == "edit") != (config.objective == "flow_matching")):
+        raise ConfigError(f"--job {args.job} does not go with this config, which is of {config.objective}")
     job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
@@ -138,8 +140,12 @@ def search(args, overrides) -> int:
     config = config_lib.load(args.config, overrides)
     if "rl" in config or args.job != "train":
         raise ConfigError("--search is for --job train")
+    if fixed := [k for k in overrides if k == "model.remat" or k.startswith("mesh.")]:
+        raise ConfigError(f"config key '{fixed[0]}' is what --search looks for: leave it out")
+    if args.buckets == "all" or "," in args.buckets:
+        raise ConfigError("--search takes one bucket: --buckets NAME")
     batch, devices = config.rows * config.accum, chips.describe(args.topology, args.slices)[1]
-    words = [f"--config.{key}={value}" for key, value in overrides.items()]
+    words = [f"--config.{k}={v}" for k, v in overrides.items() if k not in ("rows", "accum")]  # they give the batch
     command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
     command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
     families, results = searching.candidates(batch, len(devices), args.slices), {}
@@ -190,8 +196,10 @@ def plan_all(output: Path, quick: bool) -> int:
     """One process a plan, so that one compiler's memory is gone before the next starts."""
     status = 0
     for target, words in presets(output):
+        target.unlink(missing_ok=True)  # of another version, it would pass for this one's
         command = [sys.executable, __file__, *words, *(["--quick"] if quick else [])]
-        status = max(status, subprocess.run([*command, "--json", str(target)], check=False).returncode)
+        ended = subprocess.run([*command, "--json", str(target)], check=False).returncode
+        status = max(status, ended if ended >= 0 else 1)  # below 0: by a signal
     return status
 
 

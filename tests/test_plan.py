@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
 
 import jax
@@ -174,6 +175,35 @@ def test_wrong_arguments_end_with_one_line(script, capsys):
     assert "v5e:4x4" in capsys.readouterr().err
     assert script.main(["--config", CONFIG, "--topology", "v5e:4x4", "--config.rows=3"]) == 1
     assert "does not divide" in capsys.readouterr().err
+    editor, rl = (str(ROOT / "configs" / name) for name in ("editor_tiny.py", "grpo_omnigen2.py"))
+    for config, words, said in (
+        (CONFIG, ["--job", "edit"], "--job edit does not go with this config, which is of editscore"),
+        (editor, ["--job", "score"], "--job score does not go with"),
+        (rl, ["--job", "score"], "--job score does not go with"),
+        (CONFIG, ["--topology", "v5e:4x4", "--buckets", "256x256"], "no bucket is named '256x256'; there are T"),
+        (CONFIG, ["--search", "--config.mesh.tensor=2"], "config key 'mesh.tensor' is what --search looks for"),
+        (CONFIG, ["--search", "--config.model.remat=gate"], "config key 'model.remat' is what --search looks for"),
+        (CONFIG, ["--search", "--buckets", "all"], "--search takes one bucket"),
+    ):
+        assert script.main(["--config", config, "--topology", "v5e:2x2", *words]) == 1, words
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"plan.py: {said}"), line
+
+
+def test_of_all_plans_one_that_was_killed_fails_and_leaves_none(script, tmp_path, monkeypatch):
+    found = {name: tmp_path / f"{name}.json" for name in ("killed", "made")}
+    for file in found.values():
+        file.write_text("of another version")
+
+    def run(command, **_):
+        if (target := Path(command[-1])) == found["made"]:
+            target.write_text("{}")
+        return subprocess.CompletedProcess(command, 0 if target == found["made"] else -9)
+
+    monkeypatch.setattr(script, "presets", lambda output: [(file, []) for file in found.values()])
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.plan_all(tmp_path, quick=True) == 1
+    assert found["made"].read_text() == "{}" and not found["killed"].exists()
 
 
 @pytest.mark.standard_promotion
@@ -347,7 +377,7 @@ def test_rl_is_planned_with_the_reward_model_that_the_config_names(tmp_path):
     tiny = ROOT / "edit_rl_jax/assets/tiny_vl"
     assert size(load(**{"judge.base": "", "judge.model": str(tiny)})) == Config.from_hf(tiny).text.hidden_size
     adapter = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
-    adapter["base_model_name_or_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    adapter["base_model_weights_ofor_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     assert size(load(**{"judge.base": "", "judge.model": str(tmp_path)})) == 2048
     assert rl_plan.judge_architecture(load(rewards="(('server', 1.0),)")) is None
@@ -371,12 +401,25 @@ def test_rl_is_planned_with_what_lies_beside_each_program():
     assert list(programs) == ["rollout", "update", "prefill", "decode"]
     for p in programs.values():
         assert p["together"] == p["peak"] + sum(p["beside"].values()) <= chip.hbm
-    # of the reward model bf16 in two halves
+    # one call of the update trains a half of the samples
+    rates = {p["program"]: p["predicted"] for p in found}
+    for name, edits in (("rollout", 16), ("update", 8)):
+        assert rates[name]["throughput"]["per_s"] * rates[name]["step_s"] == pytest.approx(edits)
+    # of the reward model bf16 in two halves; each of its stores lies beside what does not take it
     weights = nnx.eval_shape(lambda: Qwen25VL(interfaces.model(judge).model_config(judge), rngs=nnx.Rngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(weights)))
-    for name in ("rollout", "update"):
-        ((what, size),) = programs[name]["beside"].items()
-        assert what.endswith("assets/tiny_vl") and size == pytest.approx(2 * count / 2, rel=0.01)
+    engine = scoring.describe(interfaces.model(judge).model_config(judge), chip, devices, 2)
+    stores, features = scoring.abstract_stores(engine, scoring.usual(engine, config.rl.judge.rows))
+    weights_of = "reward model edit_rl_jax/assets/tiny_vl"
+    for name, more in (("rollout", {"optimizer"}), ("update", set())):
+        beside = dict(programs[name]["beside"])
+        assert beside.keys() == {weights_of, "reward model's stores"} | more
+        assert beside[weights_of] == pytest.approx(2 * count / 2, rel=0.01)
+        assert beside["reward model's stores"] == compiled.resident((stores, features))
+    # fp32: two moments and the old weights, in quarters
+    assert programs["rollout"]["beside"]["optimizer"] == pytest.approx(3 * 4 * 3_078_504 / 4, rel=0.02)
+    idle = [programs[name]["beside"].pop("idle stores") for name in ("prefill", "decode")]
+    assert idle == [compiled.resident((stores.answers, stores.tiles)), compiled.resident((stores.contexts, features))]
     # beside it 16 images in 8 bits on every chip; of the policy fp32 weights, the old ones and two moments in quarters
     beside = programs["decode"]["beside"]
     assert beside == programs["prefill"]["beside"] and beside["images"] == 16 * 84 * 84 * 3

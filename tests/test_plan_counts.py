@@ -83,6 +83,34 @@ def test_groups_of_all_spellings_are_those_of_the_mesh():
     assert {text: _axes(_groups(text), mesh) for text in spelled} == spelled
 
 
+COMBINED = """HloModule combined
+
+ENTRY %main (a: f32[128,8], b: bf16[64]) -> (f32[128,8], bf16[64]) {
+  %a = f32[128,8]{1,0} parameter(0)
+  %b = bf16[64]{0} parameter(1)
+  %sums = (f32[128,8]{1,0}, bf16[64]{0}) all-reduce(%a, %b), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%add
+  %soon = (f32[128,8]{1,0}, bf16[64]{0}) all-reduce-start(%a, %b), channel_id=2, replica_groups=[1,4]<=[4]
+  %all = ((f32[128,8]{1,0}, bf16[64]{0}), (f32[512,8]{1,0}, bf16[256]{0})) all-gather-start(%a, %b), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+  %by = (f32[128,8]{1,0}, f32[128,8]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=4, source_target_pairs={{0,1},{1,0}}
+  %parts = (f32[32,8]{1,0}, f32[32,8]{1,0}, f32[32,8]{1,0}, f32[32,8]{1,0}) all-to-all(%w, %x, %y, %z), channel_id=5, replica_groups=[1,4]<=[4]
+  ROOT %out = (f32[128,8]{1,0}, bf16[64]{0}) tuple(%a, %b)
+}
+"""
+
+
+def test_combined_collectives_count_every_array_and_started_ones_no_operand():
+    a, b = 128 * 8 * 4, 64 * 2
+    assert {kind: c["bytes"] for kind, c in collectives(COMBINED).items()} == {
+        "all-reduce": 2 * (a + b) * 3 // 2,
+        "all-gather": 3 * (a + b),
+        "collective-permute": a,
+        "all-to-all": a * 3 // 4,
+    }
+    # Each reads and writes its arrays; of a gather its part is read and the whole is written.
+    moved = 2 * 2 * (a + b) + 5 * (a + b) + 2 * a + a
+    assert counts.traffic(Module(COMBINED)) == moved
+
+
 TEXT = """HloModule one
 
 %grow (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {

@@ -122,12 +122,13 @@ def test_the_script_searches(tmp_path, capsys):
     words = ["--config", str(ROOT / "tests/training/toy_config.py"), "--topology", "v5e:2x2", "--search"]
     words += ["--minutes", "9", "--json", str(tmp_path / "found.json"), "--config.data.buckets=((64,1,64,16),)"]
     words += [f"--config.model.tokenizer={toy.save_tokenizer(tmp_path / 'tokenizer')}", "--config.model.attention=xla"]
+    words += ["--config.rows=4", "--config.accum=2"]  # another split of the same batch
     assert script.main(words) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     statuses = [r["status"] for r in found]
     assert statuses.count("fits") >= 1 and set(statuses) <= {"fits", "failed", "out of time"}
     out = capsys.readouterr().out
-    assert "best: rows 8 x 1" in out and "--config.mesh.fsdp=" in out
+    assert "best: rows 8 x 1" in out and "--config.mesh.fsdp=" in out and out.count("--config.rows=") == 1
     for r in found:
         if r["status"] == "fits":
             assert r["plan"]["rows"] == r["candidate"]["rows"] and r["plan"]["remat"] == r["candidate"]["remat"]

@@ -73,6 +73,12 @@ def given(args: argparse.Namespace) -> int:
     return sum(x is not None for x in (args.model, args.server, args.endpoint))
 
 
+def _told(args: argparse.Namespace, but: Sequence[str] = ()) -> str:
+    """Names the judge's options that were given another value than the default; answers side by side change nothing."""
+    fields = [f for f in dataclasses.fields(args.options) if f.name not in ("rows", *but)]
+    return ", ".join(f.name for f in fields if getattr(args, f.name) not in (None, f.default))
+
+
 def from_arguments(args: argparse.Namespace) -> Judge:
     """Makes the judge. Raises ValueError unless the flags name one, and what `judges.load` raises."""
     if given(args) != 1 or (args.endpoint is None) != (args.endpoint_model is None):
@@ -80,6 +86,8 @@ def from_arguments(args: argparse.Namespace) -> Judge:
     if not args.model and (getattr(args, "expected", "") or getattr(args, "constrained", False)):
         raise ValueError("--expected and --constrained look into the model: they want --model")
     if args.server:
+        if told := _told(args):
+            raise ValueError(f"a reward server has its own {told}: give it to serve_reward.py")
         return RewardClient(args.server, os.environ.get(TOKEN, ""), must_answer=True)
     options = options_of(args)
     if args.endpoint:
@@ -87,6 +95,8 @@ def from_arguments(args: argparse.Namespace) -> Judge:
 
         if args.judge not in ("", judges.DEFAULT):
             raise ValueError(f"an end point writes its answers: --judge {args.judge} wants --model")
+        if told := _told(args, but=VLMJudge.OPTIONS):
+            raise ValueError(f"an end point is not told {told}")
         return VLMJudge.of_options(args.endpoint, args.endpoint_model, os.environ.get(KEY, ""), options)
     how = dict(base=args.base, mesh=mesh_of(args), verify=not args.no_verify)
     return judges.load(args.model, args.judge, options, **how)

@@ -21,10 +21,12 @@ def folder(name: str) -> Path:
 
 
 def config_path(value: str) -> str:
-    """A config as given if that file exists, else the packaged one of that name, else as given."""
-    packaged = folder("configs") / f"{Path(value).stem}.py"
-    bare = len(Path(value).parts) == 1
-    return str(packaged) if bare and not Path(value).exists() and packaged.exists() else value
+    """A config, FILE or FILE:ARGUMENT, as given if that file exists, else the packaged one of that name, else as given."""
+    name, colon, argument = value.partition(":")
+    packaged = folder("configs") / f"{Path(name).stem}.py"
+    known = any(Path(found).exists() for found in (value, name))
+    bare = len(Path(name).parts) == 1
+    return f"{packaged}{colon}{argument}" if bare and not known and packaged.exists() else value
 
 
 def arguments(args: list[str]) -> list[str]:

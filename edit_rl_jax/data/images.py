@@ -146,6 +146,22 @@ def _rgb(image: Image.Image, data: bytes | str | os.PathLike) -> Image.Image:
     return image.convert("RGB")
 
 
+def plain(data: bytes) -> bytes:
+    """Gives an image that every decoder shows as `decode_image` does: as it is where it is upright RGB or grey of 8 bits,
+    opaque and single, else as PNG. What cannot be read stays as it is, for who reads it to say so."""
+    try:
+        image, orientation = _open(data, "image", MAX_PIXELS)
+        with image:
+            deep = image.format == "PNG" and image.tile and "16" in str(image.tile[0].args)
+            moves = image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1
+            other = orientation != 1 or deep or moves or "transparency" in image.info
+            if image.mode in ("RGB", "L") and not other:
+                return data
+        return encode_png(decode_image(data))
+    except ImageError:
+        return data
+
+
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """Lossless bytes of an RGB array."""
     buffer = io.BytesIO()

@@ -63,15 +63,20 @@ def complete(
     A line of the output is an entry's line and the results that `work` gives for it, under the names `adds`; `good`
     says whether a line's results are of the right kind. The settings stand beside it in `<output>.settings.json`; an
     output of other settings or of another input, or a damaged one, raises ResumeError or JSONError, unless `overwrite`
-    removes it. Raises BlockingIOError where another process writes the same output.
+    removes it. Raises ResumeError where the output is the input, BlockingIOError where another process writes there.
 
     content: hashes what an entry stands for ("" where its images cannot be read); it stands under the first of `adds` +
     "_of", and images that are others now raise ResumeError. A line of an older version, without it, is taken as it is,
     and so is one whose images are gone.
     """
     beside = output.with_name(output.name + ".settings.json")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ResumeError(f"{output} is the input: take another file for the output")
     with output.open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{output}: another process writes there") from None
         if overwrite:
             held.truncate(0)
             beside.unlink(missing_ok=True)

@@ -78,11 +78,10 @@ def traffic(module: Module) -> int:
         if fused or op.kind in _FREE or op.kind.endswith("-done") or "AllocateBuffer" in op.attributes:
             continue
         arrays = [inside[name].results for name in op.operands if name in inside]
-        if op.kind.endswith("-start") and arrays and op.results:  # (source, target, ...), but a copy's is (target, ...)
-            alone = op.kind in ("copy-start", "all-reduce-start") or len(op.results) == 1
-            target = op.results[0 if alone else 1]
-            source = min(sum(a.bytes for a in arrays[0]), target.bytes) if any(a.hbm for a in arrays[0]) else 0
-            total += times * (source + target.bytes * target.hbm)
+        if op.kind.endswith("-start") and arrays and op.results:
+            written = sum(a.bytes for a in op.outputs)
+            source = min(_size(tuple(a for found in arrays for a in found)), written)
+            total += times * (source + _size(op.outputs))
             continue
         read = sum(
             min(_read(module, inside, op, i), sum(a.bytes for a in arrays_))

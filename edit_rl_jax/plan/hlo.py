@@ -43,6 +43,17 @@ class Op:
     root: bool
 
     @property
+    def outputs(self) -> tuple[Array, ...]:
+        """What it gives; of one that only starts, which may name its operands first and then scratch, what it will.
+
+        The compiler combines collectives: one instruction then has several operands and as many outputs.
+        """
+        n = len(self.operands)
+        if not self.kind.endswith("-start") or len(self.results) < 2 * n:
+            return self.results
+        return self.results[:n] if self.kind == "copy-start" else self.results[n : 2 * n]
+
+    @property
     def callees(self) -> list[str]:
         """Names of the computations that it runs once: those of fusions, calls and conditionals."""
         if self.kind == "conditional":
@@ -139,7 +150,7 @@ def collectives(hlo: str | Module, mesh: Mapping[str, int] | None = None) -> dic
 
 def _received(kind: str, op: Op, n: int) -> int:
     """Bytes that reach each device when a collective runs once among n, by a ring or its equal."""
-    size = max((a.bytes for a in op.results), default=0)
+    size = sum(a.bytes for a in op.outputs)
     factor = {"all-gather": 1 - 1 / n, "all-reduce": 2 - 2 / n, "reduce-scatter": n - 1, "all-to-all": 1 - 1 / n}
     return round(size * factor.get(kind, 1))
 

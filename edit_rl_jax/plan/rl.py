@@ -71,8 +71,9 @@ def judge_architecture(config: Any) -> Any:
 def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     """Lowers rollout, update and, where a reward model of the config lies on the same chips, its prefill and decode.
 
-    Beside rollout and update lie the weights of the reward model that `rl.judge` names; beside scoring the policy's,
-    what the rollout left and the images. As in `JudgeReward` the reward model lies on the devices of one process.
+    Beside rollout and update lie the weights and the stores of the reward model that `rl.judge` names, beside the
+    rollout also what the optimizer keeps; beside scoring the policy's, what the rollout left and the images. As in
+    `JudgeReward` the reward model lies on the devices of one process.
     Raises ConfigError where `rl.judge.tensor` does not divide a process's devices, or the reward model is not there.
     """
     r, local, judge = config.rl, chips.host(chip, devices), judge_architecture(config)
@@ -82,11 +83,17 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     program = build_program(config, on_mesh.make_mesh(config, devices), kind.model_config(config))
     engine = judge and scoring.describe(judge, chip, local, r.judge.tensor, rewards.judge_class(config))
     beside = {f"reward model {config_lib.portable(r.judge.model)}": engine.bytes_per_device} if engine else {}
+    if engine:
+        stores = scoring.abstract_stores(engine, scoring.usual(engine, r.judge.rows))
+        beside |= {"reward model's stores": resident(stores)}
+    kept = {"optimizer": resident({k: v for k, v in program.state.items() if k != "trainable"})}
     programs, left = lowered(program)
+    edits = r.prompts * r.group
+    each = {"rollout": (beside | kept, edits), "update": (beside, edits // r.updates)}  # one of the rollout's updates
     for name, low in programs.items():
-        edits = program.microbatches * config.rows if name == "update" else r.prompts * r.group
+        there, items = each[name]
         on_host = host.memory(program.frozen, program.state)
-        yield Job(name, low, len(devices), beside, mesh=program.mesh, items=(edits, "edits"), host=on_host)
+        yield Job(name, low, len(devices), there, mesh=program.mesh, items=(items, "edits"), host=on_host)
     if engine:
         images = r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
         beside = {"policy": resident((program.state, program.frozen)), "rollout": resident(left), "images": images}

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edit_rl_jax.chips import Chip
-from edit_rl_jax.plan.compiled import DoesNotFit, Job, lower
+from edit_rl_jax.plan.compiled import DoesNotFit, Job, lower, resident
 from edit_rl_jax.sharding import DEFAULT_RULES, make_mesh, row_major, shardings
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm.engine import cache
@@ -110,7 +110,7 @@ def jobs(
     """Lowers one prefill and one decode step of `slots` answers side by side; of a model that is read, one prefill and
     one reading, of as many prompts as rows lie over the mesh, with `slots` contexts.
 
-    beside: as `Job.beside`. sizes: of the stores, by default those of edits that share a source. log_probs: as
+    beside: as `Job.beside`; the stores that a program does not take lie there too. sizes: of the stores, by default those of edits that share a source. log_probs: as
     `Engine.generate`. sampling: as EditScore samples by default."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     sizes = sizes or usual(scoring, slots)
@@ -166,10 +166,13 @@ def jobs(
     facts["shape"] = vars(shape) | ({"end": END} if scoring.readout else {"new": sizes.new_tokens})
     # memory-bound: a step reads the weights once; attention's reads of the stores are on top
     least = {"step_s_at_least": scoring.bytes_per_device / chip.bandwidth}
+    idle = {"prefill": (stores.answers, stores.tiles), "decode": (stores.contexts, features)}
+    idle = {} if scoring.readout else {k: {"idle stores": resident(v)} for k, v in idle.items()}
     for name, low in lowered.items():
+        there = dict(beside or {}) | idle.get(name, {})
         more = facts | (least if name == "decode" else {})
         items = (slots, "tokens") if name == "decode" else (data, "prompts")
-        yield Job(name, low, mesh.size, beside or {}, mesh=mesh, items=items, kinds=KINDS, more=more)
+        yield Job(name, low, mesh.size, there, mesh=mesh, items=items, kinds=KINDS, more=more)
 
 
 class Sizes(NamedTuple):

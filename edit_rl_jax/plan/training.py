@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.plan import host
 from edit_rl_jax.plan.compiled import Job, lower
 from edit_rl_jax.training.program import Program, build_program
@@ -15,13 +16,16 @@ from edit_rl_jax.training.program import Program, build_program
 def jobs(config: Any, mesh: Any, names: str = "largest") -> Iterator[Job]:
     """Lowers the step of some buckets of a config, the largest first.
 
-    names: "largest", "all", or parts of names as "512x512,1024x1024". Raises ConfigError or ShardingError.
+    names: "largest", "all", or parts of names as "512x512,1024x1024". Raises ConfigError, also where no bucket has such a
+    name, or ShardingError.
     """
     program = build_program(config, mesh)
     size = lambda bucket: sum(math.prod(x.shape) for x in program.batches[bucket].values())
     buckets = sorted(program.batches, key=size, reverse=True)
     if names not in ("largest", "all"):
-        buckets = [b for b in buckets if any(name in str(b) for name in names.split(","))]
+        there, buckets = buckets, [b for b in buckets if any(name in str(b) for name in names.split(","))]
+        if not buckets:
+            raise ConfigError(f"no bucket is named '{names}'; there are {', '.join(map(str, there))}")
     for bucket in buckets[:1] if names == "largest" else buckets:
         yield job(program, bucket)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # its client, as other libraries take it: there is no public way to its keys
+from jax._src import clusters, distributed  # as other libraries take them: there is no public way to hosts and keys
 from jax.experimental import multihost_utils
 
 log = logging.getLogger("train")
@@ -32,12 +32,27 @@ class PeerError(RuntimeError):
 
 
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the processes of the run: by the flags, or by what Cloud TPU says of its hosts; else this one is alone."""
+    """Joins the processes of the run: by the flags, or by what Cloud TPU says of its hosts; else this one is alone.
+
+    Raises PeerError on one of several hosts of which that is not told.
+    """
     how = dict(heartbeat_timeout_seconds=DEAD, shutdown_timeout_seconds=DEAD)
     if coordinator:
         jax.distributed.initialize(coordinator, count, index, **how)
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize(**how)
+    elif "tpu" in (jax.config.jax_platforms or "tpu"):
+        if hosts() > 1:
+            jax.distributed.initialize(**how)
+        elif jax.process_count() > 1:  # libtpu knows of others, and nothing could be told to them
+            raise PeerError("the devices are of several hosts, which nothing names: --coordinator, --processes, --process")
+
+
+def hosts() -> int:
+    """Counts the hosts of all slices as Cloud TPU tells them: GKE in the environment, a VM's metadata; else 1."""
+    for cluster in (clusters.GkeTpuCluster, clusters.GceTpuCluster):  # as `jax.distributed` asks
+        with contextlib.suppress(OSError):  # no metadata server
+            if cluster.is_env_present():
+                return cluster.get_process_count()
+    return 1
 
 
 def agreed(answer: bool) -> bool:

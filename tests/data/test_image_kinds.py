@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from edit_rl_jax.data.images import ImageError, decode_image, image_size
+from edit_rl_jax.data.images import ImageError, decode_image, image_size, plain
 
 SMOOTH = np.add.outer(np.arange(8) * 30, np.arange(5) * 5)[..., None].repeat(3, -1).astype(np.uint8)
 ALPHA = np.dstack([SMOOTH, 255 - SMOOTH[..., 0]])
@@ -87,7 +87,29 @@ def upright(data):
 def check(data):
     want = upright(data)
     assert np.array_equal(decode_image(data), want) and image_size(data) == want.shape[:2]
+    assert np.array_equal(careless(plain(data)), want)
     return want.shape[:2]
+
+
+def careless(data):
+    """What a program shows that knows of no orientation, no transparency and no depth."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_plain_images_are_sent_as_they_are():
+    """All else as PNG that a careless program shows as we do; what nobody can read is left to who reads it."""
+    first = [Image.fromarray(np.full((6, 4, 3), level, np.uint8)) for level in (10, 200)]
+    moving, photo = io.BytesIO(), io.BytesIO()
+    first[0].save(moving, "WEBP", save_all=True, append_images=first[1:], lossless=True)
+    first[0].save(photo, "MPO", save_all=True, append_images=first[1:])  # two JPEGs, as phones and cameras write
+    same = [png_of(SMOOTH), saved(SMOOTH, "JPEG"), saved(SMOOTH, "WEBP", lossless=True), photo.getvalue(), b"no image"]
+    assert [plain(data) for data in same] == same
+    deep = png(4, 1, 16, 0, [words(0, 0x1234, 0x1235, 0xFFFF)])
+    clear = png(2, 1, 8, 2, [bytes([1, 2, 3, 1, 2, 4])], chunk(b"tRNS", words(1, 2, 3)))
+    deep_colours = png(2, 1, 16, 2, [words(1, 2, 3, 60000, 2, 4)])
+    for data in (deep, clear, deep_colours, saved(ALPHA, "WEBP", lossless=True), moving.getvalue()):
+        assert plain(data) != data and np.array_equal(careless(plain(data)), decode_image(data))
+    assert not np.array_equal(careless(deep), decode_image(deep))
 
 
 @pytest.mark.parametrize("pixels", [SMOOTH, ALPHA], ids=["RGB", "RGBA"])

@@ -340,6 +340,10 @@ def test_stored_scores_in_any_order(data, tmp_path, capsys):
     figures = json.loads((out / "eval.json").read_text())
     assert figures["scores_of_other_edits"] == 1 and figures["no_score"]["not in s.jsonl"] == 3
     assert "2 more; manifest.jsonl names all" in capsys.readouterr().out
+    marked = tmp_path / "marked.jsonl"  # by an editor that begins files with a byte-order mark
+    marked.write_bytes(b"\xef\xbb\xbf" + scores.read_bytes())
+    assert filter_data.main(words(data, tmp_path / "m", "--scores", marked, "--keep", 2)) == 0
+    assert keys(tmp_path / "m") == ["r3", "r7"]
     again = tmp_path / "again"  # another choice by the same scores
     assert filter_data.main(words(data, again, "--scores", out / "scores.jsonl", "--min-score", -2)) == 0
     assert keys(again) == ["r3", "r5", "r7"]

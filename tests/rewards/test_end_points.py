@@ -1,9 +1,11 @@
 """What end points really answer: the text is read, the edit is not valid and says why, or the job ends in one line."""
 
+import base64
 import contextlib
 import functools
 import http.server
 import importlib.util
+import io
 import json
 import re
 import socket
@@ -14,8 +16,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from edit_rl_jax.data.images import encode_png
+from edit_rl_jax.data.images import decode_image, encode_png
 from edit_rl_jax.rewards import cache
 from edit_rl_jax.rewards.base import Dimension, Edit, Judgement
 from edit_rl_jax.rewards.editscore.endpoint import VLMJudge
@@ -73,6 +76,41 @@ def said(content=SCORES, ended="stop", **fields):
 
 def score(url, items=(ITEM,), **options):
     return VLMJudge(url, "m", **QUICK | {"tries": 3, "temperature": 0.0} | options).score(items, progress=False)
+
+
+def test_images_are_sent_as_a_judge_of_ours_sees_them():
+    """Phones write photographs lying on their side; a 16-bit grey of a half is 128."""
+    lying, deep, exif = io.BytesIO(), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((8, 16, 3), 100, np.uint8)).save(lying, "JPEG", exif=exif)
+    Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(deep, "PNG")
+    edit = Edit(lying.getvalue(), deep.getvalue(), "make it red")
+    with answering(said()) as server:
+        assert score(server.url, [edit])[0].valid
+    parts = [c for m in server.asked[0]["messages"] for c in m["content"] if not isinstance(c, str)]
+    sent = [base64.b64decode(c["image_url"]["url"].partition(",")[2]) for c in parts if c["type"] == "image_url"]
+    for data, original in zip(sent, (lying.getvalue(), deep.getvalue()), strict=True):
+        shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(shown, decode_image(original))
+
+
+def test_arrays_that_are_no_pictures_are_not_sent():
+    good, wrong = np.full((8, 8, 3), 0.5, np.float32), np.full((8, 8, 3), 0.5, np.float32)
+    wrong[0, 0, 0] = np.nan
+    with answering(said()) as server:
+        images = (good, wrong, np.full((8, 8, 3), 100, np.int32), np.zeros((8, 8), np.uint8))
+        fine, *others = score(server.url, [Edit(IMAGE, image, "make it red") for image in images])
+    assert fine.valid and "not finite" in others[0].problem
+    assert all("uint8 [H, W, 3] wanted" in j.problem for j in others[1:]), others
+
+
+@pytest.mark.parametrize(("extra", "asked"), [({}, 1), ({"temperature": None}, 3), ({"temperature": 0.5}, 3)])
+def test_what_cannot_be_read_is_asked_again_unless_it_would_be_the_same(extra, asked):
+    """Without a temperature the end point takes its own."""
+    with answering(said("well")) as server:
+        vlm = VLMJudge(server.url, "m", temperature=0.0, attempts=3, extra=extra, **QUICK)
+        assert not vlm.score([ITEM], only=["consistency"], progress=False)[0].valid
+    assert len(server.asked) == asked
 
 
 READ = {

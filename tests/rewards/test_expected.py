@@ -70,6 +70,11 @@ def one_by_one(model, scores, prompt, images, written, pairs):
     return [np.exp(sum(logp[r, start + i - 1, t] for i, t in enumerate(path))) for r, path in enumerate(paths)]
 
 
+def test_expected_scores_have_one_reduction(model, tokenizer):
+    with pytest.raises(ValueError, match="averaged last"):
+        load(model, tokenizer, expected="empty", reduction="average_first")
+
+
 PAIRS = [(0, 0), (2, 25), (25, 2), (20, 17), (7, 1)]
 
 

@@ -102,6 +102,16 @@ def test_images_that_are_others_now_are_not_given_the_old_scores(tmp_path):
     assert run(source, output)[0] == 23
 
 
+def test_the_input_is_no_output(tmp_path):
+    source = write_input(tmp_path)
+    before, link = source.read_bytes(), tmp_path / "link.jsonl"
+    link.symlink_to(source)
+    for output in (source, link):
+        with pytest.raises(ResumeError, match="is the input"):
+            run(source, output, overwrite=True)
+    assert source.read_bytes() == before
+
+
 def test_another_run_is_refused(tmp_path):
     source, output = write_input(tmp_path), tmp_path / "out.jsonl"
     run(source, output)

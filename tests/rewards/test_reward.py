@@ -15,6 +15,7 @@ from edit_rl_jax.data.images import encode_png
 from edit_rl_jax.data.records import EditRecord
 from edit_rl_jax.evals.judges import pairs as pairs_lib
 from edit_rl_jax.nn.params import Trainable
+from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards.base import Edit
 from edit_rl_jax.rewards.editscore.aggregate import judge, replies
 from edit_rl_jax.rewards.editscore.judge import EditScore
@@ -211,6 +212,11 @@ def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):
         assert [len(r) for r in replies(got)] == [3, 3]
         assert got.valid and scores(got)[:2] == pytest.approx(record.sc, abs=9)
         assert reward.first_passes(got, 3) == got and [len(r) for r in replies(reward.first_passes(got, 1))] == [1, 1]
+
+
+def test_prompts_that_there_are_not_are_told_in_one_line(trained):
+    with pytest.raises(WeightsError, match=r"no prompts 'upstrem'; there are \["):
+        EditScore.load(trained[1], base=trained[0], prompts="upstrem")
 
 
 def test_means_are_over_the_passes_that_could_be_read():

@@ -402,6 +402,18 @@ def test_flags_name_one_judge(url, monkeypatch):
     for flag in (["--expected", "empty"], ["--constrained"]):
         with pytest.raises(ValueError, match="want --model"):
             judge_flags.from_arguments(parser.parse_args(["--server", url, *flag]))
+    for flag in (["--passes", "4"], ["--seed", "7"], ["--prompts", "tiny"], ["--max-new-tokens", "99"]):
+        with pytest.raises(ValueError, match=f"has its own {flag[0][2:].replace('-', '_')}: give it to serve_reward"):
+            judge_flags.from_arguments(parser.parse_args(["--server", url, *flag]))
+    there = ["--endpoint", "http://x/v1", "--endpoint-model", "m"]
+    for flag, said in (
+        (["--top-k", "5"], "not told top_k"),
+        (["--passes", "4", "--temperature", "0"], "4 greedy passes are all the same"),
+        (["--prompts", "upstrem"], "no prompts 'upstrem'; there are"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            judge_flags.from_arguments(parser.parse_args([*there, *flag]))
+    assert judge_flags.from_arguments(parser.parse_args(["--server", url, "--rows", "8"]))  # changes no answer
     flags = ["--endpoint", "http://x/v1", "--endpoint-model", "m", "--passes", "4", "--prompts", "tiny"]
     flags += ["--reduction", "average_first", "--retries", "0"]
     found = judge_flags.from_arguments(parser.parse_args(flags))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edit_rl_jax.cli import main as main_module
 from edit_rl_jax.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,3 +131,13 @@ def test_config_by_name(installed):
     done = python(code, "--config", "rm_tiny", "--config=rm_7b", "--config.seed=1", "x", PYTHONPATH=str(installed))
     paths = [str(installed / "edit_rl_jax/configs" / f"{n}.py") for n in ("rm_tiny", "rm_7b")]
     assert eval(done.stdout) == ["--config", paths[0], f"--config={paths[1]}", "--config.seed=1", "x"]
+
+
+def test_config_by_name_with_an_argument(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rm:72b", "rm.py:7b,editreward"):
+        argument = name.partition(":")[2]
+        assert main_module.arguments(["--config", name]) == ["--config", f"{ROOT}/configs/rm.py:{argument}"]
+    (tmp_path / "rm.py").write_text("")
+    for given in ("rm.py", "rm.py:72b", f"{tmp_path}/rm.py:72b", "nothing:72b"):  # the user's own, and what is none
+        assert main_module.arguments(["--config", given]) == ["--config", given]

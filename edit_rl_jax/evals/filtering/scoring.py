@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -89,9 +90,10 @@ class Stored:
         self._open, at, digest = file.open("rb"), 0, sha256()
         for number, line in enumerate(self._open, 1):
             digest.update(line)
-            if line.strip():
-                keys.append(hash64(read_line(line, f"{file}:{number}")["key"]))
-                places.append(at)
+            mark = len(BOM_UTF8) if number == 1 and line.startswith(BOM_UTF8) else 0
+            if line[mark:].strip():
+                keys.append(hash64(read_line(line[mark:], f"{file}:{number}")["key"]))
+                places.append(at + mark)
             at += len(line)
         hashes, self.sha256 = np.frombuffer(keys, np.uint64), digest.hexdigest()
         order = np.argsort(hashes, kind="stable")

@@ -25,9 +25,12 @@ class VLMJudge:
       attempts: how often an answer is asked for, with another seed each time, until it can be read.
       reduction: of the passes (see `aggregate`).
       must_answer: raise NoAnswer for an edit without an answer.
+    Raises ValueError for several passes at temperature 0, and for prompts that there are not.
       extra: more fields of the request, as `{"top_k": 20}` for vLLM; None takes a field out.
       options: Service's.
     """
+
+    OPTIONS = ("prompts", "passes", "reduction", "retries", "temperature", "top_p", "max_new_tokens", "seed")  # heeded
 
     def __init__(
         self,
@@ -49,12 +52,13 @@ class VLMJudge:
         **options: Any,
     ):
         fields = {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens} | dict(extra or {})
-        self.chat, self.prompts, self.passes, self.seed = (
-            Chat(url, model, token, fields, **options),
-            get(prompts),
-            passes,
-            seed,
-        )
+        if passes > 1 and fields["temperature"] == 0:
+            raise ValueError(f"{passes} greedy passes are all the same: give a temperature")
+        try:
+            self.prompts = get(prompts)
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
+        self.chat, self.passes, self.seed = Chat(url, model, token, fields, **options), passes, seed
         self.attempts, self.at_once, self.reduction, self.must_answer = attempts, at_once, reduction, must_answer
 
     @classmethod
@@ -63,7 +67,7 @@ class VLMJudge:
         if not isinstance(options, Options):
             raise ValueError("an end point is asked EditScore's questions: no other judge's options are known to it")
         names = ("passes", "top_p", "seed", "max_new_tokens", "reduction")
-        given = {name: getattr(options, name) for name in names} | {"temperature": options.sampling.temperature}
+        given: dict[str, Any] = {name: getattr(options, name) for name in names} | {"temperature": options.sampling.temperature}
         given |= {"prompts": options.prompts or "standard", "attempts": 1 + options.retries, "must_answer": True}
         return cls(url, model, token, **given)
 

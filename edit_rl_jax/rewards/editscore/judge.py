@@ -88,6 +88,8 @@ class EditScore:
             raise ValueError(f"expected is '', 'reasoned' or 'empty', not {expected!r}")
         if passes > 1 and (sampling.temperature == 0 or expected == "empty"):
             raise ValueError(f"{passes} greedy passes are all the same: give a temperature")
+        if expected and reduction != "average_last":
+            raise ValueError(f"expected scores are averaged last, not by reduction {reduction!r}")
         self.cfg, self.tokenizer, self.prompts, self.images = model.cfg, tokenizer, prompts, images
         self.passes, self.rows, self.mesh, self.reduction, self.shape = passes, rows, mesh, reduction, shape
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy answer stays what it is
@@ -121,7 +123,10 @@ class EditScore:
         Raises WeightsError, one line that names the file, or FileNotFoundError.
         """
         found = loading.open_model(folder, base, revision=revision, verify=verify)
-        texts = stored_prompts(found.metadata, found.where) if prompts is None else get(prompts)
+        try:
+            texts = stored_prompts(found.metadata, found.where) if prompts is None else get(prompts)
+        except KeyError as e:
+            raise WeightsError(f"{found.where}: {e.args[0]}") from None
         model = found.load(dtype=dtype, merge=merge, mesh=mesh)
         made = cls(model, found.tokenizer, prompts=texts, images=found.images, mesh=mesh, **settings)
         made.weights = found.folders

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from edit_rl_jax.data.images import plain
 from edit_rl_jax.rewards.serving.answers import read_text
 from edit_rl_jax.rewards.serving.service import Service
 
@@ -105,7 +106,7 @@ class Chat:
     ) -> Asked:
         """Asks until the answer can be read, at most `attempts` times, each with a seed made from the content.
 
-        At temperature 0 once: it would be the same again. read: makes a reply of (text, why it is no answer or "").
+        At temperature 0 once: it would be the same again; without one the end point has its own. read: makes a reply of (text, why it is no answer or "").
         number: of the reply among several to the same messages. asked: is filled and returned; it says what was used
         up before an error too. Raises ServiceError, NoAnswer, ItemError.
         """
@@ -120,13 +121,16 @@ class Chat:
             answer = self.service.call("/chat/completions", body, wanted="choices", stop=stop, faults=asked.faults)
             asked.usage.add(answer)
             asked.reply = read(*read_text(answer))
-            if asked.reply.valid or not self.fields.get("temperature"):
+            if asked.reply.valid or self.fields.get("temperature") == 0:
                 break
         return asked
 
 
 def to_messages(parts: Sequence[str | bytes]) -> list[dict[str, Any]]:
-    """Makes chat messages of a prompt's parts; images become data URLs and stay where they stood between the texts."""
+    """Makes chat messages of a prompt's parts; images become data URLs and stay where they stood between the texts.
+
+    An end point decodes as it likes: what it could see otherwise than we do is sent as we see it (`images.plain`).
+    """
     marks = r"<\|vision_(?:start|end)\|>|<\|im_end\|>\n<\|im_start\|>assistant\n$"
     first = re.fullmatch(r"(?:<\|im_start\|>system\n(.*?)<\|im_end\|>\n)?<\|im_start\|>user\n(.*)", parts[0], re.S)
     system, start = first.groups()
@@ -136,6 +140,7 @@ def to_messages(parts: Sequence[str | bytes]) -> list[dict[str, Any]]:
             if text := re.sub(marks, "", part):
                 content.append({"type": "text", "text": text})
         else:
+            part = plain(part)
             kind = "png" if part.startswith(b"\x89PNG") else "webp" if part.startswith(b"RIFF") else "jpeg"
             data = base64.b64encode(part).decode()
             content.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}})

@@ -26,15 +26,22 @@ TOKEN = "EDIT_RL_TOKEN"  # environment variable: secrets are no flags, which all
 
 
 def encoded(image: Any) -> bytes:
-    """An image as bytes that can be sent: as it is, or an array (uint8, or float on [0, 1]) as PNG."""
+    """An image as bytes that can be sent: as it is, or an array (uint8, or float on [0, 1]) as PNG.
+
+    Raises ImageError for another array, and for one with values that are not finite.
+    """
     if isinstance(image, bytes):
         return image
-    from edit_rl_jax.data.images import encode_png  # here: most clients hold encoded images
+    from edit_rl_jax.data.errors import ImageError
+    from edit_rl_jax.data.images import decode_image, encode_png  # here: most clients hold encoded images
 
     array = np.asarray(image)
-    if array.dtype != np.uint8:
+    if array.dtype.kind not in "biuOSUMmc":  # bfloat16 is of kind V
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ImageError("image", "unreadable image", "an array with values that are not finite")
         array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
-    return encode_png(array)
+    return encode_png(decode_image(array))
 
 
 def each(

@@ -200,6 +200,13 @@ WRONG = [
         },
         "'a-0' and 'a-1' ask for the same replies",
     ),
+    (
+        {
+            "endpoints": {"a": {"url": "http://x/v1", "model": "m", "extra": {"temperature": 0}}},
+            "candidates": [{"endpoint": "a", "replies": 4}],
+        },
+        "4 replies at temperature 0 are all the same",
+    ),
     ({"candidates": [{"endpoint": "a", "temprature": 1}]}, "did you mean 'temperature'"),
     ({"verifier": 3}, "'verifier': a table is wanted"),
     ({"min_accuracy": 2}, "min_accuracy"),

@@ -159,8 +159,6 @@ def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path |
                 raise ConfigError(f"{where}, 'candidates[{n}]': '{name}' has no use beside '{kind}'")
         default = part.endpoint or Path(part.model).name
         candidates.append(dataclasses.replace(part, name=part.name or f"{default}-{n}"))
-        if part.replies > 1 and not part.temperature:
-            raise ConfigError(f"{where}, 'candidates[{n}]': {part.replies} replies at temperature 0 are all the same")
     names = [c.name for c in candidates]
     if len(set(names)) < len(names):
         raise ConfigError(f"{where}, 'candidates': two have one name: {', '.join(names)}")
@@ -175,6 +173,8 @@ def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path |
             near = nearest(part.endpoint, list(services))
             raise ConfigError(f"{where}, '{name}': there is no end point {part.endpoint!r}{near}")
     for n, part in enumerate(candidates):
+        if part.replies > 1 and _asked(part, services).temperature == 0:
+            raise ConfigError(f"{where}, 'candidates[{n}]': {part.replies} replies at temperature 0 are all the same")
         for other in candidates[:n]:
             if _asked(part, services) == _asked(other, services):
                 both = f"'{other.name}' and '{part.name}'"
