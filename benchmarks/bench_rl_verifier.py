@@ -4,9 +4,9 @@
         --workdir runs/rl_verifier --json rl_verifier.json
 
 Each run is `train_grpo.py` with configs/grpo_tiny.py:rrm on one core, as many side by side as there are cores. All are
-judged on the same held-out prompts with the same noise: by the oracle, and by the verifier that rewarded. Both verifiers
-score the same edits of the start, which says whether one is stricter; intervals are over prompts, in pairs, of means of
-the seeds. A second call of the command goes on where it was.
+judged on the same held-out prompts with the same noise: by the oracle, and by the verifier that rewarded. Both
+verifiers score the same edits of the start, which says whether one is stricter; intervals are over prompts, in pairs,
+of means of the seeds. A second call of the command goes on where it was.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ are sampled first, into OUTPUT/edits (see edit.py, whose input and flags these a
 --benchmark takes the inputs from a benchmark of eval_editor.py (--data; of editworld SPLIT-SEED-N): --editor makes
 --samples edits of each, into OUTPUT/samples/0, 1, ... in the benchmark's layout, or --images names such folders. What a
 candidate is worth is said by --measured, results of eval_editor.py on each folder (another judge's, as in EditScore's
-experiment), or on editworld by the oracle; means over groups stand beside the means.
+experiment), or on editworld by the oracle; edits there take 20 steps without guidance, 64 side by side, unless flags
+say otherwise; means over groups stand beside the means.
 """
 
 import argparse
@@ -46,10 +47,13 @@ def parse(argv=None):
     bench.add_argument("--measured", metavar="DIR", nargs="+", default=(), help="results on each of them: the truth")
     judge_flags.add_arguments(parser, argv)
     editor_flags.add_arguments(parser, beside_judge=True)
+    editor_flags.editworld_defaults(parser, argv)
     args = parser.parse_args(argv)
     if args.benchmark:
         if not args.data or (args.editor is None) == (args.images is None) or args.candidates or args.input:
             parser.error("--benchmark wants --data, and --editor or --images")
+        if args.benchmark == "editworld":
+            args.part = args.part or args.data.partition("-")[0]
     elif (args.editor is None) == (args.candidates is None) or (args.editor is None) != (args.input is None):
         parser.error("give either --candidates, or --editor and --input")
     elif args.data or args.images or args.measured:

@@ -3,14 +3,15 @@
     python scripts/edit.py --model OmniGen2/OmniGen2 --image cat.jpg --instruction "make it a dog" --output dog.png
     python scripts/edit.py --model runs/editor/model --input asked.jsonl --output runs/edits --samples 4
 
-A line of the input is a JSON object with `instruction`, `source` (a path from the file's folder, or a list of up to 5)
+A line of the input is a JSON object with `instruction`, `source` (a path from the file's folder, or a list of them)
 and, where there is not one source, `size` ([height, width]). OUTPUT gets the images and `edits.jsonl`, the input's
 lines with `edited` and all `candidates`: what score.py and best_of_n.py take. A line that cannot be edited has
 `"valid": false` and the reason under `problem`; the exit status is 0 all the same. The same command again goes on where
 a killed one stopped; under other settings it refuses.
 
-An input is never enlarged: it is shrunk to --max-pixels and --max-side, and its sides are cut to multiples of 16; an
-edit of one image has that size, unless --keep-size brings it back to the input's. The noise of an edit depends on
+Each editor has rules of its own for sizes and for how many images it takes (docs/edit.md). OmniGen2 takes up to 5 and
+enlarges none: they are shrunk to --max-pixels and --max-side, their sides cut to multiples of 16. An edit of one image
+has the size at which that is read, unless --keep-size brings it back to the input's. The noise of an edit depends on
 --seed, its line number and the sample, not on what is edited beside it.
 """
 
@@ -33,7 +34,7 @@ def parse(argv=None):
         "--keep-size", action="store_true", help="resize results to the own size of the input whose aspect they have"
     )
     one = parser.add_argument_group("one edit")
-    one.add_argument("--image", metavar="IMAGE", action="append", default=[], help="up to 5 times")
+    one.add_argument("--image", metavar="IMAGE", action="append", default=[], help="several times for several")
     one.add_argument("--instruction", metavar="TEXT")
     one.add_argument(
         "--size", type=flag(int, "[1, 16384]"), nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the only image's"
@@ -71,7 +72,7 @@ def main(argv=None) -> int:
             edit = Edit(args.instruction, images, size)
             (made,) = sampler.edit([edit], args.edit_seed)
             if args.keep_size and images:
-                made = resize(made, *edit_file.kept_size(edit))
+                made = resize(made, *edit_file.kept_size(edit, made.shape[:2]))
             args.output.write_bytes(encode_png(made))
             print(f"{args.output}: {made.shape[1]} x {made.shape[0]}")
             return 0

@@ -4,7 +4,8 @@
 
 `editworld`: an oracle scores the pixels of every edit. Prints the success rate with its 95% interval over scenes, by
 task and by dimension; OUTPUT gets `eval.json`, `samples.png` and `report.html`. Scenes are held out: their combinations
-of attributes are in no training data. With a judge (or --oracle) it is a benchmark as the others are:
+of attributes are in no training data. Edits there take 20 steps without guidance, 64 side by side, unless flags say
+otherwise. With a judge (or --oracle) it is a benchmark as the others are:
 
     python scripts/eval_editor.py --benchmark gedit_bench --data GEdit-Bench --images results/my_editor \\
         --judge-endpoint https://host/v1 --judge-endpoint-model gpt-4.1-2025-04-14 --judge-questions vie_prompts.py \\
@@ -72,8 +73,7 @@ def parse(argv=None):
     asked.add_argument("--prices", help="US dollars for a million tokens read, and written", **dollars)
     editor_flags.add_arguments(parser)
     judge_flags.add_arguments(parser, argv, before="judge-")
-    if _benchmark(argv) == "editworld":  # it is small, and its editor is trained without guidance in mind
-        parser.set_defaults(steps=20, text_guidance=1.0, image_guidance=1.0, edit_rows=64)
+    editor_flags.editworld_defaults(parser, argv)
     args = parser.parse_args(argv)
     if (args.editor is None) + (args.images is None) + (args.predictions is None) != 2:
         parser.error("one of --model, --images, --predictions is wanted")
@@ -95,15 +95,6 @@ def parse(argv=None):
     if args.questions and not (args.endpoint and args.endpoint_model):
         parser.error("--judge-questions are put to --judge-endpoint, and its --judge-endpoint-model")
     return args
-
-
-def _benchmark(argv) -> str:
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--benchmark")
-    try:
-        return peek.parse_known_args(argv)[0].benchmark or ""
-    except argparse.ArgumentError:  # told when all flags are read
-        return ""
 
 
 def _object(text: str) -> dict:
@@ -173,7 +164,8 @@ def evaluate(args) -> dict:
         sampler, about["editor"] = sampler_of(args)
         args.images = home / "images"
         part = args.part or bench.PARTS[0]
-        judged.make_images(args.benchmark, sampler, args.data, args.images, about["editor"], part, args.edit_seed)
+        made = (args.benchmark, sampler, args.data, args.images, about["editor"], part, args.edit_seed)
+        judged.make_images(*made, revision=args.revision)
     return judged.run(args.benchmark, home, images=args.images, about=about, **how)
 
 

@@ -63,7 +63,7 @@ def train(run: session.Session) -> None:
     facts = dict(data_hash=data, base_hash=st.whole_checksum({**trainable, **frozen})) | principles.digest(r.principles)
     begin = lambda: program.init_state(trainable)
     state, position = run.resume(program.state, begin, steps=config.steps, base_revision=revision, **facts)
-    reader = Reader(source, config, sets, position, sharing)
+    reader, check = Reader(source, config, sets, position, sharing), rollout.check(writer, program.packer)
     if run.lead:
         files.fetch(folder, run.remote)
         files.read(folder, run.done or -1)
@@ -108,14 +108,14 @@ def train(run: session.Session) -> None:
         began, compiled, counted = time.monotonic(), compilations(), figures.counts(writer.engine)
         hand_over(state["trainable"])
         before = sharing.reads.bytes
-        asked = reader.take(r.pairs, writer.asked)
+        asked = reader.take(r.pairs, check)
         replies = writer.write(asked, (step - 1) * r.pairs, step)
         sampled = time.monotonic()
         advantage, shown = rollout.advantages_of(config, replies)
         scored = time.monotonic()
         state, batches, outs = change(step, state, replies, advantage)
         ended = time.monotonic()
-        for problem in figures.check(run.guard, step, outs, batches):
+        for problem in figures.check(run.guard, step, outs, batches, shown):
             log.warning("%s", problem)
         values = figures.summary(outs, batches) | shown | figures.since(writer.engine, counted)
         values |= {"ties_passed_over": reader.ties, "bad_records": reader.bad}

@@ -61,7 +61,13 @@ def train(run: session.Session) -> None:
     facts = dict(data_hash=source.data_hash[:16], base_hash=st.whole_checksum({**trainable, **frozen}))
     facts |= principles.digest(r.judge.get("principles", ""))
     trees = program.state | ({"behind": program.trainable} if r.overlap else {})
-    begin = lambda: program.init_state(trainable)
+    sampling = lambda state: state.get("old", state["trainable"])
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def begin():
+        new = program.init_state(trainable)
+        return new | ({"behind": copy(sampling(new))} if r.overlap else {})
+
     state, _ = run.resume(trees, begin, steps=config.steps, base_revision=revision, **facts)
     behind = state.pop("behind", None)  # the weights that made the rollout that was under way
     if run.lead:
@@ -70,8 +76,6 @@ def train(run: session.Session) -> None:
 
     # -- What a step is made of ----------------------------------------------------------------------------------------
     seed = np.int32(config.seed)
-    sampling = lambda state: state.get("old", state["trainable"])
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def draw(step, weights):
         """(prompts of rollout `step`, the host batch, its condition, images and trajectories on the devices)."""

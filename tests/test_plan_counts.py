@@ -86,16 +86,16 @@ def test_groups_of_all_spellings_are_those_of_the_mesh():
 COMBINED = """HloModule combined
 
 ENTRY %main (a: f32[128,8], b: bf16[64]) -> (f32[128,8], bf16[64]) {
-  %a = f32[128,8]{1,0} parameter(0)
-  %b = bf16[64]{0} parameter(1)
-  %sums = (f32[128,8]{1,0}, bf16[64]{0}) all-reduce(%a, %b), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%add
-  %soon = (f32[128,8]{1,0}, bf16[64]{0}) all-reduce-start(%a, %b), channel_id=2, replica_groups=[1,4]<=[4]
-  %all = ((f32[128,8]{1,0}, bf16[64]{0}), (f32[512,8]{1,0}, bf16[256]{0})) all-gather-start(%a, %b), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
-  %by = (f32[128,8]{1,0}, f32[128,8]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=4, source_target_pairs={{0,1},{1,0}}
-  %parts = (f32[32,8]{1,0}, f32[32,8]{1,0}, f32[32,8]{1,0}, f32[32,8]{1,0}) all-to-all(%w, %x, %y, %z), channel_id=5, replica_groups=[1,4]<=[4]
-  ROOT %out = (f32[128,8]{1,0}, bf16[64]{0}) tuple(%a, %b)
+  %a = f32[128,8] parameter(0)
+  %b = bf16[64] parameter(1)
+  %sums = (f32[128,8], bf16[64]) all-reduce(%a, %b), channel_id=1, RING, to_apply=%add
+  %soon = (f32[128,8], bf16[64]) all-reduce-start(%a, %b), channel_id=2, RING
+  %all = ((f32[128,8], bf16[64]), (f32[512,8], bf16[256])) all-gather-start(%a, %b), channel_id=3, RING
+  %by = (f32[128,8], f32[128,8], u32[], u32[]) collective-permute-start(%a), channel_id=4, source_target_pairs={{0,1}}
+  %parts = (f32[32,8], f32[32,8], f32[32,8], f32[32,8]) all-to-all(%w, %x, %y, %z), channel_id=5, RING
+  ROOT %out = (f32[128,8], bf16[64]) tuple(%a, %b)
 }
-"""
+""".replace("RING", "replica_groups=[1,4]<=[4]")
 
 
 def test_combined_collectives_count_every_array_and_started_ones_no_operand():

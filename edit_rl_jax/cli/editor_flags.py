@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     how.add_argument("--guided-range", type=flag(float, "[0, 1]"), nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"))
     how.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
     how.add_argument("--negative-system", metavar="TEXT", help="system text before it; default: the editor's own")
-    how.add_argument("--max-pixels", type=flag(int, "[1, 1e9]"), default=1024 * 1024, help="larger images are shrunk")
+    how.add_argument(
+        "--max-pixels", type=flag(int, "[1, 1e9]"), default=1024 * 1024, help="of a result, and of what is read"
+    )
     how.add_argument(
         "--max-side",
         type=flag(int, "[1, 16384]"),
@@ -90,6 +93,19 @@ def add_arguments(parser: argparse.ArgumentParser, beside_judge: bool = False) -
     )
 
 
+def editworld_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    """Sets what suits the built-in world where the benchmark is `editworld`: it is small, and its editors are trained
+    without guidance in mind."""
+    parser.allow_abbrev = False  # what is looked for here would be overlooked
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--benchmark")
+    try:
+        if peek.parse_known_args(argv)[0].benchmark == "editworld":
+            parser.set_defaults(steps=20, text_guidance=1.0, image_guidance=1.0, edit_rows=64)
+    except argparse.ArgumentError:  # told when all flags are read
+        pass
+
+
 def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, Any]]:
     """The editor, and the settings that decide its edits, as JSON.
 
@@ -129,6 +145,8 @@ def from_arguments(args: argparse.Namespace) -> tuple[EditorSampler, dict[str, A
 def check_used(args: argparse.Namespace, guidance: Guidance, schedule: Schedule) -> None:
     """Refuses flags that the editor's guidance or schedule would not look at. Raises ConfigError."""
     start, stop = args.guided_range
+    if start > stop:
+        raise ConfigError(f"--guided-range {start} {stop}: no step lies there")
     given = {
         "--image-guidance": ("image", args.image_guidance not in (None, 1)),  # 1: by text alone, as it is then anyway
         "--guided-range": ("start", (start, stop) != (0.0, 1.0)),

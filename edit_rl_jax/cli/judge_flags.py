@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = 
     """Adds the flags of a judge: which model, on what, and the options of the judge that `argv` (default: the
     command's) names with --judge, or by its model's folder. before: "judge-" beside an editor's flags of the same
     names: then all but --judge begin with it."""
+    parser.allow_abbrev = False  # a model or judge by half a flag's name would be overlooked below
     add = lambda name, **how: parser.add_argument(f"--{before}{name}", dest=name.replace("-", "_"), **how)
     add("model", metavar="DIR", help="model or adapter folder, or hub id")
     known = ", ".join(judges.JUDGES)

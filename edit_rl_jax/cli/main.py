@@ -21,7 +21,7 @@ def folder(name: str) -> Path:
 
 
 def config_path(value: str) -> str:
-    """A config, FILE or FILE:ARGUMENT, as given if that file exists, else the packaged one of that name, else as given."""
+    """FILE or FILE:ARGUMENT as given if there is that file, else of the packaged config of that name, else as given."""
     name, colon, argument = value.partition(":")
     packaged = folder("configs") / f"{Path(name).stem}.py"
     known = any(Path(found).exists() for found in (value, name))

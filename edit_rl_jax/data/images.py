@@ -147,8 +147,8 @@ def _rgb(image: Image.Image, data: bytes | str | os.PathLike) -> Image.Image:
 
 
 def plain(data: bytes) -> bytes:
-    """Gives an image that every decoder shows as `decode_image` does: as it is where it is upright RGB or grey of 8 bits,
-    opaque and single, else as PNG. What cannot be read stays as it is, for who reads it to say so."""
+    """Gives an image that every decoder shows as `decode_image` does: as it is where it is upright RGB or grey of 8
+    bits, opaque and single, else as PNG. What cannot be read stays as it is, for who reads it to say so."""
     try:
         image, orientation = _open(data, "image", MAX_PIXELS)
         with image:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -102,7 +103,7 @@ def edit_file(
             name = f"{edit.item:06}.png" if samples == 1 else f"{edit.item:06}_{k:02}.png"
             image = next(made)
             if keep_size and edit.images:
-                image = resize(image, *kept_size(edit))
+                image = resize(image, *kept_size(edit, image.shape[:2]))
             (home / name).write_bytes(encode_png(image))  # before its line: a line that stands is whole
             names.append(name)
         return dict(zip(ADDED, (names[0], names, True, None)))
@@ -116,11 +117,15 @@ def edit_file(
     return len(done), sum(not x["valid"] for x in done)
 
 
-def kept_size(edit: Edit) -> tuple[int, int]:
-    """Gives the (height, width) of the source whose aspect the result has, the last; where a size was asked for, of the
-    first."""
-    h, w = edit.images[0 if edit.size else -1].shape[:2]
-    return h, w
+def kept_size(edit: Edit, made: tuple[int, int]) -> tuple[int, int]:
+    """Gives the (height, width) of the source whose aspect the result has: the last; where a size was asked for, that
+    of nearest aspect, and the result's own, `made`, where that is no source's within a tenth."""
+    aspect = lambda size: math.log(size[0] / size[1])
+    sizes = [(image.shape[0], image.shape[1]) for image in edit.images]
+    if edit.size is None:
+        return sizes[-1]
+    near = min(sizes, key=lambda size: abs(aspect(size) - aspect(made)))
+    return near if abs(aspect(near) - aspect(made)) < 0.1 else made
 
 
 def _content(home: Path, sources: str | list[str]) -> str:

@@ -103,16 +103,16 @@ class EditRows:
         return Row(e.key, e.instruction, e.references, e.target, e.seed, best, lengths[best])
 
     def _text(self, example: EditExample, shape: EditShape) -> int:
-        request = self._request(example.instruction, (), len(example.references), shape)
+        request = self._request(example.instruction, (), len(example.references), shape, example.key)
         return self.processor.text_length(self.tokenizer, request, self.guidance)
 
     def reference_size(self, shape: EditShape) -> Size:
         """The (height, width) of a shape's references in pixels."""
         return smaller((shape.height, shape.width), self.reference_pixels, self.processor.multiple)
 
-    def _request(self, instruction: str | None, images: Any, count: int, shape: EditShape) -> Request:
+    def _request(self, instruction: str | None, images: Any, count: int, shape: EditShape, where: str) -> Request:
         references = (self.reference_size(shape),) * count
-        return Request(instruction, tuple(images), references, (shape.height, shape.width))
+        return Request(instruction, tuple(images), references, (shape.height, shape.width), where=where)
 
     def _prepared(self, requests: Sequence[Request | None], shape: EditShape) -> dict[str, np.ndarray]:
         noise, one = (tokens(self.processor, s) for s in ((shape.height, shape.width), self.reference_size(shape)))
@@ -175,7 +175,7 @@ class EditRows:
             batch["text_mask"][row, : sample.text] = True
             batch["seed"][row] = sample.seed
             shape = self.buckets[sample.bucket]
-            request = self._request(sample.instruction, sample.references, len(sample.references), shape)
+            request = self._request(sample.instruction, sample.references, len(sample.references), shape, sample.key)
             for name, values in self._prepared([request], shape).items():
                 batch[name][row] = values[0]
 

@@ -66,7 +66,7 @@ class EditSettings:
     Attributes:
       sampler, schedule: of one number of steps.
       negative, negative_system: see `base.Request`.
-      max_pixels, max_side: larger images are shrunk; smaller ones stay.
+      max_pixels, max_side: of images, as the editor's `Processor.fit` takes them.
       reference_pixels: of a reference at most, whatever the result's size: they cost as many tokens; 0: no such limit.
       text_length: tokens of text at most.
       tile: images with a longer side are decoded in tiles of at most this side, in pixels, blended where they overlap
@@ -145,9 +145,14 @@ class EditorSampler:
             raise ValueError(f"a tile of {settings.tile} pixels: wanted are multiples of {4 * self.processor.multiple}")
 
     def edit(self, edits: Sequence[Edit], seed: int = 0) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-        """Makes the edited images, in order. Raises EditError or ImageError for one that cannot be made."""
+        """Makes the edited images, in order. Raises EditError or ImageError for one that cannot be made, and EditError
+        for one of whose latents some are not finite: rounded to 8 bits it would look like a picture."""
         ready = self.prepare(edits)
-        images = self.decode(self.latents(ready, seed), [r.request.size for r in ready])
+        latents = self.latents(ready, seed)
+        for edit, found in zip(edits, latents):
+            if not np.isfinite(found).all():
+                raise EditError(edit.where, "not finite", "the editor's weights give values that are no numbers")
+        images = self.decode(latents, [r.request.size for r in ready])
         return [resize(x, *r.final, BILINEAR) for x, r in zip(images, ready)]
 
     def check(self, edit: Edit) -> tuple[Request, TokenLengths]:

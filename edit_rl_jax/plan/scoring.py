@@ -110,8 +110,8 @@ def jobs(
     """Lowers one prefill and one decode step of `slots` answers side by side; of a model that is read, one prefill and
     one reading, of as many prompts as rows lie over the mesh, with `slots` contexts.
 
-    beside: as `Job.beside`; the stores that a program does not take lie there too. sizes: of the stores, by default those of edits that share a source. log_probs: as
-    `Engine.generate`. sampling: as EditScore samples by default."""
+    beside: as `Job.beside`; the stores that a program does not take lie there too. sizes: of the stores, by default
+    those of edits that share a source. log_probs: as `Engine.generate`. sampling: as EditScore samples by default."""
     mesh, data = scoring.mesh, scoring.mesh.shape["data"]
     sizes = sizes or usual(scoring, slots)
     shape, (stores, features) = sizes.shape, abstract_stores(scoring, sizes)

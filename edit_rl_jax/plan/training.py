@@ -16,8 +16,8 @@ from edit_rl_jax.training.program import Program, build_program
 def jobs(config: Any, mesh: Any, names: str = "largest") -> Iterator[Job]:
     """Lowers the step of some buckets of a config, the largest first.
 
-    names: "largest", "all", or parts of names as "512x512,1024x1024". Raises ConfigError, also where no bucket has such a
-    name, or ShardingError.
+    names: "largest", "all", or parts of names as "512x512,1024x1024". Raises ConfigError, also where no bucket has such
+    a name, or ShardingError.
     """
     program = build_program(config, mesh)
     size = lambda bucket: sum(math.prod(x.shape) for x in program.batches[bucket].values())

@@ -43,7 +43,9 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         if hosts() > 1:
             jax.distributed.initialize(**how)
         elif jax.process_count() > 1:  # libtpu knows of others, and nothing could be told to them
-            raise PeerError("the devices are of several hosts, which nothing names: --coordinator, --processes, --process")
+            raise PeerError(
+                "the devices are of several hosts, which nothing names: --coordinator, --processes, --process"
+            )
 
 
 def hosts() -> int:

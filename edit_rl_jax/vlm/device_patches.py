@@ -6,19 +6,17 @@ The resizing's weights are constants.
 """
 
 import functools
-import itertools
 import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, UInt8
+from jaxtyping import Array, Float, Float64, UInt8, UInt32
 from PIL import Image
 
 from edit_rl_jax.vlm.patches import ImageSettings
 
 _BITS, _LOW = 22, 7  # fractional bits of PIL's weights; of those, the ones that make the lower half
-_numbers = itertools.count()
 _keys: dict[int, tuple[weakref.ref, bytes]] = {}
 
 
@@ -103,10 +101,33 @@ def device_patches(
 
 
 def device_picture_key(image: jax.Array) -> bytes:
-    """Names an array on the device by its identity: to compare contents it would have to come to the host."""
+    """Names an array on the device by its content, of which 128 bits come to the host: equal arrays have one name, in
+    every process and whatever was there before."""
     known = _keys.get(id(image))
     if known is None or known[0]() is not image:
         for key in [k for k, (kept, _) in _keys.items() if kept() is None]:
             del _keys[key]
-        known = _keys[id(image)] = (weakref.ref(image), f"device {next(_numbers)}".encode())
+        name = f"device {image.dtype}{image.shape} ".encode() + np.asarray(_content(image)).tobytes()
+        known = _keys[id(image)] = (weakref.ref(image), name)
     return known[1]
+
+
+@jax.jit
+def _content(image: Array) -> UInt32[Array, "4"]:
+    """Hashes an array's bits: four sums, modulo 2^32, of each element mixed with its place.
+
+    Sums of integers are the same in any order. `nn.flat.checksum` is linear, which is enough for faults; two edits
+    that differ in few pixels could share one.
+    """
+    size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[image.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(image, size).astype(jnp.uint32).ravel()
+    place = jnp.arange(bits.size, dtype=jnp.uint32)
+    lanes = [_mix(bits ^ _mix(place + jnp.uint32(0x9E3779B9 * k % 2**32))) for k in (1, 2, 3, 4)]
+    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in lanes])
+
+
+def _mix(x: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
+    """MurmurHash3's last step: every bit of the input changes half of the output's."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -112,7 +112,7 @@ def _outline(image: jax.Array) -> np.ndarray:
 
 
 def digest(*content: Any) -> bytes:
-    """Names content: texts, bytes, arrays, each with its kind and length; an array on the device by its identity."""
+    """Names content: texts, bytes, arrays, each with its kind and length; an array on the device by its hash."""
     out = hashlib.sha256()
     for piece in content:
         if isinstance(piece, jax.Array):

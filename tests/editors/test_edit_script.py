@@ -99,8 +99,11 @@ def test_one_edit_by_flags_keeps_its_size(tmp_path):
 
 def test_a_kept_size_is_of_the_source_whose_aspect_the_result_has():
     wide, tall = (np.zeros((*size, 3), np.uint8) for size in ((4, 8), (9, 3)))
-    assert kept_size(Edit("x", (wide,))) == (4, 8) and kept_size(Edit("x", (wide, tall))) == (9, 3)
-    assert kept_size(Edit("x", (wide, tall), (16, 32))) == (4, 8)
+    assert kept_size(Edit("x", (wide,)), (16, 32)) == (4, 8)
+    assert kept_size(Edit("x", (wide, tall)), (90, 30)) == (9, 3)  # none was asked for: it is the last one's
+    assert kept_size(Edit("x", (wide, tall), (16, 32)), (16, 32)) == (4, 8)
+    assert kept_size(Edit("x", (wide, tall), (18, 6)), (18, 6)) == (9, 3)
+    assert kept_size(Edit("x", (wide, tall), (8, 8)), (8, 8)) == (8, 8)  # nobody's: not stretched
 
 
 def test_photographs_through_omnigen2(shared, tmp_path):

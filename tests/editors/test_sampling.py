@@ -123,6 +123,14 @@ def test_a_guided_range_saves_its_flops():
     assert cost(0.6) == pytest.approx(46 / 60 * cost(1.0), rel=0.02)
 
 
+def test_values_that_are_no_numbers_are_no_picture(monkeypatch):
+    s = sampler()
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, s.state)
+    monkeypatch.setattr(s, "state", broken)
+    with pytest.raises(EditError, match=f"{EDITS[1].where}: not finite"):
+        s.edit(EDITS[1:2])
+
+
 def test_an_edit_does_not_know_its_company_nor_its_bucket():
     s = sampler()
     alone, both = s.edit(EDITS[1:2], seed=1), s.edit(EDITS[::-1], seed=1)

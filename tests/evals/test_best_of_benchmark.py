@@ -87,12 +87,24 @@ def test_edits_of_the_world_are_worth_what_the_oracle_says(tmp_path):
     for item, load in world.entries(tmp_path / f"test-0-{n}", "test", Problems()):
         edit = world.asked("test", 0, int(item.key[-6:]))
         for folder, data in zip(folders, (encode_png(render(edit.targets[-1].scene)), load())):
-            folder.mkdir(exist_ok=True)
+            (folder / item.file).parent.mkdir(exist_ok=True, parents=True)
             (folder / item.file).write_bytes(data)
-    (folders[1] / "0-000003.png").unlink()
+    (folders[1] / "test/0-000003.png").unlink()
     file = candidates.write("editworld", f"test-0-{n}", folders, tmp_path / "out")
     truths = [x["truth"] for x in B.read(file)]
+    assert all(x["extras"]["principles"] for x in B.read(file))  # what a verifier is asked with eval_editor.py, too
     assert all(right > 9 and (none is None or none < 4) for right, none in truths) and truths[3][1] is None
+
+
+def test_the_world_is_taken_as_it_is_by_its_data_and_as_eval_editor_does():
+    given = ["--benchmark", "editworld", "--editor", "e", "--model", "m", "--output", "o"]
+    args = script.parse([*given, "--data", "validation-0-64"])
+    assert (args.part, args.steps, args.text_guidance, args.edit_rows) == ("validation", 20, 1.0, 64)
+    assert script.parse([*given, "--data", "test-0-4", "--steps", "7"]).steps == 7
+    other = script.parse(["--benchmark", "gedit_bench", "--data", "d", *given[2:]])
+    assert (other.part, other.steps, other.text_guidance) == ("", None, None)
+    with pytest.raises(SystemExit):  # half of a flag's name would be overlooked where defaults are set
+        script.parse(["--bench", "editworld", "--data", "test-0-4", *given[2:]])
 
 
 def test_flags(capsys):

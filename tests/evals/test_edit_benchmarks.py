@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import fcntl
 import json
 import math
 from pathlib import Path
@@ -124,6 +125,46 @@ def test_an_editors_edits_are_made_once_in_upstreams_layout(gedit_data, tmp_path
         make("en", steps=5)
     judged.make_images("gedit_bench", sampler, data, tmp_path / "second", {}, "zh", member=1)
     assert decode_image(tmp_path / "second/fullset/color_alter/cn/k1.png")[0, 0, 0] == 30
+
+
+def test_edits_of_other_data_are_not_taken_for_these(gedit_data, tmp_path):
+    data, _ = gedit_data
+    make = lambda **how: judged.make_images("gedit_bench", Brighter(), data, tmp_path / "made", {}, "en", **how)
+    make(revision="a" * 40)
+    with pytest.raises(ResumeError, match="revision: 'aaaa.* -> 'bbbb"):
+        make(revision="b" * 40)
+    with (tmp_path / "made/settings.json").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="made: another process makes these edits"):
+            make(revision="a" * 40)
+
+
+def test_one_key_in_two_parts_of_imgedit_is_two_pictures(tmp_path):
+    data, made, sampler = tmp_path / "data", tmp_path / "made", Brighter()
+    data.mkdir()
+    (data / "x.png").write_bytes(encode_png(np.full((8, 8, 3), 10, np.uint8)))
+    row = {"id": "x.png", "prompt": "basic 22"}
+    (data / "basic_edit.json").write_text(json.dumps({"22": row | {"edit_type": "add"}}))
+    (data / "UGE_edit.json").write_text(json.dumps({"22": row | {"prompt": "uge 22"}}))
+    for part in ("basic", "uge"):
+        judged.make_images("imgedit_bench", sampler, data, made, {}, part)
+    assert [e.instruction for e in sampler.asked] == ["basic 22", "uge 22"]
+    assert sorted(str(p.relative_to(made)) for p in made.rglob("*.png")) == ["basic/22.png", "uge/22.png"]
+    how = dict(editor="mine", judge="levels", data=data, progress=False, judging=judged.by_judge(imgedit, Levels()))
+    assert judged.run("imgedit_bench", tmp_path / "o", images=made, part="all", **how)["n"] == 2
+    flat = tmp_path / "flat"  # upstream has a folder a part
+    flat.mkdir()
+    (flat / "22.png").write_bytes((made / "uge/22.png").read_bytes())
+    assert judged.run("imgedit_bench", tmp_path / "p", images=flat, part="uge", **how)["n_failed"] == 0
+    with pytest.raises(ValueError, match="22.png is the edit of uge/22 and of basic/22: give each part its folder"):
+        judged.run("imgedit_bench", tmp_path / "q", images=flat, part="all", **how)
+
+
+def test_one_scene_of_two_splits_is_two_pictures(tmp_path):
+    sampler = Brighter()
+    for split in ("test", "validation"):
+        judged.make_images("editworld", sampler, f"{split}-0-2", tmp_path, {}, split)
+    assert len(list(tmp_path.rglob("*.png"))) == len(sampler.asked) == 4
 
 
 def test_figures_of_passes_are_means_of_the_passes_minima():
@@ -371,7 +412,7 @@ def test_the_world_by_its_oracle_from_the_command_line(tmp_path):
     from edit_rl_jax.editworld.render import render
 
     folder, n = tmp_path / "images", 8
-    folder.mkdir()
+    (folder / "test").mkdir(parents=True)
     for item, load in world.entries(tmp_path / f"test-0-{n}", "test", Problems()):
         edit = world.asked("test", 0, int(item.key[-6:]))
         right = int(item.key[-6:]) % 2 == 0

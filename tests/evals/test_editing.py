@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from flax import nnx
 
 from edit_rl_jax.editors.flux_kontext import editor as flux_kontext
 from edit_rl_jax.editors.qwen_image_edit import editor as qwen
-from edit_rl_jax.editors.sampling import EditSettings
+from edit_rl_jax.editors.sampling import Edit, EditorSampler, EditSettings
 from edit_rl_jax.editors.step1x_edit import editor as step1x
 from edit_rl_jax.editworld.edits import TASKS
 from edit_rl_jax.editworld.render import render
@@ -36,14 +37,26 @@ class Known:
 
 
 @pytest.mark.parametrize(
-    "processor, reference",
-    [(flux_kontext.Configs().processor, 25), (qwen.Configs(plus=True).processor, 36), (step1x.Configs().processor, 25)],
+    "processor, reference, chosen",
+    [
+        (flux_kontext.Configs().processor, 25, 25),
+        (qwen.Configs().processor, 36, 36),
+        (qwen.Configs(plus=True).processor, 36, 36),
+        (step1x.Configs().processor, 25, 25),
+    ],
 )
-def test_shapes_hold_what_an_editor_makes_of_a_scene(processor, reference):
-    """Nothing is enlarged to what the editor was trained at, and a reference whose sides are multiples of 32 fits."""
+def test_shapes_hold_what_an_editor_makes_of_a_scene(processor, reference, chosen, monkeypatch):
+    """Nothing is enlarged to what the editor was trained at, and a reference whose sides are multiples of 32 fits: of
+    the scene's size, and of that which the editor chooses where none is asked for, as judged benchmarks do."""
     schedule = Schedule(2, "exponential")
     settings = editworld.shaped(EditSettings(Denoising(2), schedule, max_side=processor.max_side), processor)
-    assert {(b.references, b.noise) for b in settings.buckets} == {(reference, 25)} and settings.max_pixels == 84 * 84
+    assert {(b.references, b.noise) for b in settings.buckets} == {(reference, n) for n in (25, chosen)}
+    assert settings.max_pixels == 84 * 84
+    monkeypatch.setattr(type(processor), "text_length", lambda *_: 12)
+    sampler = SimpleNamespace(settings=settings, processor=processor, tokenizer=None)
+    scene = np.zeros((84, 84, 3), np.uint8)
+    for size, noise in (((84, 84), 25), (None, chosen)):
+        assert EditorSampler.check(sampler, Edit("x", (scene,), size))[1].noise == noise
     texts = [b.text for b in settings.buckets]
     assert texts == sorted(texts) and processor.text in texts and texts[0] == 16
     small = editworld.shaped(dataclasses.replace(settings, reference_pixels=48 * 48), processor)

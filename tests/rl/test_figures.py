@@ -23,7 +23,7 @@ jitted = jax.jit(partial(advantages, config=AdvantageConfig()))
 def rollout(valid, values):
     """Outputs of two updates of a rollout of two groups of two."""
     found = jitted(np.float32(values), np.array(valid), np.int32([0, 0, 1, 1]))
-    one = {"finite": True, "row_losses": np.zeros((1, 1, 2)), "rewards": found.metrics}
+    one = {"finite": True, "row_losses": np.zeros((1, 1, 2)), "rewards": found.metrics, "weights": {}}
     return [one | {"weight": np.asarray(k).sum()} for k in found.keep.reshape(2, 1, 2)]
 
 
@@ -44,6 +44,22 @@ def test_a_rollout_of_which_nothing_trains_is_a_bad_step():
     with pytest.raises(NonFiniteError, match="3 such steps"):
         for _ in range(3):
             check([False] * 4, [0, 0, 0, 0])
+
+
+def test_means_are_over_what_there_was():
+    """Of two updates of which one trained three times as many rows; then one of which none trained."""
+    given = jitted(np.float32([1, 2, 1, 2]), np.array([True] * 4), np.int32([0, 0, 1, 1])).metrics
+    one = lambda n, side, **values: {
+        "finite": True, "row_losses": np.zeros(1), "rewards": given, "weight": n, "lr": 0.1, "ratio_max": n / 10,
+        "weights": {"loss": n, "kl": n, "ratio_positive": side}, **values,
+    }  # fmt: skip
+    both = [one(6.0, 2.0, loss=1.0, kl=0.2, ratio_positive=1.2), one(2.0, 0.0, loss=5.0, kl=0.6, ratio_positive=0.0)]
+    found = figures.summary(both)
+    assert found["loss"] == pytest.approx(2.0) and found["kl"] == pytest.approx(0.3)
+    assert found["ratio_positive"] == pytest.approx(1.2) and found["weight"] == 8 and found["ratio_max"] == 0.6
+    assert found["lr"] == pytest.approx(0.1)
+    empty = figures.summary([one(0.0, 0.0, loss=0.0, kl=0.0, ratio_positive=0.0)])
+    assert not {"loss", "kl", "ratio_positive"} & empty.keys() and empty["weight"] == 0
 
 
 def test_figures_of_dimensions():

@@ -34,6 +34,7 @@ def get_config():
 
     folder = Path(os.environ["EDIT_RL_TOY"])
     options = dict(optim__ema=0.9, rl__overlap=True, eval__every=3, rl__eval_during=4, rl__oracle_samples=2)
+    options |= dict(checkpoint__rehearse=True)
     return tiny_editor.config(
         folder / "editor", steps=8, optim__lr=1e-3, compilation_cache=str(folder / "cache"), **options
     )

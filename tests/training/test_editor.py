@@ -13,6 +13,7 @@ from edit_rl_jax.data.example import EditExample
 from edit_rl_jax.data.images import ImageError
 from edit_rl_jax.data.records import EditRecord, RecordError
 from edit_rl_jax.editors.flow_matching import FlowMatching
+from edit_rl_jax.editors.flux_kontext import editor as flux_kontext
 from edit_rl_jax.editors.pixels import to_pixels
 from edit_rl_jax.editors.rows import OWN, EditRows, EditShape, cover
 from edit_rl_jax.flow import matching
@@ -229,8 +230,8 @@ def test_smaller_references():
     np.testing.assert_allclose(total, jnp.sum(jnp.square(editor.velocity(x, t, condition) - wanted)), rtol=1e-6)
 
 
-def test_rows_of_edits():
-    picture = lambda h, w: np.full((h, w, 3), 9, np.uint8)
+def test_rows_of_edits(monkeypatch):
+    asked, picture = [], lambda h, w: np.full((h, w, 3), 9, np.uint8)
     shapes = [EditShape(4, 1, 32, 32), EditShape(9, 1, 32, 32), EditShape(4, 1, 24, 48)]
     form = EditRows(toy.Processor(8), toy.folder_tokenizer(), shapes)
     row = lambda text, *sizes: form.measure(
@@ -243,6 +244,12 @@ def test_rows_of_edits():
         row("0123456789", (32, 32), (32, 32))
     with pytest.raises(ImageError, match="k target"):
         form.measure(EditExample("a", (), b"no image", "k"))
+    kontext = flux_kontext.Configs().processor  # an editor that counts tokens by itself names the row too
+    monkeypatch.setattr(
+        type(kontext), "text_length", lambda _, tokenizer, request, guidance: asked.append(request) or 1
+    )
+    EditRows(kontext, None, [EditShape(4, 1, 32, 32)]).measure(EditExample("a", (), picture(32, 32), "my row 17"))
+    assert [request.where for request in asked] == ["my row 17"]
     with pytest.raises(ValueError, match="multiples of 10"):
         EditRows(toy.Processor(10), None, shapes)
     with pytest.raises(RecordError, match="k: too many references"):

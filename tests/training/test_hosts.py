@@ -12,7 +12,7 @@ from edit_rl_jax.training import processes
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A TPU VM that shows the devices of `count` processes; `asked` holds what `jax.distributed.initialize` was told."""
+    """A TPU VM that shows the devices of `count` processes; `asked`: what `jax.distributed.initialize` was told."""
     found = SimpleNamespace(asked=[], count=1)
     stands = SimpleNamespace(
         config=SimpleNamespace(jax_platforms=None),

@@ -42,7 +42,7 @@ class Processor:
         if size is None and len(images) != 1:
             raise EditError(where, "no size", f"{len(images)} images do not say the result's: give it")
         references = tuple(floor_resize(*image, self.multiple, max_pixels, max_side, where) for image in images)
-        result = references[0] if size is None else floor_resize(*size, self.multiple, max_pixels, max(size))
+        result = references[0] if size is None else floor_resize(*size, self.multiple, max_pixels, max(size), where)
         return references, result
 
     def text_length(self, tokenizer: Any, request: Request, guidance: Guidance) -> int:

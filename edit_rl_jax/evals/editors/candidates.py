@@ -37,6 +37,7 @@ def write(
     while chunk := list(itertools.islice(entries, 64)):
         for item, load in chunk:
             line: dict[str, Any] = {"id": item.id, "group": item.group, "instruction": item.instruction}
+            line |= {"extras": dict(item.extras)} if item.extras else {}
             file = home / "sources" / f"{item.id.replace('/', '_')}.png"  # by its content it may be JPEG, too
             try:
                 file.write_bytes(load())

@@ -33,10 +33,12 @@ def shaped(settings: EditSettings, processor: Any, resolution: int = NATIVE) -> 
     """Gives the settings for edits of one picture of the world: no image has more pixels than one of its pictures, and
     lengths of text are rounded up, so that few shapes compile."""
     side, pixels = (resolution, resolution), min(settings.max_pixels, resolution**2)
-    (reference,), result = processor.fit([side], side, pixels, settings.max_side, "editworld")
+    fits = [processor.fit([side], size, pixels, settings.max_side, "editworld") for size in (side, None)]
+    reference = fits[0][0][0]
     read = tokens(processor, smaller(reference, settings.reference_pixels, processor.multiple))
+    made = sorted({tokens(processor, result) for _, result in fits})  # asked for that size, and as the editor chooses
     texts = {2**k for k in range(4, 12)} | {getattr(processor, "text", 16)}  # which an editor with one length says
-    shapes = tuple(TokenLengths(text, read, tokens(processor, result)) for text in sorted(texts))
+    shapes = tuple(TokenLengths(text, read, noise) for text in sorted(texts) for noise in made)
     return dataclasses.replace(settings, max_pixels=pixels, buckets=shapes)
 
 

@@ -61,7 +61,7 @@ def entries(data: Path, part: str, problems: Problems) -> Iterator[Entry]:
                 problems.add("malformed row", where, f"edit_type {group!r:.40}")
                 continue
             load = partial(_source, where, row.get("id"), file.parent)
-            yield Item(f"{kind}/{key}", key, kind, group, row["prompt"], file=f"{key}.png"), load
+            yield Item(f"{kind}/{key}", key, kind, group, row["prompt"], file=f"{kind}/{key}.png"), load
     if not found:
         raise FileNotFoundError(f"{data}: no edits of ImgEdit-Bench's {part}")
 

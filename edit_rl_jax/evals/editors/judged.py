@@ -4,6 +4,7 @@ Writes eval.json, judgements.jsonl, thumbnails.jsonl (of the items that a leader
 """
 
 import base64
+import fcntl
 import hashlib
 import importlib
 import io
@@ -11,7 +12,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,10 +135,10 @@ def run(
 
     editor, judge: the names under which the results stand in a leaderboard. judging: with `images`, a folder of edits,
     and `data`; or `predictions`, for which the data may be left out where they name their groups. about: what decides
-    the judgements; spent: what they took (`EndPointJudge.spent`). Raises ValueError where there is no item, OSError,
-    ValueError for files that cannot be read.
+    the judgements; spent: what they took (`EndPointJudge.spent`). Raises ValueError where there is no item and where
+    one picture would be the edit of two, OSError, ValueError for files that cannot be read.
     """
-    bench, problems, home = benchmark(name), Problems(), Path(output)
+    bench, problems, home, taken = benchmark(name), Problems(), Path(output), dict[Path, str]()
     part = bench.ALIASES.get(part, part) or bench.PARTS[0]
     if (judging is None) == (predictions is None) or (judging is not None and (data is None or images is None)):
         raise ValueError("wanted are a judge with data and images, or predictions")
@@ -163,6 +164,9 @@ def run(
                     judged[item.id] = recorded.settle(bench, item, given)
                     if images is None or load is None:
                         continue
+                if (found_at := picture_of(Path(images), item.file)) and taken.setdefault(found_at, item.id) != item.id:
+                    two = f"{taken[found_at]} and of {item.id}"
+                    raise ValueError(f"{found_at} is the edit of {two}: give each part its folder, {item.file}")
                 try:
                     ready.append(prepared(bench, item, load, Path(images)))
                 except RecordError as error:
@@ -251,24 +255,38 @@ def make_images(
     part: str,
     seed: int = 0,
     member: int = 0,
+    revision: str | None = None,
 ) -> None:
     """Makes the edits that a folder does not hold yet, in upstream's layout, each at its source's size.
 
     An editor chooses the size that it works at, as where none is asked for; what it made is resized to the source's. An
     edit's noise comes from the item's id, so that it is the same whatever part is asked for.
 
-    member: which of an editor's samples they are. Raises ResumeError where the folder was begun with other settings.
+    member: which of an editor's samples they are. revision: of the data. Raises ResumeError where the folder was begun
+    with other settings or of other data, BlockingIOError where another process makes them.
     """
     from edit_rl_jax.data.resumable import check_settings
-    from edit_rl_jax.editors.sampling import Edit as Asked
 
     bench, problems = benchmark(name), Problems()
-    beside, settings = folder / "settings.json", {**settings, "size": "the editor's own"}
+    home, found = home_of(name, data, revision)
+    told = {} if name == "editworld" else {"data": Path(data).name, "revision": found}  # its files tell split and seed
+    beside, settings = folder / "settings.json", {**settings, "size": "the editor's own", **told}
     if beside.exists():
         check_settings(beside, settings, "take another output")
     folder.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    entries = bench.entries(home_of(name, data)[0], bench.ALIASES.get(part, part), problems)
+    entries = bench.entries(home, bench.ALIASES.get(part, part), problems)
+    with beside.open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{folder}: another process makes these edits") from None
+        _make(sampler, entries, folder, seed, member)
+
+
+def _make(sampler: Any, entries: Iterator[Entry], folder: Path, seed: int, member: int) -> None:
+    from edit_rl_jax.editors.sampling import Edit as Asked
+
     while chunk := list(itertools.islice(entries, 32)):
         asked, files, sizes = [], [], []
         for item, load in chunk:

@@ -40,7 +40,7 @@ def entries(data: Path, part: str, problems: Problems) -> Iterator[Entry]:
     for index in range(n if part in ("all", split) else 0):
         edit, key = asked(split, seed, index), f"{seed}-{index:06}"
         extras = {"principles": to_json(principles_of(edit))}
-        item = Item(f"{split}/{key}", key, split, edit.task, edit.instruction, file=f"{key}.png", extras=extras)
+        item = Item(f"{split}/{key}", key, split, edit.task, edit.instruction, file=f"{split}/{key}.png", extras=extras)
         yield item, partial(_source, edit)
 
 

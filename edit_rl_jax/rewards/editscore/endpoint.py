@@ -67,7 +67,7 @@ class VLMJudge:
         if not isinstance(options, Options):
             raise ValueError("an end point is asked EditScore's questions: no other judge's options are known to it")
         names = ("passes", "top_p", "seed", "max_new_tokens", "reduction")
-        given: dict[str, Any] = {name: getattr(options, name) for name in names} | {"temperature": options.sampling.temperature}
+        given = {name: getattr(options, name) for name in names} | {"temperature": options.sampling.temperature}
         given |= {"prompts": options.prompts or "standard", "attempts": 1 + options.retries, "must_answer": True}
         return cls(url, model, token, **given)
 

@@ -106,9 +106,9 @@ class Chat:
     ) -> Asked:
         """Asks until the answer can be read, at most `attempts` times, each with a seed made from the content.
 
-        At temperature 0 once: it would be the same again; without one the end point has its own. read: makes a reply of (text, why it is no answer or "").
-        number: of the reply among several to the same messages. asked: is filled and returned; it says what was used
-        up before an error too. Raises ServiceError, NoAnswer, ItemError.
+        At temperature 0 once: it would be the same again; without one the end point has its own. read: makes a reply
+        of (text, why it is no answer or ""). number: of the reply among several to the same messages. asked: is filled
+        and returned; it says what was used up before an error too. Raises ServiceError, NoAnswer, ItemError.
         """
         name = hashlib.sha256(json.dumps(messages).encode()).digest()
         asked = asked or Asked()

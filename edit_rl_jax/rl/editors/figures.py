@@ -13,7 +13,8 @@ from edit_rl_jax.training.session import Guard
 
 
 def summary(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Sums up an iteration: means over its updates, extremes over all of them, counts and shares of the rewards.
+    """Sums up an iteration: means over all its rows and steps (of gradient norm and rate over its updates), extremes,
+    counts and shares of the rewards. Means of nothing are left out.
 
     `log_ratio_first`: the greatest |log-ratio| of the first update: 0 but for the rounding of two programs, unless the
     samples are one rollout behind.
@@ -23,10 +24,13 @@ def summary(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
     if "groups_narrow" in out:
         out["narrow_share"] = out["groups_narrow"] / max(out["groups"], 1)
     out["invalid_share"] = out["samples_invalid"] / max(out["samples"], 1)
-    for key in sorted(updates[0].keys() - {"row_losses", "finite", "rewards"}):
+    for key in sorted(updates[0].keys() - {"row_losses", "finite", "rewards", "weights"}):
         values = [float(u[key]) for u in updates]
-        how = max if key.endswith("_max") else min if key.endswith("_min") else sum if key == "weight" else np.mean
-        out[key] = float(how(values))
+        weights = [float(u["weights"].get(key, 1.0)) for u in updates]
+        if key.endswith(("_max", "_min")) or key == "weight":
+            out[key] = float((max if key.endswith("_max") else min if key.endswith("_min") else sum)(values))
+        elif sum(weights):
+            out[key] = float(np.average(values, weights=weights))
     if "log_ratio_abs_max" in updates[0]:
         out["log_ratio_first"] = float(updates[0]["log_ratio_abs_max"])
     return out

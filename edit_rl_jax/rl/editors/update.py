@@ -102,7 +102,7 @@ def make_update(
 
     The gradient is that of (sum of losses) / (sum of weights) over rows that train and trained steps. One forward and
     backward at a time: memory does not grow with microbatches or steps. Metrics, fp32: loss, the algorithm's means and
-    extremes, grad_norm, lr, finite, weight (rows x steps; at 0 nothing is updated), and
+    extremes, grad_norm, lr, finite, weight (rows x steps; at 0 nothing is updated), `weights` of the means, and
     `row_losses` [microbatches, K, B].
     """
     if algorithm.needs_reference and reference is None and not moving:
@@ -142,6 +142,7 @@ def make_update(
         new, metrics = optimizer.apply(state, grads, loss, step_number, weight == 0)
         metrics |= {"loss": loss, "weight": weight, "row_losses": rows}
         metrics |= {name: jnp.sum(s) / jnp.maximum(jnp.sum(w), 1e-30) for name, (s, w) in means.items()}
+        metrics["weights"] = {name: jnp.sum(w) for name, (_, w) in means.items()} | {"loss": weight}
         worst = {name: (jnp.min if name.endswith("_min") else jnp.max)(value) for name, value in extremes.items()}
         return new, metrics | worst
 

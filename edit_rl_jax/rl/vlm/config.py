@@ -23,7 +23,7 @@ class RL:
     algorithm: str = knob("gcpo", ALGORITHMS)  # gcpo: win shares between a pair's images | grpo_pointwise: nearness of
     # the score to the image's own label | verdicts: share of right verdicts. The last two normalise as `rl.advantage`
     pairs: int = knob(16, "[1, 65536]")  # human pairs of a rollout, ties left out
-    group: int = knob(8, "[1, 4096]")  # N replies an image
+    group: int = knob(8, "[2, 4096]")  # N replies an image: they are compared with each other
     updates: int = knob(1, "[1, 65536]")  # of a rollout, each on its share of the pairs
     invalid: str = knob("mask", ("mask", "lose"))  # replies that cannot be read: see `advantages.win_shares`; lose with
     # another algorithm: reward 0
@@ -68,6 +68,8 @@ def check(config: Any) -> None:
         raise ConfigError("config key 'data.buckets' holds one bucket here: all rows of an update have one shape")
     if len(clip) != 2 or any(problem(c, "[0, 1000]") for c in clip):
         raise ConfigError(f"config key 'rl.loss.clip' holds two numbers on [0, 1000], got {tuple(clip)}")
+    if r.algorithm == "verdicts" and r.mode == "think":
+        raise ConfigError("config key 'rl.algorithm' is verdicts: replies of rl.mode think have none")
     if config.steps <= 0:
         raise ConfigError("config key 'steps' must be above 0: RL counts rollouts")
     if r.pairs % r.updates:

@@ -1,7 +1,7 @@
 """An iteration's figures, what is wrong with it, and what a verifier's folder says and is told."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,25 @@ def summary(updates: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> dict
     return out
 
 
-def check(guard: Guard, step: int, updates: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> Iterator[str]:
-    """Gives a line for each update that was refused, and for replies that found no row. Raises NonFiniteError as
-    `Guard`."""
+def check(
+    guard: Guard,
+    step: int,
+    updates: Sequence[dict[str, Any]],
+    batches: Sequence[Batch],
+    shown: Mapping[str, float],
+) -> Iterator[str]:
+    """Gives a line for each update that was refused, for replies that found no row, and for a rollout of which nothing
+    trains; where no reply of it could be read or had a label, that counts as refused. shown: the rollout's figures, of
+    `rollout.advantages_of`. Raises NonFiniteError as `Guard`."""
+    if not any(b.count for b in batches):
+        n = {name: int(shown.get(name, 0)) for name in ("parse_failures", "replies", "without_label", "images")}
+        line = (
+            f"step {step}: nothing trains: {n['parse_failures']} of {n['replies']} replies cannot be read, "
+            f"{n['without_label']} of {n['images']} images have no label, all others no advantage"
+        )
+        hopeless = n["parse_failures"] == n["replies"] or n["without_label"] == n["images"]
+        yield guard.refused(line) if hopeless else line
+        return
     for out, batch in zip(updates, batches, strict=True):
         rows = out["row_losses"]
         if bad := guard.check(step, bool(out["finite"]), rows, batch.names, range(rows.shape[1])):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.example import Example
 from edit_rl_jax.vlm.family import Architecture
 from edit_rl_jax.vlm.image_prompts import digest
@@ -85,6 +86,14 @@ class Packer:
             write_row({k: v[m] for k, v in arrays.items()}, b, encoded, self.arch)
             keys[m][b] = tuple(samples[n].key for n in row.samples)
         return Batch(arrays, -(-len(rows) // self.rows), keys, left_out, sum(len(row.grids) for row in rows))
+
+    def check(self, reply: Example) -> None:
+        """Raises RecordError for a reply whose images no empty row takes."""
+        s = measure_example(reply, self.encode, self.arch.image_token_id, self.images)
+        grids = list({digest(image): grid for image, grid in zip(s.images, s.grids)}.values())
+        if not self._fits(grids):
+            patches = sum(int(np.prod(grid)) for grid in grids)
+            raise RecordError(s.key, "images too large", f"{patches} patches, data.buckets {self.bucket}")
 
     def _place(self, samples: Sequence[Measured], names: Sequence[tuple[str, ...]]) -> tuple[list[_Row], int]:
         rows: list[_Row] = []

@@ -1,7 +1,7 @@
 """The rollout: N replies to each image of each pair, from one shared prefill, read and scored."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from edit_rl_jax.rewards.edit_rrm import replies as replies_lib
 from edit_rl_jax.rewards.writing import ended
 from edit_rl_jax.rl.advantages import AdvantageConfig, advantages, win_share_advantages, win_shares
 from edit_rl_jax.rl.vlm import hosts
+from edit_rl_jax.rl.vlm.packing import Packer
 from edit_rl_jax.rl.vlm.pairs import Pair
 from edit_rl_jax.vlm.engine.engine import Answer, Engine
 from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
@@ -44,7 +45,7 @@ def shape_of(rl: Any, rows: int) -> Shape:
     """Gives the engine's shape for a config's rollouts; rows: over which its mesh divides rows."""
     up, B, each = lambda n: -(-n // rows) * rows, rl.slots, 2 * rl.group
     Q = min(max(1 << (each - 1).bit_length(), 8), B)
-    P, G = up(-(-7 * B // (4 * rl.group))), up(-(-B // Q) + -(-B // each) + 1)
+    P, G = up(-(-7 * B // (4 * rl.group))), up(max(-(-B // Q) + -(-B // each), -(-rl.group // Q)) + 1)
     return Shape(rl.shared, rl.own, B, P, rl.group, G, Q)
 
 
@@ -107,6 +108,18 @@ class Writer:
         return replies_lib.parse(self.tokenizer.decode(tokens), pair.principles, self.config.rl.mode)
 
 
+def check(writer: Writer, packer: Packer) -> Callable[[Pair], None]:
+    """Makes what raises RecordError or ImageError for a pair that cannot be asked about, or whose images no row of an
+    update takes."""
+
+    def checked(pair: Pair) -> None:
+        writer.asked(pair)
+        for side, name in enumerate(SIDES):
+            packer.check(Example(writer.parts(pair, side), Tokens(np.zeros(1, np.int32)), f"{pair.key}/{name}"))
+
+    return checked
+
+
 def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, float]]:
     """Gives the advantages [P, 2, N] of `rl.algorithm` and the figures of the rollout.
 
@@ -144,6 +157,7 @@ def advantages_of(config: Any, rollout: Rollout) -> tuple[np.ndarray, dict[str, 
         "weighted_advantage": float((a / np.maximum(lengths, 1)).mean()),
         "parse_failures": float((~ok).sum()),
         "replies": float(ok.size),
+        "images": 2.0 * P,
         "length": float(lengths.mean()),
         "length_right": float((share * lengths).sum() / max(share.sum(), 1e-9)),
         "length_wrong": float(((1 - share) * lengths)[counted].sum() / max((1 - share)[counted].sum(), 1e-9)),

@@ -137,7 +137,9 @@ class Shape:
             slots=B,
             prompts=P,
             answers=answers,
-            tiles=up(-(-B // Q) + -(-B // each) + 1),
+            tiles=up(
+                max(-(-B // Q) + -(-B // each), -(-answers // Q)) + 1
+            ),  # one prompt's answers must all have places
             queries=Q,
             form=(power(max(n for n, _ in forms)), power(max(n for _, n in forms))) if forms else (0, 0),
         )

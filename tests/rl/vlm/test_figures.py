@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from edit_rl_jax.data.records import PreferenceRecord, Principle, RecordError
+from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rewards.edit_rrm.replies import Reply
 from edit_rl_jax.rl.vlm import config as config_lib
 from edit_rl_jax.rl.vlm import evaluation, figures, pairs
 from edit_rl_jax.rl.vlm.rollout import Rollout, advantages_of
+from edit_rl_jax.training.session import Guard, NonFiniteError
 
 MEANT = [{"question": "is it red", "category": "Follow"}]
 
@@ -78,6 +80,36 @@ def test_means_are_over_what_there_was():
     assert figures.summary([one(2.0, 1e-5, 30.0), one(0.0, 0.0, 0.0)], [batch])["entropy"] == 2.0
     empty = figures.summary([one(0.0, 0.0, 0.0)], [batch])
     assert not {"entropy", "engine_difference", "log_ratio_abs_max"} & empty.keys() and empty["log_ratio_first"] == 0
+
+
+def test_a_rollout_of_which_nothing_trains_is_told():
+    """Without a reply that can be read, or without labels, it never will, and the run ends; where all are right it may
+    be done."""
+    guard, c = Guard(3), config_lib.default()
+    none = types.SimpleNamespace(count=0, names=[], left_out=0)
+    out = {"finite": True, "row_losses": np.zeros((1, 1))}
+    right, wrong = [True] * 3, [False] * 3
+    told = lambda given: list(figures.check(guard, 7, [out], [none], advantages_of(c, given)[1]))
+    (line,) = told(rollout([[[9] * 3, [1] * 3]] * 2, [[right, right]] * 2))
+    assert line.startswith("step 7: nothing trains: 0 of 12 replies cannot be read, 0 of 4 images") and not guard.total
+    assert told(rollout([[[0] * 3] * 2] * 2, [[wrong, wrong]] * 2)) and guard.in_row == 1
+    c.rl.algorithm = "grpo_pointwise"
+    (line,) = told(rollout([[[9, 8, 7], [1, 2, 3]]], [[right, right]], gold=None))
+    assert "2 of 2 images have no label" in line and guard.in_row == 2
+    with pytest.raises(NonFiniteError, match="3 such steps"):
+        told(rollout([[[0] * 3] * 2] * 2, [[wrong, wrong]] * 2))
+
+
+def test_configs_that_never_train_are_refused():
+    c = config_lib.default()
+    c.model.init_from, c.steps, c.data.buckets = "x", 1, ((1100, 1, 96, 512),)
+    config_lib.check(c)
+    for key, value, said in (("group", 1, "rl.group"), ("mode", "think", "rl.algorithm.* is verdicts")):
+        wrong = c.copy_and_resolve_references()
+        wrong.rl.algorithm = "verdicts"
+        wrong.rl[key] = value
+        with pytest.raises(ConfigError, match=said):
+            config_lib.check(wrong)
 
 
 def test_gains_are_of_sources():

@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 
 from edit_rl_jax import sharding
+from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn import peft, weights
 from edit_rl_jax.nn.params import Frozen, LoRAConfig, Trainable
@@ -74,6 +75,15 @@ def test_images_stand_once_in_a_row(batch):
     assert 0.5 < batch.real_token_share < 0.6  # three of the four rows that are run, of small replies
     few = packer(microbatches=1, rows=1).pack(reference.replies())
     assert few.left_out == 12 - len(few.names[0][0]) > 0
+
+
+def test_images_that_no_row_takes_are_told_before_anything_is_written():
+    reply = reference.replies()[0]
+    packer().check(reply)
+    small = packer(bucket=dataclasses.replace(BUCKET, row_patches=16))
+    with pytest.raises(RecordError, match=f"{reply.key}: images too large .*patches, data.buckets"):
+        small.check(reply)
+    assert small.pack([reply]).left_out == 1  # which more microbatches would not help
 
 
 def test_a_batch_is_described_without_making_it(batch):

@@ -1,6 +1,7 @@
 """The engine on random tiny models: full recompute, transformers, sharing, company, stops, slots, compiled programs."""
 
 import dataclasses
+from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,15 @@ import pytest
 import torch
 from flax import nnx
 
+from edit_rl_jax.rl.vlm.config import default as gcpo_config
+from edit_rl_jax.rl.vlm.rollout import shape_of
 from edit_rl_jax.sharding import make_mesh, shardings
 from edit_rl_jax.vlm.engine.branch import Tree
 from edit_rl_jax.vlm.engine.engine import Engine
+from edit_rl_jax.vlm.engine.placement import FeatureRing, Job, Placement
 from edit_rl_jax.vlm.engine.prefill import Counters
 from edit_rl_jax.vlm.engine.programs import make_stores
-from edit_rl_jax.vlm.engine.prompt import Shape
+from edit_rl_jax.vlm.engine.prompt import Prompt, Shape
 from edit_rl_jax.vlm.engine.sampler import TokenSampling, greedy
 from edit_rl_jax.vlm.packing import Bucket
 from edit_rl_jax.vlm.positions import rope_index
@@ -121,6 +125,18 @@ def test_sampled_answers_do_not_depend_on_row_order_or_company(model, warmly):
     assert warmly.compilations == compiled
     again = run(warmly, [a], answers=3, shape=shape, seed=1)[0]
     assert any((x != y).any() for x, y in zip(again, alone[0]))
+
+
+@pytest.mark.parametrize(("slots", "answers"), [(8, 32), (16, 64), (64, 256), (2, 8), (1, 4), (64, 8)])
+def test_more_answers_than_slots_find_their_places(slots, answers):
+    """One prompt's answers all have a place in its tiles, whatever is written at once."""
+    prompt = Prompt(np.arange(20, dtype=np.int32), np.tile(np.arange(20, dtype=np.int32), (3, 1)), (), (10,))
+    config = gcpo_config()
+    config.rl.slots, config.rl.group = slots, answers
+    for shape in (Shape.of([prompt] * 4, answers, slots), shape_of(config.rl, 1)):
+        queue = deque([Job(0, prompt, tuple(range(answers)), (5,) * answers)])
+        Placement(shape, shape.tiles + 4, FeatureRing(64)).refill(queue, lambda picture: None)
+        assert not queue, shape
 
 
 def edits_of_one_source(cfg, n, rng):
