@@ -377,7 +377,7 @@ def test_rl_is_planned_with_the_reward_model_that_the_config_names(tmp_path):
     tiny = ROOT / "edit_rl_jax/assets/tiny_vl"
     assert size(load(**{"judge.base": "", "judge.model": str(tiny)})) == Config.from_hf(tiny).text.hidden_size
     adapter = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
-    adapter["base_model_weights_ofor_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    adapter["base_model_name_or_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     assert size(load(**{"judge.base": "", "judge.model": str(tmp_path)})) == 2048
     assert rl_plan.judge_architecture(load(rewards="(('server', 1.0),)")) is None

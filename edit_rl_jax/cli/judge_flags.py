@@ -80,14 +80,15 @@ def _told(args: argparse.Namespace, but: Sequence[str] = ()) -> str:
     return ", ".join(f.name for f in fields if getattr(args, f.name) not in (None, f.default))
 
 
-def from_arguments(args: argparse.Namespace) -> Judge:
-    """Makes the judge. Raises ValueError unless the flags name one, and what `judges.load` raises."""
+def from_arguments(args: argparse.Namespace, own: Sequence[str] = ()) -> Judge:
+    """Makes the judge. own: options that mean something to the script, too. Raises ValueError unless the flags name one
+    judge, for options that it is not told, and what `judges.load` raises."""
     if given(args) != 1 or (args.endpoint is None) != (args.endpoint_model is None):
         raise ValueError("one judge is wanted: --model, --server, or --endpoint with --endpoint-model")
     if not args.model and (getattr(args, "expected", "") or getattr(args, "constrained", False)):
         raise ValueError("--expected and --constrained look into the model: they want --model")
     if args.server:
-        if told := _told(args):
+        if told := _told(args, but=own):
             raise ValueError(f"a reward server has its own {told}: give it to serve_reward.py")
         return RewardClient(args.server, os.environ.get(TOKEN, ""), must_answer=True)
     options = options_of(args)

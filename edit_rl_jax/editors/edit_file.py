@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from edit_rl_jax import json_files
 from edit_rl_jax.data.images import ImageError, decode_image, encode_png, resize
 from edit_rl_jax.data.records import RecordError
 from edit_rl_jax.data.resumable import complete
+from edit_rl_jax.editors.base import EditError
 from edit_rl_jax.editors.sampling import Edit, EditorSampler
 
 RESULTS = "edits.jsonl"
@@ -92,16 +94,17 @@ def edit_file(
     def work(part):
         asked = [edit if isinstance(edit, str) else _problem(sampler, edit) or edit for edit in (r() for _, r in part)]
         wanted = [dataclasses.replace(e, member=k) for e in asked if not isinstance(e, str) for k in range(samples)]
-        made = iter(sampler.edit(wanted, seed))
+        made = iter(sampler.made(wanted, seed))
         return [found(e, made) for e in asked]
 
     def found(edit, made):
         if isinstance(edit, str):
             return dict(zip(ADDED, (None, [], False, edit)))
-        names = []
-        for k in range(samples):
+        names, images = [], list(itertools.islice(made, samples))
+        if fault := next((x for x in images if isinstance(x, EditError)), None):
+            return dict(zip(ADDED, (None, [], False, str(fault))))
+        for k, image in enumerate(images):
             name = f"{edit.item:06}.png" if samples == 1 else f"{edit.item:06}_{k:02}.png"
-            image = next(made)
             if keep_size and edit.images:
                 image = resize(image, *kept_size(edit, image.shape[:2]))
             (home / name).write_bytes(encode_png(image))  # before its line: a line that stands is whole

@@ -145,15 +145,25 @@ class EditorSampler:
             raise ValueError(f"a tile of {settings.tile} pixels: wanted are multiples of {4 * self.processor.multiple}")
 
     def edit(self, edits: Sequence[Edit], seed: int = 0) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-        """Makes the edited images, in order. Raises EditError or ImageError for one that cannot be made, and EditError
-        for one of whose latents some are not finite: rounded to 8 bits it would look like a picture."""
+        """Makes the edited images, in order. Raises EditError or ImageError for one that cannot be made."""
+        out: list[UInt8[np.ndarray, "_ _ 3"]] = []
+        for made in self.made(edits, seed):
+            if isinstance(made, EditError):
+                raise made
+            out.append(made)
+        return out
+
+    def made(self, edits: Sequence[Edit], seed: int = 0) -> list[UInt8[np.ndarray, "_ _ 3"] | EditError]:
+        """As `edit`, with an error in the place of an edit of whose latents some are not finite: rounded to 8 bits it
+        would look like a picture."""
         ready = self.prepare(edits)
         latents = self.latents(ready, seed)
-        for edit, found in zip(edits, latents):
-            if not np.isfinite(found).all():
-                raise EditError(edit.where, "not finite", "the editor's weights give values that are no numbers")
         images = self.decode(latents, [r.request.size for r in ready])
-        return [resize(x, *r.final, BILINEAR) for x, r in zip(images, ready)]
+        fault = lambda edit: EditError(edit.where, "not finite", "the editor gives values that are no numbers")
+        return [
+            resize(image, *r.final, BILINEAR) if np.isfinite(found).all() else fault(edit)
+            for edit, r, found, image in zip(edits, ready, latents, images)
+        ]
 
     def check(self, edit: Edit) -> tuple[Request, TokenLengths]:
         """Sizes an edit and chooses its bucket, without a device.

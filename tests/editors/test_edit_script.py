@@ -14,7 +14,7 @@ from edit_rl_jax.data.images import decode_image, floor_resize, resize
 from edit_rl_jax.editors import edit_file
 from edit_rl_jax.editors.edit_file import kept_size
 from edit_rl_jax.editors.registry import EDITORS, editor_files
-from edit_rl_jax.editors.sampling import LANCZOS, Edit
+from edit_rl_jax.editors.sampling import LANCZOS, Edit, EditorSampler
 from edit_rl_jax.evals import best_of_n
 from edit_rl_jax.names import ConfigError
 from edit_rl_jax.rewards.base import Judge
@@ -85,6 +85,25 @@ def test_every_kind_of_file(tmp_path):
     Image.fromarray(picture(50, 51, seed=2)).save(tmp_path / "plain.png")
     with pytest.raises(SystemExit, match="edits.jsonl:1: the images of entry 1 of .* are others now"):
         script.main(command)
+
+
+def test_values_that_are_no_numbers_spare_the_other_lines(tmp_path, monkeypatch):
+    latents = EditorSampler.latents
+    broken = lambda self, ready, seed=0: [
+        x * np.nan if r.item == 1 else x for r, x in zip(ready, latents(self, ready, seed))
+    ]
+    monkeypatch.setattr(EditorSampler, "latents", broken)
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "in.jsonl").write_text('{"source": "a.png", "instruction": "+"}\n' * 3)
+    (tmp_path / "model").mkdir()
+    toy = ["--editor-kind", "tests.editors.toy", "--model", str(tmp_path / "model"), *FLAGS]
+    assert script.main([*toy, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")]) == 0
+    lines = [json.loads(x) for x in (tmp_path / "out" / edit_file.RESULTS).read_text().splitlines()]
+    assert [x["valid"] for x in lines] == [True, False, True] and "not finite" in lines[1]["problem"]
+    with pytest.raises(SystemExit, match="not finite"):
+        monkeypatch.setattr(EditorSampler, "latents", lambda *args: [x * np.nan for x in latents(*args)])
+        one = ["--image", str(tmp_path / "a.png"), "--instruction", "+", "--output", str(tmp_path / "b.png")]
+        script.main([*toy, *one])
 
 
 def test_one_edit_by_flags_keeps_its_size(tmp_path):

@@ -129,6 +129,7 @@ def test_values_that_are_no_numbers_are_no_picture(monkeypatch):
     monkeypatch.setattr(s, "state", broken)
     with pytest.raises(EditError, match=f"{EDITS[1].where}: not finite"):
         s.edit(EDITS[1:2])
+    assert [type(x) for x in s.made(EDITS[1:2])] == [EditError]
 
 
 def test_an_edit_does_not_know_its_company_nor_its_bucket():

@@ -99,7 +99,7 @@ class Brighter:
         if edit.instruction == "do 2":
             raise RecordError(edit.where, "too large")
 
-    def edit(self, edits, seed=0):
+    def made(self, edits, seed=0):
         self.asked += edits
         assert all(e.size is None for e in edits)  # else Qwen-Image-Edit leaves the size it was trained at
         return [np.kron(e.images[0], np.ones((2, 2, 1), np.uint8)) + np.uint8(10 * (e.member + 1)) for e in edits]
@@ -133,6 +133,9 @@ def test_edits_of_other_data_are_not_taken_for_these(gedit_data, tmp_path):
     make(revision="a" * 40)
     with pytest.raises(ResumeError, match="revision: 'aaaa.* -> 'bbbb"):
         make(revision="b" * 40)
+    (tmp_path / "made/settings.json").write_text(json.dumps({"size": "the editor's own"}))  # of an older version
+    make(revision="a" * 40)
+    assert json.loads((tmp_path / "made/settings.json").read_text())["revision"] == "a" * 40
     with (tmp_path / "made/settings.json").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError, match="made: another process makes these edits"):

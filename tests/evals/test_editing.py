@@ -27,7 +27,7 @@ class Known:
     def __init__(self):
         self.asked = editworld.prompts("test", N)
 
-    def edit(self, edits, seed=0):
+    def made(self, edits, seed=0):
         for e in edits:
             assert e.instruction == self.asked[e.item].instruction
             assert e.size == e.images[0].shape[:2]  # an editor whose multiple does not divide it brings it back

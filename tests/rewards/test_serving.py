@@ -414,6 +414,7 @@ def test_flags_name_one_judge(url, monkeypatch):
         with pytest.raises(ValueError, match=said):
             judge_flags.from_arguments(parser.parse_args([*there, *flag]))
     assert judge_flags.from_arguments(parser.parse_args(["--server", url, "--rows", "8"]))  # changes no answer
+    assert judge_flags.from_arguments(parser.parse_args(["--server", url, "--seed", "3"]), own=("seed",))
     flags = ["--endpoint", "http://x/v1", "--endpoint-model", "m", "--passes", "4", "--prompts", "tiny"]
     flags += ["--reduction", "average_first", "--retries", "0"]
     found = judge_flags.from_arguments(parser.parse_args(flags))

@@ -22,6 +22,7 @@ def machine(monkeypatch):
     found.jax = stands
     monkeypatch.setattr(processes, "jax", stands)
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("NO_PROXY", "*")
     for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY", "MEGASCALE_NUM_SLICES"):
         monkeypatch.delenv(name, raising=False)
     return found

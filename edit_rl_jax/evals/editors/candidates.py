@@ -28,7 +28,7 @@ def write(
     candidate without an image or without a judgement has none. Raises ValueError where the numbers differ or an item
     is another one than that which was judged.
     """
-    bench, problems, lines = judged.benchmark(name), Problems(), []
+    bench, problems, lines, taken = judged.benchmark(name), Problems(), [], dict[Path, str]()
     if measured and len(measured) != len(folders):
         raise ValueError(f"{len(folders)} folders of edits, but {len(measured)} of their results")
     known = [compare.load(f) for f in measured]
@@ -44,6 +44,8 @@ def write(
             except RecordError as error:
                 problems.add(error.reason, item.id, str(error))  # its candidates are not valid then, and counted
             found = [judged.picture_of(Path(f), item.file) or Path(f) / item.file for f in folders]
+            for picture in found:
+                judged.once(picture, item, taken)
             seen = lambda path: os.path.relpath(path, home)
             line |= {"source": seen(file), "candidates": [seen(p) for p in found]}
             if known:

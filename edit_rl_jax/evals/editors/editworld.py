@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.editors.base import TokenLengths, smaller, tokens
+from edit_rl_jax.editors.base import EditError, TokenLengths, smaller, tokens
 from edit_rl_jax.editors.pixels import to_levels, to_pixels
 from edit_rl_jax.editors.sampling import Edit, EditSettings
 from edit_rl_jax.editworld import edits as world
@@ -63,9 +63,11 @@ def run(
         for i, (e, image) in enumerate(zip(asked, sources))
         for k in range(samples)
     ]
-    images = sampler.edit(wanted, edit_seed)
-    scenes = [e.item for e in wanted]
-    facts = {"benchmark": "editworld", "split": split, "seed": seed, "samples": samples, **(about or {})}
+    made = sampler.made(wanted, edit_seed)
+    images = [np.zeros_like(e.images[0]) if isinstance(x, EditError) else x for e, x in zip(wanted, made)]
+    scenes, bad = [e.item for e in wanted], sum(isinstance(x, EditError) for x in made)
+    about = {**(about or {}), **({"not_finite": bad} if bad else {})}  # black, and so no success
+    facts = {"benchmark": "editworld", "split": split, "seed": seed, "samples": samples, **about}
     return _write(output, [asked[i] for i in scenes], [sources[i] for i in scenes], images, scenes, facts)
 
 

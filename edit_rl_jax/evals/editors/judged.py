@@ -28,7 +28,7 @@ from edit_rl_jax.evals.editors.cases import Benchmark, Entry, Item, Judged
 from edit_rl_jax.evals.judges.cases import Problems
 from edit_rl_jax.evals.judges.dimensions import dimension_of, matching
 from edit_rl_jax.evals.judges.files import dataset_folder
-from edit_rl_jax.json_files import dumps
+from edit_rl_jax.json_files import dumps, read_object
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
 from edit_rl_jax.training.report import write_report
 
@@ -100,6 +100,12 @@ def picture_of(folder: Path, name: str) -> Path | None:
     return next((p for h in homes for k in KINDS if (p := h.with_name(h.name + k)).is_file()), None)
 
 
+def once(picture: Path | None, item: Item, taken: dict[Path, str]) -> None:
+    """Notes whose edit a picture is. Raises ValueError where it is another item's, too."""
+    if picture is not None and (other := taken.setdefault(picture, item.id)) != item.id:
+        raise ValueError(f"{picture} is the edit of {other} and of {item.id}: give each part its folder, {item.file}")
+
+
 def shown(items: Iterable[Item]) -> set[str]:
     """Picks the items whose pictures are kept: of each group the first by a hash, so that all editors show the same."""
     order = sorted(items, key=lambda i: hashlib.sha256(i.id.encode()).digest())
@@ -164,9 +170,7 @@ def run(
                     judged[item.id] = recorded.settle(bench, item, given)
                     if images is None or load is None:
                         continue
-                if (found_at := picture_of(Path(images), item.file)) and taken.setdefault(found_at, item.id) != item.id:
-                    two = f"{taken[found_at]} and of {item.id}"
-                    raise ValueError(f"{found_at} is the edit of {two}: give each part its folder, {item.file}")
+                once(picture_of(Path(images), item.file), item, taken)
                 try:
                     ready.append(prepared(bench, item, load, Path(images)))
                 except RecordError as error:
@@ -269,19 +273,21 @@ def make_images(
 
     bench, problems = benchmark(name), Problems()
     home, found = home_of(name, data, revision)
-    told = {} if name == "editworld" else {"data": Path(data).name, "revision": found}  # its files tell split and seed
+    told = {} if name == "editworld" else {"revision": found}  # its files tell split and seed
     beside, settings = folder / "settings.json", {**settings, "size": "the editor's own", **told}
-    if beside.exists():
-        check_settings(beside, settings, "take another output")
     folder.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    entries = bench.entries(home, bench.ALIASES.get(part, part), problems)
-    with beside.open() as held:
+    with beside.open("a") as held:  # NFS locks what is open for writing
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(f"{folder}: another process makes these edits") from None
-        _make(sampler, entries, folder, seed, member)
+        if beside.stat().st_size:
+            known = read_object(beside)  # of an older version without a revision
+            check_settings(
+                beside, {k: v for k, v in settings.items() if k in known or k != "revision"}, "take another output"
+            )
+        beside.write_text(json.dumps(dict(settings), indent=2) + "\n")
+        _make(sampler, bench.entries(home, bench.ALIASES.get(part, part), problems), folder, seed, member)
 
 
 def _make(sampler: Any, entries: Iterator[Entry], folder: Path, seed: int, member: int) -> None:
@@ -303,7 +309,10 @@ def _make(sampler: Any, entries: Iterator[Entry], folder: Path, seed: int, membe
             asked.append(edit)
             files.append(folder / item.file)
             sizes.append(image.shape[:2])
-        for file, source, image in zip(files, sizes, sampler.edit(asked, seed) if asked else ()):
+        for file, source, image in zip(files, sizes, sampler.made(asked, seed) if asked else ()):
+            if isinstance(image, RecordError):
+                log.warning("not edited: %s", image)
+                continue
             file.parent.mkdir(parents=True, exist_ok=True)
             beside_it = file.with_suffix(".new")
             beside_it.write_bytes(encode_png(resize(image, *source)))

@@ -25,9 +25,9 @@ class VLMJudge:
       attempts: how often an answer is asked for, with another seed each time, until it can be read.
       reduction: of the passes (see `aggregate`).
       must_answer: raise NoAnswer for an edit without an answer.
-    Raises ValueError for several passes at temperature 0, and for prompts that there are not.
       extra: more fields of the request, as `{"top_k": 20}` for vLLM; None takes a field out.
       options: Service's.
+    Raises ValueError for several passes at temperature 0, and for prompts that there are not.
     """
 
     OPTIONS = ("prompts", "passes", "reduction", "retries", "temperature", "top_p", "max_new_tokens", "seed")  # heeded
