@@ -198,6 +198,12 @@ def write_dataset(
     return os.fspath(builder.data_path)
 
 
+def only_split(path: str | os.PathLike) -> str:
+    """Gives the name of a written dataset's split where it has one, else "". Raises FileNotFoundError without one."""
+    splits = list(_read_builder(os.fspath(path)).info.splits)
+    return splits[0] if len(splits) == 1 else ""
+
+
 class EditSource(Sequence):
     """Random access to one split of a written dataset, as its records. Picklable: workers open the files themselves.
 

@@ -13,6 +13,7 @@ import numpy as np
 from edit_rl_jax import json_files
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_COUNTS = {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}  # buffers that no weight is read from
 STEM = "model"
 INDEX, SINGLE = f"{STEM}.safetensors.index.json", f"{STEM}.safetensors"
 
@@ -46,7 +47,12 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, index=()) -> np.ndarray:
-        """Copy of `tensor[index]`. The file is mapped for this call only, so its pages leave the resident memory."""
+        """Copy of `tensor[index]`. The file is mapped for this call only, so its pages leave the resident memory.
+
+        Raises WeightsError for whole numbers: no weight is stored so.
+        """
+        if self.dtype in map(np.dtype, _COUNTS.values()):
+            raise WeightsError(f"{self.file}: {self.name} has dtype {self.dtype}; readable are {', '.join(_DTYPES)}")
         if not self.nbytes:  # nothing can be mapped
             return np.zeros(self.shape, self.dtype)[index]
         mapped = np.memmap(self.file, mode="r", dtype=self.dtype, offset=self.offset, shape=self.shape)
@@ -118,10 +124,11 @@ def _tensor(file: Path, name: str, info: Any, data: int, size: int) -> Tensor:
     kind, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not whole(shape, 64) or not whole(offsets, 2) or len(offsets) != 2:
         raise WeightsError(f"{file}: damaged header: shape or data_offsets of {name} are no whole numbers")
-    if not isinstance(kind, str) or kind not in _DTYPES:
+    known = _DTYPES | _COUNTS
+    if not isinstance(kind, str) or kind not in known:
         raise WeightsError(f"{file}: {name} has dtype {str(kind)[:40]}; readable are {', '.join(_DTYPES)}")
     start, stop = (data + o for o in offsets)
-    found = Tensor(name, file, tuple(shape), np.dtype(_DTYPES[kind]), start)
+    found = Tensor(name, file, tuple(shape), np.dtype(known[kind]), start)
     if stop - start != found.nbytes or not data <= start <= stop <= size:
         said = str(found.shape)[:80]
         raise WeightsError(f"{file}: {name} {said} does not lie within the file (bytes {start}-{stop} of {size})")

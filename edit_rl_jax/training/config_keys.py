@@ -63,7 +63,8 @@ class Data:
 
     # editworld | editworld_perception | editworld_edits | a folder written by prepare_data.py | "my_pkg.mod:function"
     train: str = knob("editworld")
-    validation: str = knob("")  # as train; "" = the same source's validation split (built-in worlds only)
+    validation: str = knob("")  # as train, a folder by its validation split or its only one; "" = the same source's
+    # validation split
     options: dict = knob(dict)  # further arguments of a built-in world, any keys
     shuffle: bool = knob(True)
     size: int = knob(100_000, "[1, 1000000000]")  # records of a built-in world

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ def source(config: Any, split: str) -> pipeline.Source:
             raise ConfigError(f"config key 'data.options' is {options}: {e}") from e
     if ":" in name and not Path(name).exists() and "://" not in name:
         return resolve(name, WORLDS)(config, split)
-    from edit_rl_jax.data.tfds_builder import EditSource
+    from edit_rl_jax.data.tfds_builder import EditSource, only_split
 
     try:
-        return EditSource(name, split)
+        alone = split == "validation" and name != d.train  # a data set of its own may have one split, of any name
+        return EditSource(name, only_split(name) or split if alone else split)
     except FileNotFoundError as e:
         raise ConfigError(f"no data '{name}'{nearest(name, list(WORLDS))}: {e}") from e
     except ValueError as e:
@@ -148,7 +149,7 @@ class Input:
 
     def validation_batches(
         self, data: pipeline.Source, shard: tuple[int, int] = (0, 1), exchange: Exchange | None = None
-    ) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+    ) -> Generator[tuple[dict[str, np.ndarray], Any], None, None]:
         """Yields the first `config.eval.batches` batches of the validation records in order: the same every time."""
         how = dict(shard=shard, exchange=exchange)
         stream = self._pipeline(data, shuffle=False, epochs=1, on_bad_record="skip", **how)
@@ -157,6 +158,19 @@ class Input:
                 yield item
         finally:
             stream.close()
+
+    def check_validation(
+        self, data: pipeline.Source, shard: tuple[int, int] = (0, 1), exchange: Exchange | None = None
+    ) -> None:
+        """Raises ConfigError where the validation records give no batch: else the last step would find it. Every
+        process calls it."""
+        batches = self.validation_batches(data, shard, exchange)
+        try:
+            next(batches, None)
+        except RecordError as e:
+            raise ConfigError(f"config key 'data.validation': {e}") from e
+        finally:
+            batches.close()
 
     def steps_of_epochs(self, data: pipeline.Source, sample: int = 256) -> int:
         """Counts the optimizer steps of `config.epochs` passes by how `sample` records, evenly spread, pack into rows.

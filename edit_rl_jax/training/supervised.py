@@ -60,6 +60,8 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
     shard = feed.data_shard(mesh, config.rows)
     source = source_of(config, "train")
     held_out = source_of(config, "validation") if config.eval.batches else None
+    if held_out:
+        given.check_validation(held_out, shard, processes.exchange(*shard))
     steps = config.steps or processes.number(given.steps_of_epochs(source) if run.lead else 0)
     exchange, reads = processes.exchange(*shard), Reads()
     batches = given.batches(source, shard, exchange, reads)
@@ -120,12 +122,15 @@ def train(run: session.Session, finish: Callable[[Finished], None]) -> None:
         run.record(step, values | ({"mfu": rate / peak} if peak else {}))
 
     def validate():
-        table = metrics.Table()
+        table, skipped = metrics.Table(), 0
         for batch, meta in given.validation_batches(held_out, shard, processes.exchange(*shard)):
             with jax.set_mesh(mesh):
                 sums = compiled[meta.bucket][1](optim.averaged(state), frozen, feed.put(batch, mesh, shard[1]))
             table.add(jax.device_get(sums))
-        return table.means("validation_")
+            skipped += len(meta.skipped)
+            for key, reason in meta.skipped:
+                log.warning("validation: record %s skipped: %s", key, reason)
+        return table.means("validation_") | ({"validation_skipped": skipped} if skipped else {})
 
     pending = None  # figures are fetched one step late, so that the devices never wait for the host
     for step in run.steps():

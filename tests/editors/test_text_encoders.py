@@ -196,8 +196,17 @@ def test_files_come_back_under_either_name(tmp_path):
     for a, b in zip(*(weights.flatten(s)[1] for s in (state, nnx.state(ours)))):
         np.testing.assert_array_equal(a.get_value(), b.get_value())
 
-    theirs, ours, folder = pair("t5", "gated")
     file = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    places = {"text_model.embeddings.position_ids": torch.arange(16)[None]}  # an older transformers wrote the buffer
+    safetensors.torch.save_file(tensors | places, file)
+    weights.load(tmp_path, nnx.state(ours), clip.NAMING)
+    whole = {"text_model.final_layer_norm.bias": tensors["text_model.final_layer_norm.bias"].long()}
+    safetensors.torch.save_file(tensors | whole, file)
+    with pytest.raises(WeightsError, match="final_layer_norm.bias has dtype int64; readable are F64"):
+        weights.load(tmp_path, nnx.state(ours), clip.NAMING)
+
+    theirs, ours, folder = pair("t5", "gated")
     weights.save(nnx.state(ours), ours.cfg.to_hf(), tmp_path, t5.NAMING)
     assert not any(transformers.T5EncoderModel.from_pretrained(tmp_path, output_loading_info=True)[1].values())
     tensors = safetensors.torch.load_file(file)

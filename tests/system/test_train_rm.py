@@ -115,6 +115,15 @@ def test_validation_is_no_part_of_a_steps_time(run):
         assert row["step"] == 1 or 0 <= row["device_idle_share"] <= 1
 
 
+def test_validation_records_that_are_skipped_are_counted(main, tmp_path, caplog):
+    where = {"data.validation": "tests.training.test_data:partly_spoilt", "eval.pairs": 0, "eval.batches": 4}
+    assert main(tmp_path, steps=1, **where) == 0
+    (row,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert row["validation_skipped"] == 2 and row["skipped"] == 0
+    assert json.loads((tmp_path / "model" / "edit_rl.json").read_text())
+    assert sum("validation: record toy/" in m for m in caplog.messages) == 2
+
+
 def test_validation_is_compiled_before_the_first_step(run):
     assert run[2].compiled_validating == [0, 0] and run[2].compiled > 2
 

@@ -53,6 +53,38 @@ def test_a_missing_validation_split_says_what_to_do(tmp_path):
         sources.source(config, "validation")
 
 
+def test_a_data_set_of_its_own_is_the_validation_set(tmp_path):
+    """Its only split is the one, whatever name it was written under."""
+    world = EditRecords("train", size=5, seed=0, resolution=84)
+    for name, count in (("train", 3), ("other", 2)):
+        write_dataset(tmp_path / name, {"train": [world[i] for i in range(count)]})
+    where = dict(data__train=str(tmp_path / "train"), data__validation=str(tmp_path / "other"))
+    assert len(sources.source(micro.config(objective="editscore", **where), "validation")) == 2
+    write_dataset(tmp_path / "both", {"train": [world[0]], "validation": [world[i] for i in range(1, 5)]})
+    where["data__validation"] = str(tmp_path / "both")
+    assert len(sources.source(micro.config(objective="editscore", **where), "validation")) == 4
+
+
+class AllSpoilt(Spoilt):
+    """No record can be read."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index // 4 * 4 + 3)
+
+
+def partly_spoilt(config, split):
+    """A source for `config.data.validation` with a bad record in four."""
+    return Spoilt(8, 0)
+
+
+def test_validation_without_an_example_is_told_at_the_start(tmp_path):
+    config = micro.config(rows=2, accum=1, data__buckets=((64, 1, 64, 16),))
+    given = sources.Input.of(config, load_tokenizer(toy.save_tokenizer(tmp_path)))
+    given.check_validation(Spoilt(8, 0))
+    with pytest.raises(ConfigError, match=r"data\.validation'.*no usable record.*spoilt"):
+        given.check_validation(AllSpoilt(8, 0))
+
+
 def test_image_settings_are_the_configs_on_the_models_geometry():
     config = micro.config(data__min_pixels=28 * 28, data__max_pixels=84 * 84)
     found = image_settings(config, interfaces.model(config).model_config(config))

@@ -34,7 +34,6 @@ from edit_rl_jax.vlm.image_prompts import ImagePrompts, digest
 from edit_rl_jax.vlm.patches import ImageSettings
 
 POSITIONS = ("mrope", "1d")
-RELEASED = {"fusion": "mean", "positions": "1d"}  # of a folder that says nothing: released weights
 RELEASED_PIXELS = 448 * 448  # of their images, at least and at most
 
 
@@ -113,7 +112,7 @@ class EditReward:
         Raises WeightsError, one line that names the file, or FileNotFoundError.
         """
         found = loading.open_model(folder, base, revision=revision, verify=verify)
-        stored, how, images = found.metadata, RELEASED, found.images
+        stored, how, images = found.metadata, weights.RELEASED, found.images
         if stored:
             how = {"fusion": "mean", "positions": "mrope"} | dict(model_files.section(stored, "heads", found.where))
         else:

@@ -1,6 +1,7 @@
 """A VLM with Gaussian heads as a kind of model that is trained (see `training.interfaces`): EditReward."""
 
 import dataclasses
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,24 @@ from jax.sharding import Mesh
 
 from edit_rl_jax.names import ConfigError, base_folder
 from edit_rl_jax.nn import flat as st
+from edit_rl_jax.nn import model_files
 from edit_rl_jax.ranges import knob, problem
 from edit_rl_jax.rewards.editreward import objective
 from edit_rl_jax.rewards.editreward.heads import FUSIONS
 from edit_rl_jax.rewards.editreward.model import Reward, of
 from edit_rl_jax.rewards.editreward.prompts import TOKEN
-from edit_rl_jax.rewards.editreward.weights import ROW, added, card, export, joined, load_base, part, table
+from edit_rl_jax.rewards.editreward.weights import (
+    RELEASED,
+    ROW,
+    added,
+    card,
+    export,
+    has_heads,
+    joined,
+    load_base,
+    part,
+    table,
+)
 from edit_rl_jax.vlm import family
 from edit_rl_jax.vlm import trainable as vlm
 from edit_rl_jax.vlm.export import image_settings
@@ -47,6 +60,7 @@ class Groups:
     groups: tuple = knob(())  # (beginning of weights' names, peak rate) each, as ("visual.merger.", 1e-5)
 
 
+log = logging.getLogger("train")
 SECTIONS = {**vlm.SECTIONS, "heads": HeadOptions, "optim": Groups}
 BUCKET = vlm.BUCKET
 
@@ -106,6 +120,16 @@ def batch_format(config: Any, cfg: Architecture, tokenizer: Any) -> Packed:
         raise ConfigError(f"config key 'data.buckets': {e}") from e
 
 
+def other_heads(config: Any, base: Path) -> str:
+    """Says how the heads of a base read otherwise than the config's will; "" where they do not, or there are none."""
+    if not has_heads(base):
+        return ""
+    stored = {**RELEASED, **(model_files.stored_metadata(base).get("heads") or {})}
+    differ = {key: value for key, value in stored.items() if config.heads.get(key) != value}
+    keys = ", ".join(f"config key 'heads.{key}' is {config.heads[key]}, there {value}" for key, value in differ.items())
+    return keys and f"the heads of {base} were trained otherwise: {keys}"
+
+
 def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     """(trainable, frozen) on the mesh: random by `config.seed`, then the base's over them, and its heads where it has
     any. Raises WeightsError for files that do not fit."""
@@ -113,6 +137,8 @@ def initial_weights(program: Any, base: Path | None) -> tuple[st.Flat, st.Flat]:
     if base is None:
         return program.init(key)
     fresh = st.unflatten(program.trainable_state, program.init_trainable(key))
+    if told := other_heads(config, base):
+        log.warning("%s", told)
     state = joined(fresh, program.with_shardings("frozen"))
     if config.model.trainable == "full":
         state = joined(state, part(program.with_shardings("trainable"), lambda p: not added(p)))

@@ -29,6 +29,7 @@ from edit_rl_jax.vlm.export import LICENCES, image_settings
 from edit_rl_jax.vlm.loading import ModelFolder, lora_of
 
 HEADS, ROW = "rm_heads", "reward_row"
+RELEASED = {"fusion": "mean", "positions": "1d"}  # of a folder that says nothing: released weights
 STEM = "reward_heads"  # of the file beside an adapter
 card = functools.partial(exports.card, title="A reward model of image edits by preferences", licences=LICENCES)
 
@@ -100,7 +101,8 @@ def load(found: ModelFolder, *, dtype: Any = None, merge: bool = True, mesh: Any
         return nnx.merge(graphdef, laid_by_rows(weights.load(found.home, state, naming(cfg))))
     folder, adapter = found.adapter
     base = peft.load(folder, part(state, lambda p: not added(p)), kind.NAMING)
-    base = weights.load(found.home, base, kind.NAMING)
+    passed = rf"{HEADS}\.|{kind.NAMING.optional}"  # a base's own heads: the adapter's stand in their place
+    base = weights.load(found.home, base, dataclasses.replace(kind.NAMING, optional=passed))
     heads = weights.load(folder, part(state, added), dataclasses.replace(naming(cfg), stem=STEM))
     if merge:
         graphdef, base = split(None)[0], peft.merge(base, adapter.scale)

@@ -79,6 +79,20 @@ def figures(model, form) -> np.ndarray:
     return np.asarray(run(model, {k: jnp.asarray(v) for k, v in arrays.items()})[0])
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_adapter_on_a_base_with_heads_is_loaded_with_its_own(merge, tmp_path, caplog):
+    base = reference.folder("untied")
+    p, start, _, want = trained("lora", base, tmp_path / "model")
+    assert "config key 'heads.positions' is mrope, there 1d" in caplog.text  # released weights say nothing
+    found = loading.open_model(tmp_path / "model")
+    form = trainable.batch_format(p.config, found.cfg, found.tokenizer)
+    got = figures(weights.load(found, merge=merge), form)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+    own = safetensors.numpy.load_file(base / "model.safetensors")["rm_heads.head_0.0.weight"]
+    heads = safetensors.numpy.load_file(tmp_path / "model" / "reward_heads.safetensors")
+    assert (heads["rm_heads.head_0.0.weight"] != own).any()
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_what_is_exported_is_what_was_trained(kind, tmp_path):
     base = plain_base()
