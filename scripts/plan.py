@@ -1,7 +1,7 @@
 """Plan a training run: compile its step for a TPU that is not there, and say whether it fits.
 
     python scripts/plan.py --config configs/rm_72b.py --topology v5p:4x4x4
-    python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --config.rows=32 --json plan.json
+    python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --config.rows=16 --json plan.json
     python scripts/plan.py --config configs/rm_7b.py --topology v6e:2x4 --job score    # prefill and decode of scoring
     python scripts/plan.py --config configs/editor_omnigen2.py --topology v5e:4x4 --job edit    # sampling, 1024 x 1024
     python scripts/plan.py --config configs/rm_7b.py --topology v5e:4x4 --search --minutes 60    # the best layout
