@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,9 +38,14 @@ EDITOR, RL = (ROOT / "configs" / f"{name}_tiny.py" for name in ("editor", "grpo"
 VAE = {"model.vae": str(Path(edit_rl_jax.__file__).parent / "assets" / "tiny_editor" / "vae")}
 
 
+def timed_config(network: str) -> Any:
+    """The config of a network's training as it is after the first instructions, which are shorter."""
+    return config_lib.load(f"{EDITOR}:{network}", {**VAE, "data.options": {"first": 0, "terse": 0.3}})
+
+
 def cost(network: str, updates: int = 24) -> dict:
     """Measures the processor seconds of an update, and counts its FLOPs, on batches as training has them later."""
-    config = config_lib.load(f"{EDITOR}:{network}", {**VAE, "data.options": {"first": 0, "terse": 0.3}})
+    config = timed_config(network)
     mesh, given = on_mesh.make_mesh(config), sources.Input.of(config)
     program = build_program(config, mesh)
     with jax.set_mesh(mesh):

@@ -58,9 +58,11 @@ def measure(dtype: str, noise: str) -> dict[str, float]:
         q, weights, frozen = built(dtype, rows, noise)
         moved = drawn._replace(final=split(drawn.final, rows), x=path(drawn.x, rows), mean=path(drawn.mean, rows))
         asked_by = {k: split(condition[k], rows) for k in ("prompt", "member")}
-        advantage = np.tile(np.float32([1, -1]), rows // 2)[None].repeat(len(moved.final), 0)
+        count = rows * len(moved.final)
+        values = np.tile(np.float32([1, -1]), count // 2)  # neighbours are of one group: both signs in each
+        scores = values, np.ones(count, bool), np.asarray(asked_by["prompt"], np.int32).ravel()
         with jax.set_mesh(q.mesh):
-            args = q.put(condition | asked_by), q.put(moved), q.rows(advantage), q.rows(np.ones_like(advantage, bool))
+            args = q.put(condition | asked_by), q.put(moved), scores
             _, metrics = q.update(q.init_state(weights), frozen, *args, np.int32(0), *numbers)
         out[name] = float(metrics["log_ratio_abs_max"])
     return out

@@ -22,8 +22,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from edit_rl_jax.editors.base import TokenLengths
 from edit_rl_jax.editors.omnigen2.config import OmniGen2Config
-from edit_rl_jax.editors.omnigen2.layout import Bucket, layout
+from edit_rl_jax.editors.omnigen2.layout import layout
 from edit_rl_jax.editors.omnigen2.transformer import OmniGen2Transformer
 from edit_rl_jax.flow.guidance import stack
 from edit_rl_jax.flow.sampling import Denoising
@@ -51,7 +52,7 @@ def problem(prompts: int, group: int, rows: int):
         x, time, c
     )
     rng, side = np.random.default_rng(0), (SIDE, SIDE)
-    index = layout([TEXT] * prompts, [[side]] * prompts, [side] * prompts, Bucket(TEXT, SIDE**2, SIDE**2))
+    index = layout([TEXT] * prompts, [[side]] * prompts, [side] * prompts, TokenLengths(TEXT, SIDE**2, SIDE**2))
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     condition = {k: jnp.asarray(v) for k, v in index.items()} | {
         "text": draw(prompts, TEXT, CONFIG.text_feat_dim),
@@ -91,7 +92,7 @@ def main() -> None:
     @jax.jit
     def one(trainable, m, i):
         rows, condition = microbatch(algorithm, prompts, drawn, advantage, keep, m, 0, 0)
-        grads, out = gradient(algorithm, velocity, None, trainable, frozen, None, rows, condition, i)
+        grads, out = gradient(algorithm, velocity, None, trainable, frozen, None, None, rows, condition, i)
         return grads, (out.total, out.weight, out.means)
 
     add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)

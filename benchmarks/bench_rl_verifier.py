@@ -47,7 +47,7 @@ def mean(values: np.ndarray) -> dict:
 
 def curve(folder: Path, parts: int = 4) -> list[float]:
     """The reward of the training's samples, means of the run's quarters."""
-    found = [row["reward"] for row in metrics.read(folder / "metrics.jsonl") if "reward" in row]
+    found = [row["reward_mean"] for row in metrics.read(folder / "metrics.jsonl")]
     return [round(float(np.mean(part)), 4) for part in np.array_split(found, parts)]
 
 

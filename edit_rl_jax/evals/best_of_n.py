@@ -150,13 +150,15 @@ def curves(inputs: Sequence[Mapping[str, Any]], rewards: Sequence[Sequence[float
     groups stand beside the means, and figures of each group for one and for most candidates.
     """
     flat, lost = [v for r in rewards for v in r], 0
-    if all(x.get("truth") is not None for x in inputs):
-        lost = sum(t is None for x in inputs for t in x["truth"])
-        rewards = [[None if t is None else v for v, t in zip(r, x["truth"])] for x, r in zip(inputs, rewards)]
+    told = all(x.get("truth") is not None for x, r in zip(inputs, rewards) if r)  # one without candidates tells nothing
+    if told:
+        truths = [x.get("truth") or [] for x in inputs]
+        lost = sum(t is None for truth in truths for t in truth)
+        rewards = [[None if t is None else v for v, t in zip(r, truth)] for truth, r in zip(truths, rewards)]
     kept = [(x, r) for x, r in zip(inputs, rewards) if any(v is not None for v in r)]
     most = min((len(r) for _, r in kept), default=0)
     ns = sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | ({most} if most else set()))
-    told = bool(kept) and all(x.get("truth") is not None for x, _ in kept)
+    told = told and bool(kept)
     by_n, groups = {}, [x.get("group") for x, _ in kept]
     grouped: dict[str, dict[str, Any]] = {g: {"n_inputs": groups.count(g)} for g in groups if isinstance(g, str)}
     macro = bool(kept) and len(grouped) > 0 and all(isinstance(g, str) for g in groups)

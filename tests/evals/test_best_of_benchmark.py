@@ -37,6 +37,9 @@ def test_curves_without_some_truths_and_over_groups():
         "n_inputs": 2, "reward_of_1": 1.5, "truth_of_1": 4.0, "best_truth_of_1": 4.0, "reward_of_3": 2.0,
         "truth_of_3": 4.0, "best_truth_of_3": 5.0,
     }  # fmt: skip
+    gone = {"candidates": [], "valid": False}  # could not be edited, beside one with a truth that is not known
+    part = B.curves([{"truth": [1.0, None]}, gone], [[0.5, 0.7], []])
+    assert part["by_n"]["1"]["truth"] == 1.0 and part["candidates_without_truth"] == 1
     plain = B.curves([{}, {}], [[1.0, 2.0], [0.0, 1.0]])
     assert "by_group" not in plain and "candidates_without_truth" not in plain and plain["by_n"]["2"]["reward"] == 1.5
 
