@@ -357,6 +357,8 @@ def test_flags_that_an_editor_has_no_use_for_are_refused(kind, rule, refused):
     given = ["--model", "x", "--editor-kind", kind]
     own = Schedule(1, "dynamic" if refused is None else "exponential")
     editor_flags.check_used(parser.parse_args(given), rule, own)
+    with pytest.raises(ConfigError, match=r"--guided-range 0.8 0.2: no step lies there"):
+        editor_flags.check_used(parser.parse_args([*given, "--guided-range", "0.8", "0.2"]), rule, own)
     args = parser.parse_args([*given, "--image-guidance", "2", "--guided-range", "0", "0.5", "--negative-system", "a"])
     base = parser.parse_args([*given, "--base-res", "168"])
     if refused is None:
