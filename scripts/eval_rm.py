@@ -121,6 +121,11 @@ def main(argv=None) -> int:
         sys.exit(str(error))
 
 
+def judge_of(args):
+    """The judge of the flags; --seed also draws pairs and breaks ties here."""
+    return judge_flags.from_arguments(args, own=("seed",))
+
+
 def evaluate(args) -> int:
     if args.compare:
         rows = side_by_side.table(args.compare)
@@ -128,7 +133,7 @@ def evaluate(args) -> int:
         (Path(args.output) / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
         print(side_by_side.text(rows))
     elif args.fit:
-        judge = Cached(judge_flags.from_arguments(args, own=("seed",)), f"{args.output}/cache.jsonl")
+        judge = Cached(judge_of(args), f"{args.output}/cache.jsonl")
         seed = getattr(args, "seed", 0)
         about = {"data": args.fit, "split": args.split, "model": args.model or args.server}
         if args.fit == "editworld":
@@ -145,7 +150,7 @@ def evaluate(args) -> int:
             how = dict(base=args.base, mesh=judge_flags.mesh_of(args), verify=not args.no_verify)
             judge, before = editworld.load(args.model, args.untrained, args.judge, judge_flags.options_of(args), **how)
         else:
-            judge, before = judge_flags.from_arguments(args, own=("seed",)), None
+            judge, before = judge_of(args), None
         about = {"model": args.model or args.server or args.endpoint, "settings": judge.settings()}
         drawn = dict(pairs=args.pairs, split=args.split, resolution=args.resolution, seed=getattr(args, "seed", 0))
         drawn |= dict(controls=not args.no_controls, about=about)
@@ -153,7 +158,7 @@ def evaluate(args) -> int:
     else:
         judge, about = None, None
         if not args.predictions:
-            judge = Cached(judge_flags.from_arguments(args, own=("seed",)), f"{args.output}/cache.jsonl")
+            judge = Cached(judge_of(args), f"{args.output}/cache.jsonl")
             about = {"model": args.model or args.server or args.endpoint, **judge.settings()}
         options = dict(revision=args.revision, judge=judge, about=about, predictions=args.predictions)
         if args.benchmark in public.BENCHMARKS:

@@ -55,7 +55,7 @@ def source(config: Any, split: str) -> pipeline.Source:
 
     try:
         alone = split == "validation" and name != d.train  # a data set of its own may have one split, of any name
-        return EditSource(name, only_split(name) or split if alone else split)
+        return EditSource(name, (alone and only_split(name)) or split)
     except FileNotFoundError as e:
         raise ConfigError(f"no data '{name}'{nearest(name, list(WORLDS))}: {e}") from e
     except ValueError as e:

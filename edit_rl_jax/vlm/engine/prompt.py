@@ -137,9 +137,8 @@ class Shape:
             slots=B,
             prompts=P,
             answers=answers,
-            tiles=up(
-                max(-(-B // Q) + -(-B // each), -(-answers // Q)) + 1
-            ),  # one prompt's answers must all have places
+            # places for what is written side by side, and for all answers of one prompt
+            tiles=up(max(-(-B // Q) + -(-B // each), -(-answers // Q)) + 1),
             queries=Q,
             form=(power(max(n for n, _ in forms)), power(max(n for _, n in forms))) if forms else (0, 0),
         )
