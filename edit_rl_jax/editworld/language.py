@@ -187,11 +187,12 @@ def request(op, reference: str, word: str = ASKED[0]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Want:
-    """What the `number`-th change wants in a slot: an object, a background, nothing, or (MOVED) what was moved."""
+    """What the `number`-th change wants in a slot: an object, a background, nothing, or (MOVED) `moved`."""
 
     number: int
     op: Any
     thing: Obj | str | None
+    moved: Obj | None = None
 
 
 MOVED = "new"
@@ -212,7 +213,7 @@ def wants(source: Scene, edited: Scene, ops) -> dict[int, Want]:
             filled = [p for p in op.places if edited.objects[p] is not None]
             right = [p for p in filled if edited.objects[p].look == (op.obj or old).look]
             for place in op.places[:1] if op.place in CELLS else (right or filled)[:1]:
-                found[place] = Want(k, op, op.obj or MOVED)
+                found[place] = Want(k, op, op.obj or MOVED, None if op.obj else old)
     return found
 
 
@@ -220,16 +221,14 @@ def verdict(a: Obj | str | None, b: Obj | str | None) -> str:
     """What became of a slot: same, new, gone, changed (a background), or the attributes that changed."""
     if isinstance(a, Obj) and isinstance(b, Obj):
         return " ".join(a.differs(b)) or "same"
-    if a == MOVED and b is not None:
-        return "same"
     return "same" if a == b else "new" if a is None else "gone" if b is None else "changed"
 
 
 def progress(old: Obj | str | None, want: Want, got: Obj | str | None) -> str:
     """How far one slot is what was asked for, as a word of DONE."""
-    if verdict(want.thing, got) == "same":
+    if verdict(want.moved or want.thing, got) == "same":
         return "yes"
-    if got is None or verdict(old, got) == "same":
+    if got is None or want.moved or verdict(old, got) == "same":
         return "no"
     if want.op.task == "remove":
         return "hardly"
@@ -272,7 +271,7 @@ def compare(source: Scene, edited: Scene, edit=None, *, judge: bool = False, cou
         words = checked(slot, a, reference)
         if want := wanted.get(slot):
             words += [ASKED[want.number], content(want.thing), ",", content(b)]
-            words += [verdict(want.thing, b), progress(a, want, b)] if judge else []
+            words += [verdict(want.moved or want.thing, b), progress(a, want, b)] if judge else []
         else:
             words += [",", content(b), verdict(a, b)]
             if count and words[-1] != "same":

@@ -1,5 +1,6 @@
 """Scenes, renderer, edits and candidates: deterministic, split by scene and by combination, at any resolution."""
 
+import collections
 import dataclasses
 import hashlib
 import inspect
@@ -7,7 +8,7 @@ import inspect
 import numpy as np
 import pytest
 
-from edit_rl_jax.editworld import edits, language, render
+from edit_rl_jax.editworld import edits, language, oracle, render
 from edit_rl_jax.editworld.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -173,6 +174,46 @@ def test_what_came_of_a_change(op, got, said):
     edit = edits.Edit(op.task, source, (op,), "", ("none",), ())
     clause = language.compare(source, source.put(0, got), edit, judge=True).split(" . ")[0]
     assert clause.endswith(f", {language.content(got)} {said}")
+
+
+@pytest.mark.parametrize(("places", "place"), [((5,), "east"), (tuple(range(2, 9)), "")])
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (Obj("big", "red", "striped", "circle"), "same yes"),
+        (Obj("big", "red", "dotted", "circle"), "material no"),
+        (Obj("small", "blue", "plain", "star"), "size colour material shape no"),
+    ],
+)
+def test_only_what_was_moved_is_where_it_was_asked_for(places, place, there, said):
+    """Another object at the asked place, named or open, is not the one that was to be moved."""
+    source = Scene((Obj("big", "red", "striped", "circle"), there, *(None,) * 7), "sky")
+    edit = edits.Edit("move", source, (edits.Op("move", 0, places=places, place=place),), "", ("none",), ())
+    edited = source.put(0, None).put(5, there)
+    assert f" . east none asked new , {there} {said} . " in language.compare(source, edited, edit, judge=True)
+
+
+def test_reasons_agree_with_the_scores_of_moves():
+    """The asked place of a move is right in the reason where what was moved stands there, else not; the move is made
+    where both of its cells are right."""
+    seen = collections.Counter()
+    for i in range(600):
+        gen = rng("moves", i)
+        edit = edits.random_edit(gen, "train", "move")
+        kind = ("wrong_object", "half", "correct", "untouched")[i % 4]
+        made = edits.candidate(gen, edit, kind, gen.random(), "train")
+        if made is None:
+            continue
+        text = language.compare(edit.source, made.scene, edit, judge=True)
+        asked = [clause for clause in text.split(" . ") if " asked " in clause]
+        right = [clause.endswith(" same yes") for clause in asked]
+        moved = edit.source.objects[edit.ops[0].cell]
+        there = [f" asked new , {moved} " in c for c in asked if " asked new " in c]
+        assert there == [r for c, r in zip(asked, right) if " asked new " in c], text
+        assert (len(asked) == 2 and all(right)) == (oracle.judge(made.scene, edit)[0] == (1.0,)), text
+        seen[made.kind] += 1
+        seen["another there"] += False in there and "asked new , none" not in text
+    assert len(seen) == 5 and min(seen.values()) > 10
 
 
 def test_what_was_asked_for_stands_where_it_belongs():
