@@ -154,15 +154,13 @@ class EditorSampler:
         return out
 
     def made(self, edits: Sequence[Edit], seed: int = 0) -> list[UInt8[np.ndarray, "_ _ 3"] | EditError]:
-        """As `edit`, with an error in the place of an edit of whose latents some are not finite: rounded to 8 bits it
-        would look like a picture."""
+        """As `edit`, with an error in the place of an edit of whose pixels some are not finite."""
         ready = self.prepare(edits)
-        latents = self.latents(ready, seed)
-        images = self.decode(latents, [r.request.size for r in ready])
+        images = self.decode(self.latents(ready, seed), [r.request.size for r in ready])
         fault = lambda edit: EditError(edit.where, "not finite", "the editor gives values that are no numbers")
         return [
-            resize(image, *r.final, BILINEAR) if np.isfinite(found).all() else fault(edit)
-            for edit, r, found, image in zip(edits, ready, latents, images)
+            fault(edit) if image is None else resize(image, *r.final, BILINEAR)
+            for edit, r, image in zip(edits, ready, images)
         ]
 
     def check(self, edit: Edit) -> tuple[Request, TokenLengths]:
@@ -220,31 +218,35 @@ class EditorSampler:
 
     def decode(
         self, latents: Sequence[Float[np.ndarray, "_ C"]], sizes: Sequence[Size]
-    ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-        """8-bit images of latents, of those sizes in pixels; a compilation a size."""
-        out: dict[int, np.ndarray] = {}
+    ) -> list[UInt8[np.ndarray, "_ _ 3"] | None]:
+        """8-bit images of latents, of those sizes in pixels; a compilation a size. None where some pixels are not
+        finite: rounded they would look like a picture."""
+        out: dict[int, np.ndarray | None] = {}
         for part in _batches(((s, i) for i, s in enumerate(sizes)), self.settings.rows):
             size, rows, tile = sizes[part[0]], np.stack([latents[i] for i in part]), self.settings.tile
             if tile and max(size) > tile:
-                found = self._tiled(rows, size)
+                levels, finite = self._tiled(rows, size)
             else:
-                found = np.asarray(self._run(self.decoder(size), self.placed(rows)))
-            out |= dict(zip(part, found))
+                levels, finite = map(np.asarray, self._run(self.decoder(size), self.placed(rows)))
+            out |= {i: image if fine else None for i, image, fine in zip(part, levels, finite)}
         return [out[i] for i in range(len(latents))]
 
-    def decoder(self, size: Size, rounded: bool = True) -> Callable[[Any, Float[Array, "B N C"]], Array]:
-        """The jitted (state, latents) -> images [B, H, W, 3] of that size: 8-bit, or as the editor makes them."""
+    def decoder(self, size: Size, rounded: bool = True) -> Callable[[Any, Float[Array, "B N C"]], Any]:
+        """The jitted (state, latents) -> images [B, H, W, 3] of that size: as the editor makes them, or
+        their `_levels`."""
         if (size, rounded) not in self._decode:
 
             def decode(state, latents):
                 pixels = nnx.merge(self.graphdef, state).decode(latents, *size)
-                return to_levels(pixels) if rounded else pixels
+                return _levels(pixels) if rounded else pixels
 
             self._decode[size, rounded] = self._jit(decode)
         return self._decode[size, rounded]
 
-    def _tiled(self, latents: Float[np.ndarray, "B N C"], size: Size) -> UInt8[np.ndarray, "B H W 3"]:
-        """8-bit images, decoded tile by tile."""
+    def _tiled(
+        self, latents: Float[np.ndarray, "B N C"], size: Size
+    ) -> tuple[UInt8[np.ndarray, "B H W 3"], Bool[np.ndarray, " B"]]:
+        """`_levels` of images that are decoded tile by tile."""
         many, count = self.processor.multiple, len(latents)
         h, w = size[0] // many, size[1] // many
 
@@ -254,7 +256,9 @@ class EditorSampler:
             return np.asarray(self._run(self.decoder(size, rounded=False), rows))
 
         grid = latents[:, : h * w].reshape(count, h, w, -1)
-        return np.asarray(to_levels(jnp.asarray(decode_tiled(decode, grid, self.settings.tile // many))))
+        pixels = decode_tiled(decode, grid, self.settings.tile // many)
+        levels, finite = map(np.asarray, _levels(jnp.asarray(pixels)))
+        return levels, finite
 
     def placed(self, arrays: Any) -> Any:
         """Arrays of rows on the devices."""
@@ -280,6 +284,11 @@ class EditorSampler:
             rows = self.placed(np.stack([images[k] for k in part]))
             out |= dict(zip(part, np.asarray(self._run(self._encode, rows))))
         return out
+
+
+def _levels(pixels: Float[Array, "B H W 3"]) -> tuple[UInt8[Array, "B H W 3"], Bool[Array, " B"]]:
+    """8-bit images, and which of them were finite in every pixel."""
+    return to_levels(pixels), jnp.isfinite(pixels).all((1, 2, 3))
 
 
 def _rounded(n: int) -> int:

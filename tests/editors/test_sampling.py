@@ -123,13 +123,24 @@ def test_a_guided_range_saves_its_flops():
     assert cost(0.6) == pytest.approx(46 / 60 * cost(1.0), rel=0.02)
 
 
-def test_values_that_are_no_numbers_are_no_picture(monkeypatch):
+@pytest.mark.parametrize(("part", "tiles"), [("", False), ("vae/decoder", False), ("vae/decoder", True)])
+def test_values_that_are_no_numbers_are_no_picture(monkeypatch, part, tiles):
+    """Wherever they arise, in the network or in the decoder alone, whole or in tiles."""
     s = sampler()
-    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, s.state)
+    if tiles:
+        how = dataclasses.replace(s.settings, tile=4 * s.processor.multiple)
+        s = EditorSampler(editor(), tokenizer(), how, compiler_options=FAST)
+
+    def spoil(path, x):
+        inside = part in jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.full_like(x, jnp.nan) if inside and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    broken = jax.tree.map_with_path(spoil, s.state)
     monkeypatch.setattr(s, "state", broken)
+    edits = [dataclasses.replace(EDITS[1], size=(7 * s.processor.multiple, 5 * s.processor.multiple))]
     with pytest.raises(EditError, match=f"{EDITS[1].where}: not finite"):
-        s.edit(EDITS[1:2])
-    assert [type(x) for x in s.made(EDITS[1:2])] == [EditError]
+        s.edit(edits)
+    assert [type(x) for x in s.made(edits)] == [EditError]
 
 
 def test_an_edit_does_not_know_its_company_nor_its_bucket():
