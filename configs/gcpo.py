@@ -1,13 +1,15 @@
 """GCPO (arXiv 2604.27505) of a reasoning verifier of 3B or 7B on about 10,000 human pairs, 8 replies an image.
 
     python scripts/prepare_data.py --input train.json --output data/editreward --validation 0.02
+    python scripts/make_verifier_data.py --principles-only --data data/editreward --config principles.toml --output sets
     python scripts/train_rm.py --config configs/rrm.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/rrm_7b
     python scripts/train_gcpo.py --config configs/gcpo.py:7b --config.topology=v5e:4x4 --workdir gs://BUCKET/gcpo_7b \
-        --config.model.init_adapter=gs://BUCKET/rrm_7b/model --config.rl.principles=data/principles.jsonl
+        --config.model.init_adapter=gs://BUCKET/rrm_7b/model --config.rl.principles=sets/principles.jsonl
 
 Hardware: v5e-16, v6e-8, v5p-32; one H100 for 3B. A host holds whole copies of the weights, `tensor` chips to a copy:
 replies are written, and learnt, without moving weights. The paper says neither N, epsilon, lr nor KL: N and epsilon are
-GRPO's usual ones, lr is that of LoRA in online RL, no KL; none of them has been measured at this size.
+GRPO's usual ones, lr is that of LoRA in online RL, no KL; none of them has been measured at this size. With one update
+of a rollout (rl.updates) the ratio is 1 and epsilon has no say.
 
 Memory: `python scripts/plan.py --config configs/gcpo.py:7b --topology v5e:4x4`.
 """
@@ -56,7 +58,6 @@ def get_config(size="7b"):
     c.optim.warmup = 10
     c.checkpoint.every = 25
     c.eval.every = 100
-    c.rl.prompts = "standard"
     c.rl.pairs = 16
     c.rl.group = 8
     c.rl.shared = 1152  # ten principles and an image of 512 x 512

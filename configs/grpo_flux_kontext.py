@@ -10,8 +10,8 @@ With `:nft` after the file's name as Edit-R1 (arXiv 2510.16888) has it: Diffusio
 prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a moving average
 of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, evaluated in 15 steps. Its filter of groups is
 `--config.rl.advantage.min_std=0.05`, off as there.
-With `:rrm`, Flow-GRPO's setting rewarded by the reasoning verifier (arXiv 2604.27505): 24 samples, KL 0.04; what else
-the paper does not tell is as above. Principles of the prompts: docs/verifier.md.
+With `:rrm`, Flow-GRPO's setting rewarded by the reasoning verifier (arXiv 2604.27505): 24 samples, KL 0.04, standard
+deviation of the group; what else the paper does not tell is as above. Principles of the prompts: docs/verifier.md.
 Licences: FLUX.1 [dev] Non-Commercial, the adapter's too.
 Hardware: `python scripts/plan.py --config configs/grpo_flux_kontext.py --topology v5p:2x2x4` says what fits. To expect:
 not measured at full size.
@@ -93,4 +93,5 @@ def verified(c):
     """Sets what RL with the reasoning verifier has otherwise."""
     c.rl.judge.model = "runs/rrm/model"  # of `configs/rrm.py:7b`, or after `configs/gcpo.py:7b`
     c.rl.group = 24
+    c.rl.advantage.std = "group"
     c.rl.loss.kl_weight = 0.04

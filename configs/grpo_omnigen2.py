@@ -5,7 +5,10 @@
 
 20 steps, all of them noisy, of which each microbatch trains a random 12; 12 samples of 48 prompts, two updates; rank
 32, alpha 64, lr 4e-4; clip [1e-4, 5e-4], KL 0.04 in upstream's form, TempFlow weights; 512 x 512. 500 rollouts are the
-released 1,000 updates. Licences: Apache-2.0 (OmniGen2, EditScore-7B's base).
+released 1,000 updates.
+With `:rrm` after the file's name the reasoning verifier rewards (arXiv 2604.27505): 24 samples of 24 prompts, the final
+score of one reply. Principles of the prompts: docs/verifier.md.
+Licences: Apache-2.0 (OmniGen2, EditScore-7B's base).
 Hardware: 16 chips that also hold the reward model; `python scripts/plan.py --config configs/grpo_omnigen2.py --topology
 v5e:4x4` says what fits. To expect: the paper's GEdit-Bench gain (6.28 to about 6.7 with the reward's Avg@4).
 """
@@ -13,9 +16,11 @@ v5e:4x4` says what fits. To expect: the paper's GEdit-Bench gain (6.28 to about 
 from edit_rl_jax.rl.editors.config import default
 
 
-def get_config():
-    c = default()
-    c.name = "grpo_omnigen2"
+def get_config(recipe="grpo"):
+    if recipe not in ("grpo", "rrm"):
+        raise ValueError(f"no recipe '{recipe}'; recipes: grpo, rrm")
+    c = default("omnigen2", "edit_rrm" if recipe == "rrm" else "")
+    c.name = f"{recipe}_omnigen2"
     c.seed = 2233
     c.steps = 500
     c.rows = 16  # with guidance in the loss each is three sequences: 48 want more than a v5e has
@@ -46,9 +51,13 @@ def get_config():
     c.rl.loss.reweight = "sum"
     c.rl.loss.train_steps = 12
     c.rl.advantage.eps = 1e-8
-    c.rl.judge.model = "EditScore/EditScore-7B"
-    c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
-    c.rl.judge.passes = 4
+    if recipe == "rrm":
+        c.rl.prompts, c.rl.group = 24, 24
+        c.rl.judge.model = "runs/rrm/model"  # of `configs/rrm.py:7b`, or after `configs/gcpo.py:7b`
+    else:
+        c.rl.judge.model = "EditScore/EditScore-7B"
+        c.rl.judge.base = "Qwen/Qwen2.5-VL-7B-Instruct"
+        c.rl.judge.passes = 4
     c.rl.judge.tensor = 4
     c.rl.eval_prompts = 0
     with c.unlocked():

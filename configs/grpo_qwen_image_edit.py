@@ -11,8 +11,8 @@ steps. There the source has about 1024 x 1024 pixels, here those of the result.
 `:nft` as Edit-R1 (arXiv 2510.16888): the model 2509, DiffusionNFT on DPM2's samples in 6 steps without guidance, 24
 samples of 12 prompts, one update at five of the six steps; rank 32, alpha 64 on attention; the samples are drawn by a
 moving average of which min(0.001 n, 0.5) stays after n rollouts; KL 1e-4, evaluated in 15 steps.
-`:rrm`, Flow-GRPO's setting rewarded by the reasoning verifier (arXiv 2604.27505): 24 samples, KL 0.04; what else the
-paper does not tell is as above. Principles of the prompts: docs/verifier.md.
+`:rrm`, Flow-GRPO's setting rewarded by the reasoning verifier (arXiv 2604.27505): 24 samples, KL 0.04, standard
+deviation of the group; what else the paper does not tell is as above. Principles of the prompts: docs/verifier.md.
 Another reward: --config.rl.rewards="(('editreward', 1.0),)" with --config.rl.judge.model=DIR.
 Licence: Apache-2.0.
 Hardware: `python scripts/plan.py --config configs/grpo_qwen_image_edit.py:nft --topology v5p:2x2x4` says what fits. To
@@ -109,4 +109,5 @@ def verified(c):
     """Sets what RL with the reasoning verifier has otherwise."""
     c.rl.judge.model = "runs/rrm/model"  # of `configs/rrm.py:7b`, or after `configs/gcpo.py:7b`
     c.rl.group = 24
+    c.rl.advantage.std = "group"
     c.rl.loss.kl_weight = 0.04

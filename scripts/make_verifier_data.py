@@ -15,6 +15,12 @@ candidates, gold verdicts, what was chosen, or why the edit was rejected), `prin
 and costs). Nothing that was answered is asked again: the same command goes on where a killed one stopped, and a changed
 config asks only for what it changes. Where some requests got no answer the dataset is not written, and the exit status
 is 1.
+
+`--principles-only` stops after the principles, of a dataset of any kind (human pairs for GCPO among them) or of prompts
+for the RL of editors; the config then needs neither candidates nor a verifier:
+
+    python scripts/make_verifier_data.py --principles-only --data data/pairs --config principles.toml --output data/sets
+    python scripts/make_verifier_data.py --principles-only --prompts prompts.jsonl --config principles.toml --output out
 """
 
 import argparse
@@ -23,18 +29,22 @@ import itertools
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from edit_rl_jax import json_files
-from edit_rl_jax.data.records import EditRecord, RecordError, VerifierRecord, expect
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord, RecordError, VerifierRecord, expect
 from edit_rl_jax.data.resumable import check_same
 from edit_rl_jax.data.tfds_builder import EditSource, VerifierDataset, split_names, write_dataset
 from edit_rl_jax.ranges import INT32_OR_0, flag
 from edit_rl_jax.rewards.edit_rrm.cold_start import config as configs
 from edit_rl_jax.rewards.edit_rrm.cold_start import costs, making
+from edit_rl_jax.rewards.edit_rrm.cold_start.journal import kind
+from edit_rl_jax.rewards.edit_rrm.writers import Instruction
 from edit_rl_jax.rewards.serving.service import ServiceError
 
 
@@ -44,6 +54,9 @@ def parse(argv=None) -> argparse.Namespace:
     origin.add_argument("--data", metavar="DIR", help="dataset of edits, by prepare_data.py")
     help = "N training edits of the built-in world, and more for the other splits"
     origin.add_argument("--world", type=flag(int, "[1, 1e9]"), metavar="N", help=help)
+    help = "JSON lines of source and instruction, as train_grpo.py reads them (with --principles-only)"
+    origin.add_argument("--prompts", type=Path, metavar="FILE", help=help)
+    p.add_argument("--principles-only", action="store_true", help="write principles.jsonl, a file of sets, and no data")
     p.add_argument("--config", type=Path, required=True, metavar="FILE", help=".toml or .json: who writes what")
     p.add_argument("--output", type=Path, required=True, metavar="DIR")
     p.add_argument("--split", action="append", metavar="NAME", help="of the data, may be repeated (default: all)")
@@ -60,19 +73,38 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--dry-run", action="store_true", help=help)
     p.add_argument("--seed", type=flag(int, INT32_OR_0), default=0, help="of the world (default: %(default)s)")
     p.add_argument("--resolution", type=flag(int, "[8, 4096]"), default=84, help="of its images (default: %(default)s)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.prompts and not args.principles_only:
+        p.error("--prompts has no edits to reply about: it goes with --principles-only")
+    return args
+
+
+class Prompts:
+    """The lines of a file of prompts. Raises ConfigError for a malformed one, OSError."""
+
+    def __init__(self, file: Path):
+        from edit_rl_jax.rl.editors.prompts import Lines  # JAX, which the rest does without
+
+        self._lines = Lines(file, 8, 8)
+        self.data_hash, self.notes = self._lines.data_hash, {}
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Instruction:
+        return Instruction(*self._lines.encoded(index))
 
 
 class Edits:
-    """The edits of a split, the first `limit` of them; each an EditRecord or a VerifierRecord."""
+    """The edits of a split, the first `limit` of them; each of one of `kinds`."""
 
-    def __init__(self, source, limit: int | None):
-        self.source, self.size = source, min(limit or len(source), len(source))
+    def __init__(self, source, limit: int | None, kinds: tuple[type, ...] = (EditRecord, VerifierRecord)):
+        self.source, self.size, self.kinds = source, min(limit or len(source), len(source)), kinds
 
-    def __iter__(self) -> Iterator[EditRecord | VerifierRecord]:
-        return (expect(self.source[i], EditRecord, VerifierRecord) for i in range(self.size))
+    def __iter__(self) -> Iterator[Any]:
+        return (expect(self.source[i], *self.kinds) for i in range(self.size))
 
-    def chunks(self, size: int) -> Iterator[list[EditRecord | VerifierRecord]]:
+    def chunks(self, size: int) -> Iterator[list[Any]]:
         edits = iter(self)
         while chunk := list(itertools.islice(edits, size)):
             yield chunk
@@ -86,13 +118,16 @@ def splits_of(args) -> tuple[dict[str, Edits], dict]:
         sizes = {"train": args.world, "validation": max(1, args.world // 20), "test": max(1, args.world // 10)}
         made = {k: VerifierRecords(k, n, args.seed, args.resolution) for k, n in sizes.items()}
         notes = {"origin": f"EditWorld, seed {args.seed}, {args.resolution} pixels"}
+    elif args.prompts:
+        made, notes = {"prompts": Prompts(args.prompts)}, {}
     else:
         made = {name: EditSource(args.data, name) for name in split_names(args.data)}
         notes = {k: v for k, v in next(iter(made.values())).notes.items() if k != "data_hash"}
     unknown = [name for name in args.split or () if name not in made]
     if unknown:
         raise ValueError(f"--split: there is no {unknown[0]!r}; there are {', '.join(made)}")
-    return {k: Edits(v, args.limit) for k, v in made.items() if not args.split or k in args.split}, notes
+    kinds = (EditRecord, VerifierRecord, *((PreferenceRecord, Instruction) if args.principles_only else ()))
+    return {k: Edits(v, args.limit, kinds) for k, v in made.items() if not args.split or k in args.split}, notes
 
 
 def main(argv=None) -> int:
@@ -112,7 +147,7 @@ def main(argv=None) -> int:
 
 
 def run(args) -> int:
-    config = configs.read(args.config)
+    config = configs.read(args.config, args.principles_only)
     splits, notes = splits_of(args)
     if args.dry_run:
         there = (args.output / making.JOURNAL).exists()
@@ -123,6 +158,8 @@ def run(args) -> int:
         print("\n".join(costs.lines(found)))
         return 0
     about = described(config, splits, args)
+    if args.principles_only:
+        return write_principles(config, splits, about, args)
     home = args.output / VerifierDataset.name
     if (home / str(VerifierDataset.VERSION)).exists():  # it is written last
         before = json_files.read_object(args.output / "eval.json")
@@ -151,6 +188,31 @@ def run(args) -> int:
     best = lambda edits: (made.record for made in map(maker.made, edits) if made.record is not None)
     kept = {split: best(edits) for split, edits in splits.items() if tallies[split].kept}
     print(write_dataset(args.output, kept, notes=notes | {"verifier_data": about}))
+    return 0
+
+
+def write_principles(config: configs.Config, splits: dict[str, Edits], about: dict, args) -> int:
+    """Writes principles.jsonl, with a line of manifest.SPLIT.jsonl for each record, and eval.json."""
+    maker, found = making.Maker(config, args.output, args.at_once, args.again), {}
+    for split, edits in splits.items():
+        with (args.output / f"manifest.{split}.jsonl").open("w", encoding="utf-8") as file:
+            for records in edits.chunks(args.chunk):
+                maker.gather_principles(records)
+                for line in map(maker.line, records):
+                    found[line["group"]] = kind(line["rejected"])
+                    file.write(json_files.dumps(line) + "\n")
+    tally = Counter(found.values())
+    kept = tally.pop("", 0)
+    counts = {"instructions": len(found), "kept": kept, "rejected": dict(tally.most_common())}
+    figures = {"job": "make_verifier_data", **counts, **costs.spent(config, maker.journal), "made_by": about}
+    (args.output / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+    lines = [f"{kept} of {len(found)} instructions have principles: {args.output / 'principles.jsonl'}"]
+    lines += [f"  rejected: {n} {reason}" for reason, n in tally.most_common()]
+    print("\n".join([*lines, "asked in all runs:", *costs.lines(figures)]))
+    if tally[making.OPEN] and not args.without_unanswered:
+        raise ValueError(f"{tally[making.OPEN]} wait for an answer: the same command asks again")
+    if not kept:
+        raise ValueError(f"there are no principles; {args.output}/manifest.*.jsonl say why")
     return 0
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+OTHER = {"mesh_shape", "shard"}  # several numbers in one word, with tests of their own
+EITHER = {"_threshold", "figure"}  # a number, or a word, or a name with it
 SCRIPTS = sorted(p.stem for p in (Path(__file__).parents[1] / "scripts").glob("[!_]*.py"))
 
 
@@ -27,7 +29,14 @@ def parser_of(script: str, monkeypatch) -> argparse.ArgumentParser:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_numbers_have_ranges(script, monkeypatch, capsys):
     parser = parser_of(script, monkeypatch)
-    numeric = [a for a in parser._actions if getattr(a.type, "__name__", "") in ("int", "float")]
+    typed = [a for a in parser._actions if a.type not in (None, str, Path)]
+    numeric = [a for a in typed if getattr(a.type, "__name__", "") in ("int", "float")]
+    other = {a.type.__name__ for a in typed} - {"int", "float"}
+    assert numeric and other <= OTHER | EITHER, f"{script}: is it a number? {other}"
+    for action in [a for a in typed if a.type.__name__ in EITHER]:
+        for value in ("nan", "x=nan", "1e400", "x=1e400"):
+            with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                action.type(value)
     for action in numeric:
         if action.dest in ("processes", "process"):  # jax.distributed checks these against each other
             continue

@@ -299,7 +299,10 @@ def test_checked_in_plans_are_those_of_the_configs():
         now = dict(rows=config.rows, accum=config.get("accum", 1))
         if made["job"] != "edit":  # which has no backward pass
             now["remat"] = config.model.remat
-        assert {k: made.get(k, v) for k, v in now.items()} == now, file.name
+        if made["config"] in ("grpo_omnigen2", "grpo_omnigen2_fast"):  # made before plans of RL told them
+            assert not now.keys() & made.keys()
+            continue
+        assert {k: made[k] for k in now} == now, file.name
 
 
 @pytest.mark.slow  # a real compilation

@@ -102,6 +102,14 @@ BLOCKS = (
 
 
 @pytest.mark.slow  # run op by op
+@pytest.mark.parametrize("case", ROWS)
+def test_golden_rows_hold_op_by_op(case):
+    """What the faults below are caught against."""
+    with jax.disable_jit():
+        check_row(case)
+
+
+@pytest.mark.slow  # run op by op
 @pytest.mark.parametrize("name", PLACES)
 def test_golden_rows_catch_what_stands_in_the_wrong_place(name):
     with jax.disable_jit(), pytest.raises(AssertionError):

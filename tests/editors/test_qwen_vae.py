@@ -306,5 +306,6 @@ def test_in_bf16_it_is_close():
     half = qwen_vae.from_folder(folder, dtype=jnp.bfloat16)
     x = jnp.asarray(pixels(8, 12))
     run = jit(lambda m, x: (m.encode(x), m.decode(m.encode(x))))
+    assert half.dtype == jnp.bfloat16
     for got, want in zip(run(half, x), run(ours, x)):
-        assert got.dtype == jnp.float32 and error(got, want) < 0.05
+        assert got.dtype == jnp.float32 and 1e-4 < error(got, want) < 0.05

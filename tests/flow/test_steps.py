@@ -192,7 +192,7 @@ def test_randomness_is_counted():
     np.testing.assert_array_equal(draw(keys([7]), (9, 4), 2)[:, :6], alone)  # more padding
     others = [keys([8]), keys([7], [1]), keys([7], step=6), keys([7], seed=4), keys([7], purpose=Purpose.INITIAL)]
     for other in [draw(k, (6, 4), 2) for k in others] + [draw(keys([7]), (6, 4), 3), draw(keys([7]), (6, 4))]:
-        assert np.abs(np.corrcoef(np.ravel(other), np.ravel(alone))[0, 1]) < 0.9
+        assert not np.any(np.asarray(other) == np.asarray(alone))
     starts = jax.jit(jax.vmap(lambda step: window_start(0, step, 1, 5)))(jnp.arange(64))
     assert set(starts.tolist()) == {1, 2, 3, 4}
 

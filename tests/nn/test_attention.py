@@ -106,7 +106,7 @@ def test_softmax_is_fp32():
     got, pull = jax.vjp(lambda q, k, v: attention(q, k, v, impl="xla"), q, k, v)
     assert got.dtype == jnp.bfloat16
     want, grads = by_hand(*(np.asarray(x, np.float32) for x in (q, k, v)), None, None, False)
-    assert np.abs(np.asarray(got, np.float64) - want).max() < 6e-3
+    assert np.abs(np.asarray(got, np.float64) - want).max() < 2e-3  # with a softmax in bf16 5.6e-3
     for a, b in zip(pull(jnp.asarray(np.cos(np.arange(q.size)).reshape(q.shape), jnp.bfloat16)), grads):
         assert a.dtype == jnp.bfloat16 and np.abs(np.asarray(a, np.float64) - b).max() < 1e-2 * np.abs(b).max()
 

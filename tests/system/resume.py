@@ -11,12 +11,14 @@ the data.
 import argparse
 import json
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +102,27 @@ def saving(workdir: Path) -> bool:
     return any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
 
 
+def committed(workdir: Path) -> int:
+    """The newest step whose save is whole, 0 without any."""
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+
+def goes_on(process: Callable[[], object], workdir: Path, log: Path) -> int:
+    """Runs a command again that was interrupted; returns the step that it went on after. Raises AssertionError where it
+    began anew although there was a save."""
+    there, before = committed(workdir), len(log.read_text())
+    process()
+    found = re.findall(r"resuming after step (\d+)", log.read_text()[before:])
+    assert found == ([str(there)] if there else []), f"went on after {found}, saved was {there}"
+    return there
+
+
 def interrupt(process: subprocess.Popen, workdir: Path, kind: str, rng: random.Random) -> bool:
-    """Ends the process at the moment that the kind names; False if it was through before."""
+    """Ends the process at the moment that the kind names (of a save: of one after the first); False if it was through
+    before."""
     begun, goal = steps_done(workdir), rng.randint(1, 16)
-    hit = lambda: saving(workdir) if kind == "save" else steps_done(workdir) >= begun + goal
+    saves = lambda: saving(workdir) and committed(workdir) > 0
+    hit = saves if kind == "save" else lambda: steps_done(workdir) >= begun + goal
     try:
         while process.poll() is None and not hit():
             time.sleep(0.002)
@@ -129,9 +148,10 @@ def trial(folder: Path, kind: str, seed: int) -> str:
         for _ in range(rng.randint(1, 2)):
             if interrupt(start(folder, workdir, log), workdir, kind, rng):
                 seen.append(steps_done(workdir))
-        finish(folder, workdir, log)
+        after = goes_on(lambda: finish(folder, workdir, log), workdir, log)  # noqa: B023
+        assert after or kind != "save", "nothing was saved before the save that was interrupted"
         same(folder / "straight", workdir)
-    return f"{name}: interrupted after steps {seen}, the rest equal"
+    return f"{name}: interrupted after steps {seen}, the last time gone on after {after}, the rest equal"
 
 
 def same(a: Path, b: Path) -> None:

@@ -71,23 +71,24 @@ def steps_done(workdir: Path) -> int:
 
 def trial(folder: Path, kind: str, seed: int) -> str:
     """One trial; returns what happened. Raises AssertionError on a difference."""
+    from tests.system.resume import committed, goes_on, saving
     from tests.system.resume_grpo import same, step_seconds
 
     rng = random.Random(seed)
     workdir, log = folder / f"{kind}-{seed}", folder / f"{kind}-{seed}.log"
     steps = steps_done(folder / "straight")
     process, goal = start(folder, workdir, log), rng.randint(1, steps - 2)
-    saving = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
-    while process.poll() is None and not (saving() if kind == "save" else steps_done(workdir) >= goal):
+    saves = lambda: saving(workdir) and committed(workdir) > 0  # of a save after the first
+    while process.poll() is None and not (saves() if kind == "save" else steps_done(workdir) >= goal):
         time.sleep(0.001)
     time.sleep(0.01 * rng.random() if kind == "save" else rng.random() * step_seconds(workdir))
     assert process.poll() is None, f"{kind}-{seed}: the run was through before it was interrupted"
     process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
     code, seen = process.wait(), steps_done(workdir)
     assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}: {log.read_text()}"
-    finish(folder, workdir, log)
+    after = goes_on(lambda: finish(folder, workdir, log), workdir, log)
     same(folder / "straight", workdir, averaged=False)
-    return f"{kind}-{seed}: interrupted after {seen} steps, the rest equal"
+    return f"{kind}-{seed}: interrupted after {seen} steps, gone on after {after}, the rest equal"
 
 
 def main() -> int:

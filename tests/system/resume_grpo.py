@@ -98,13 +98,15 @@ def step_seconds(workdir: Path) -> float:
 def trial(folder: Path, kind: str, seed: int, *more: str) -> str:
     """One trial; returns what happened. more: flags of the run, as `prepare` had them. Raises AssertionError on a
     difference."""
+    from tests.system.resume import committed, goes_on, saving
+
     rng = random.Random(seed)
     workdir, log = folder / f"{kind}-{seed}", folder / f"{kind}-{seed}.log"
     steps = steps_done(folder / "straight")
     process, goal = start(folder, workdir, log, *more), rng.randint(0, steps - 2 * (kind == "term"))
-    saving = lambda: any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+    saves = lambda: saving(workdir) and committed(workdir) > 0  # of a save after the first
     begun = lambda: (workdir / "metrics.jsonl").exists() and steps_done(workdir) >= goal
-    while process.poll() is None and not (saving() if kind == "save" else begun()):
+    while process.poll() is None and not (saves() if kind == "save" else begun()):
         time.sleep(0.001)
     moment = rng.random()
     if kind == "save":
@@ -115,9 +117,9 @@ def trial(folder: Path, kind: str, seed: int, *more: str) -> str:
     process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
     code, seen = process.wait(), steps_done(workdir)
     assert code == (0 if kind == "term" else -signal.SIGKILL), f"exit status {code} after {kind}: {log.read_text()}"
-    finish(folder, workdir, log, *more)
+    after = goes_on(lambda: finish(folder, workdir, log, *more), workdir, log)
     same(folder / "straight", workdir)
-    return f"{kind}-{seed}: interrupted after {seen} steps, the rest equal"
+    return f"{kind}-{seed}: interrupted after {seen} steps, gone on after {after}, the rest equal"
 
 
 def same(a: Path, b: Path, averaged: bool = True) -> None:

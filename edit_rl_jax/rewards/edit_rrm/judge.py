@@ -8,6 +8,7 @@ set of principles, share their prefill (`vlm.engine`). An item's random numbers 
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edit_rl_jax.data import principles as sets
+from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.data.principles import Principles
 from edit_rl_jax.data.records import CATEGORIES, Principle
 from edit_rl_jax.nn import model_files
@@ -36,6 +38,8 @@ from edit_rl_jax.vlm.engine.sampler import TokenSampling
 from edit_rl_jax.vlm.image_prompts import ImagePrompts, digest
 from edit_rl_jax.vlm.patches import ImageSettings
 
+log = logging.getLogger(__name__)
+
 _INSTRUCTIONS = ("make it red", "Zoom", "7 more", "(none)", "“Wow”", "一 added", ".", "\tx")  # that begin differently
 
 
@@ -43,8 +47,9 @@ class EditRRM:
     """The verifier, loaded and ready; a judge (`rewards.base`).
 
     The principles of an edit are those of its `extras["principles"]` (`data.principles.from_json`), else those of
-    `sets` (by its `extras["principles_id"]`, else the id of its source's bytes and instruction), else the generic ones
-    of the prompts; the detail `principles_from` says which: "edit", "file" or "generic".
+    `sets` (by its `extras["principles_id"]`, else the id of its source's bytes and instruction), where there are no
+    sets the generic ones of the prompts, with a warning; the detail `principles_from` says which: "edit", "file" or
+    "generic".
 
     Args:
       model: with loaded weights (`vlm.family.Decoder`).
@@ -102,7 +107,7 @@ class EditRRM:
         self.cfg, self.tokenizer, self.prompts, self.images = model.cfg, tokenizer, prompts, images
         self.mode, self.reward, self.category_weights = mode, reward, dict(category_weights)
         self.sets, self.sets_sha256, self.expected = dict(sets or {}), sets_sha256, expected
-        self._digits = digits(tokenizer) if expected else ()
+        self._digits, self._warned = digits(tokenizer) if expected else (), False
         self.passes, self.rows, self.mesh, self.shape, self.seed = passes, rows, mesh, shape, seed
         self.retries = retries if sampling.temperature > 0 else 0  # a greedy reply stays what it is
         self.sampling, self.forms = sampling, Forms(tokenizer, model.cfg.vocab_size, mode) if constrained else None
@@ -186,7 +191,7 @@ class EditRRM:
 
     def principles_of(self, edit: Edit) -> tuple[Principles, str]:
         """Finds the principles of an edit, and where they are from. Raises RecordError (a ValueError) for malformed
-        ones."""
+        ones, and for an edit without any where there are sets."""
         if (stored := edit.extras.get("principles")) is not None:
             return sets.from_json("principles of the edit", stored), "edit"
         source = edit.only_source("EditRRM")
@@ -195,6 +200,10 @@ class EditRRM:
             name = sets.principles_id(source, edit.instruction)
         if isinstance(name, str) and name in self.sets:
             return self.sets[name], "file"
+        if self.sets or self.sets_sha256:
+            raise RecordError(
+                "principles", "no principles", "the file of sets has none for this source and instruction"
+            )
         return self.prompts.generic_principles, "generic"
 
     def score(
@@ -225,6 +234,9 @@ class EditRRM:
                 wanted.append((name, principles, where))
             except ValueError as error:  # RecordError and ImageError are ValueErrors
                 wanted.append(str(error))
+        if (generic := sum(w[2] == "generic" for w in wanted if not isinstance(w, str))) and not self._warned:
+            log.warning("%d of %d edits have no principles of their own: generic ones stand in", generic, len(edits))
+            self._warned = True
         found = self._answers(dict(sorted(asked.items(), key=lambda a: a[1][0])), progress)
         return [self._judgement(w, found) for w in wanted]
 

@@ -13,9 +13,9 @@ must agree; every principle needs a verdict, 1 or 0 (true and false, too), and v
 """
 
 import dataclasses
-import difflib
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +38,10 @@ _LABEL = re.compile(  # in front of a question: its number, its category
     rf"\s*+(?:(?:[\[(]?+(?:q(?:uestion)?\s*)?\d{{1,2}}\s*[\]).:]+|[-*•]|[\[(]?(?:{'|'.join(CATEGORIES)})[\]):]+)\s+)*+",
     re.IGNORECASE,
 )
+_SPELLING = r"our(?=\w?\b|ed\b|ing\b|ful)", "or"  # colour and color
+# In which pairs of endings the forms of one word may differ: move and moves, moving; copy and copies.
+_ENDINGS = {frozenset(p) for p in (("", "s"), ("", "es"), ("", "d"), ("", "ed"), ("", "ing"), ("e", "ing"))}
+_ENDINGS |= {frozenset(p) for p in (("ed", "ing"), ("es", "ing"), ("y", "ies"), ("y", "ied"))}
 # What a question may have more or less of, or put differently, without asking something else.
 _SMALL = frozenset(
     "a an the is are was were be been being do does did has have had it its this that there now still also".split()
@@ -189,8 +193,10 @@ def _alike(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _same_word(a: str, b: str) -> bool:
-    near = min(len(a), len(b)) >= 4 and a[:3] == b[:3] and max(len(a), len(b)) < 40
-    return a == b or near and difflib.SequenceMatcher(None, a, b, False).ratio() > 0.85
+    a, b = (re.sub(*_SPELLING, w) if len(w) > 4 else w for w in (a, b))
+    start = len(os.path.commonprefix([a, b]))
+    near = min(len(a), len(b)) >= 4 and start >= 3 and frozenset((a[start:], b[start:])) in _ENDINGS
+    return a == b or near
 
 
 def write(

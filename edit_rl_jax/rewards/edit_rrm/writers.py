@@ -5,6 +5,7 @@ ten principles, 3-4 on following the instruction, 3-4 on what must stay, 2-3 on 
 not public. EditWorld's exact principles stand in its records (`editworld.verifier`).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -44,6 +45,32 @@ SHA256 = hashlib.sha256(json.dumps([SYSTEM, TEXT, EXAMPLES]).encode()).hexdigest
 Asking = EditRecord | VerifierRecord
 
 
+class Instructed(Protocol):
+    """A source image with an instruction, which is all that principles are about: a record of any kind, a prompt."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def source(self) -> bytes: ...
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def meta(self) -> Mapping[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """An instruction about a source image that has no edit yet: as records have them."""
+
+    key: str
+    source: bytes
+    instruction: str
+    group: str = ""
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class NotWritten(ValueError):
     """There are no principles for a record; the message says why, in one line, its kind before a colon."""
 
@@ -56,7 +83,7 @@ class Writer(Protocol):
         """Returns what decides the principles."""
         ...
 
-    def write(self, record: Asking, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
+    def write(self, record: Instructed, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
         """Returns the principles of a record's source and instruction. Raises NotWritten; ServiceError.
 
         stop: ends waits for a service. asked: is filled with what a service took and why it failed.
@@ -65,13 +92,13 @@ class Writer(Protocol):
 
 
 class Stored:
-    """Takes the principles that a record holds: those of a VerifierRecord, or `meta["principles"]` of an edit."""
+    """Takes the principles that a record holds: those of a VerifierRecord, or `meta["principles"]` of another."""
 
     def settings(self) -> dict[str, Any]:
         """Returns what decides the principles."""
         return {"by": "record"}
 
-    def write(self, record: Asking, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
+    def write(self, record: Instructed, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
         """Returns the principles of a record. Raises NotWritten."""
         if isinstance(record, VerifierRecord):
             return record.principles
@@ -94,7 +121,7 @@ class FromFile:
         """Returns what decides the principles."""
         return {"by": "file", "sha256": self._sha256}
 
-    def write(self, record: Asking, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
+    def write(self, record: Instructed, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
         """Returns the set of a record. Raises NotWritten."""
         found = self.sets.get(principles_id(record.source, record.instruction))
         if found is None:
@@ -150,7 +177,7 @@ class EndPoint:
         start = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{text}\n<|vision_start|>"
         return to_messages((start, source, "<|vision_end|><|im_end|>\n<|im_start|>assistant\n"))
 
-    def write(self, record: Asking, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
+    def write(self, record: Instructed, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
         """Asks for the principles of a record. Raises NotWritten; ServiceError, NoAnswer, ItemError."""
         check = lambda text, problem: Text(text, problem or self.read(text)[1])
         messages = self.messages(record.source, record.instruction)
@@ -209,11 +236,11 @@ class Cached:
         """Returns what decides the principles."""
         return self.writer.settings()
 
-    def known(self, record: Asking) -> Principles | None:
+    def known(self, record: Instructed) -> Principles | None:
         """Returns what is remembered of a record's source and instruction."""
         return self.sets.get(principles_id(record.source, record.instruction))
 
-    def write(self, record: Asking, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
+    def write(self, record: Instructed, stop: threading.Event | None = None, asked: Asked | None = None) -> Principles:
         """Returns the principles of a record, asked for where they are not known. Raises as the writer."""
         found, name = self.known(record), principles_id(record.source, record.instruction)
         if found is None:

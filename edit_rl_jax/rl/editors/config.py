@@ -129,12 +129,19 @@ def evaluation_size(r: Any) -> tuple[int, int]:
 
 
 def _judge_of(r: Any) -> str:
-    """Finds the judge whose options stand in `rl.judge`, "" for one that writes."""
+    """Finds the judge whose options stand in `rl.judge`, "" for one that writes. Raises ConfigError for one of JUDGES
+    whose options do not stand there."""
     _check_rewards(r.get("rewards"))
     for name in [name for name, _ in r.rewards if ":" in name or name in judges.JUDGES.keys() - {judges.DEFAULT}]:
         found = getattr(judges.kind(name), "Options", None)
-        if found and {f.name for f in dataclasses.fields(found)} <= set(r.get("judge", ())):
+        missing = {f.name for f in dataclasses.fields(found)} - set(r.get("judge", ())) if found else {""}
+        if not missing:
             return name
+        if name in judges.JUDGES:
+            raise ConfigError(
+                f"config key 'rl.judge' has no '{min(missing)}', an option of the reward '{name}': a config for it "
+                f"starts from edit_rl_jax.rl.editors.config.default(kind, '{name}')"
+            )
     return ""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from edit_rl_jax import json_files
+from edit_rl_jax.data.errors import ImageError
 from edit_rl_jax.data.images import decode_image
 from edit_rl_jax.data.principles import principles_id, to_json
 from edit_rl_jax.data.records import RecordError
@@ -87,11 +88,20 @@ class Lines:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Prompt:
+    def encoded(self, index: int) -> tuple[str, bytes, str]:
+        """Gives a line's key, its source's file and its instruction. Raises ImageError."""
         row, key = self._rows[index], f"{self.file.name}/{index}"
-        image = self.file.parent / _image(row)
+        try:
+            return key, (self.file.parent / _image(row)).read_bytes(), row["instruction"]
+        except FileNotFoundError as error:
+            raise ImageError(key, "missing file", str(error.filename)) from None
+        except OSError as error:
+            raise ImageError(key, "unreadable image", str(error)) from None
+
+    def __getitem__(self, index: int) -> Prompt:
+        row, (key, image, instruction) = self._rows[index], self.encoded(index)
         source = cover(decode_image(image, where=key), *self.size)
-        extras = {"principles_id": principles_id(image.read_bytes(), row["instruction"])} | row.get("extras", {})
+        extras = {"principles_id": principles_id(image, instruction)} | row.get("extras", {})
         return Prompt(key, source, row["instruction"], row.get("task") or row.get("task_type") or "", extras=extras)
 
 

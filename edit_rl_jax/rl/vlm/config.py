@@ -70,6 +70,12 @@ def check(config: Any) -> None:
         raise ConfigError(f"config key 'rl.loss.clip' holds two numbers on [0, 1000], got {tuple(clip)}")
     if r.algorithm == "verdicts" and r.mode == "think":
         raise ConfigError("config key 'rl.algorithm' is verdicts: replies of rl.mode think have none")
+    a, plain = r.advantage, AdvantageConfig()
+    wrong = [f.name for f in dataclasses.fields(plain) if a[f.name] != getattr(plain, f.name)]
+    if wrong and r.algorithm == "gcpo":
+        raise ConfigError(f"config key 'rl.advantage.{wrong[0]}' has no say in gcpo: win shares are not normalised")
+    if a.decoupled:
+        raise ConfigError("config key 'rl.advantage.decoupled' has no say here: a reply has one reward")
     if config.steps <= 0:
         raise ConfigError("config key 'steps' must be above 0: RL counts rollouts")
     if r.pairs % r.updates:

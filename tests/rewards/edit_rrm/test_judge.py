@@ -8,7 +8,7 @@ import pytest
 
 from edit_rl_jax.data import principles as sets
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.data.records import EditRecord, Principle, VerifierRecord
+from edit_rl_jax.data.records import EditRecord, Principle, RecordError, VerifierRecord
 from edit_rl_jax.nn.safetensors_io import WeightsError
 from edit_rl_jax.rewards import judges
 from edit_rl_jax.rewards.base import Edit, Judgement
@@ -180,12 +180,23 @@ def test_where_principles_come_from(verifier):
     try:
         assert verifier.principles_of(EDITS[0]) == (chain.PRINCIPLES[:1], "file")
         array = dataclasses.replace(EDITS[0], sources=np.zeros((56, 56, 3), np.uint8))
-        assert verifier.principles_of(array) == (chain.PRINCIPLES, "generic")
+        with pytest.raises(RecordError, match="no principles .the file of sets has none"):
+            verifier.principles_of(array)
         told = dataclasses.replace(array, extras={"principles_id": name})
         assert verifier.principles_of(told) == (chain.PRINCIPLES[:1], "file")
-        assert verifier.principles_of(dataclasses.replace(EDITS[0], instruction="other"))[1] == "generic"
+        (other,) = verifier.score([dataclasses.replace(EDITS[0], instruction="other")], progress=False)
+        assert not other.valid and "no principles" in other.problem
     finally:
         verifier.sets = {}
+
+
+def test_generic_principles_are_told_once(verifier, caplog):
+    verifier._warned = False
+    for _ in range(2):
+        verifier.score(EDITS[:2], progress=False)
+    assert [r.message for r in caplog.records] == [
+        "2 of 2 edits have no principles of their own: generic ones stand in"
+    ]
 
 
 def test_settings_and_options_that_contradict(folder, tmp_path):

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edit_rl_jax.data.records import Principle
@@ -122,6 +122,28 @@ def test_is_invalid(text, problem):
     assert problem in reply.problem and not reply.valid
     assert (reply.score, reply.average) == (None, None)
     assert [reward(reply, SET, kind) for kind in replies.KINDS] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "same"),
+    [
+        ("Is the color warm?", "Is the colour warm?", True),
+        ("Are the coloured pictures moved?", "Is the colored picture moving?", True),
+        ("Is the light of the copy kept?", "Are the lights of the copies keeping?", False),  # kept and keep
+        ("Is the light of the copy whole?", "Are the lights of the copies whole?", True),
+        ("Does the sign read 'STOP2024'?", "Does the sign read 'STOP2025'?", False),
+        ("Does it say 'Hello1234'?", "Does it say 'Hello1235'?", False),
+        ("Is the lighting warm?", "Is the lightning warm?", False),
+        ("Is the car red?", "Is the care red?", False),
+        ("Are there planes?", "Are there plans?", False),
+        ("Is it hard to see?", "Is it hardly to see?", False),
+        ("Is there four cups?", "Is there for cups?", False),
+    ],
+)
+def test_a_question_that_is_put_a_little_otherwise_is_the_same(asked, said, same):
+    """Forms of a word and its spelling, not another word."""
+    reply = f"{json.dumps([{'question': said, 'score': 1}])}<score>7</score>"
+    assert parse(reply, [Principle(asked, "Follow")]).valid == same
 
 
 def test_questions_that_are_asked_with_a_number_or_a_category():
@@ -252,6 +274,6 @@ def test_what_is_written_is_read_again(reasoning, questions, data):
     try:
         text = write(reasoning, asked, verdicts, score, mode)
     except ValueError:
-        return  # said, not written
+        assume(False)  # said, not written; where that is nearly all, hypothesis complains
     reply = parse(text, asked, mode)
     assert reply.score == score and (mode == "think" or reply.verdicts == verdicts)

@@ -1,6 +1,7 @@
 """scripts/make_verifier_data.py against a local end point that fails in every way: nothing lost, nothing doubled, every
 failure counted; killed and started again it ends as an undisturbed run."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,12 +17,15 @@ import pytest
 
 from edit_rl_jax.data import principles as sets
 from edit_rl_jax.data.images import encode_png
-from edit_rl_jax.data.records import EditRecord, VerifierRecord
-from edit_rl_jax.data.tfds_builder import EditSource, write_dataset
+from edit_rl_jax.data.records import EditRecord, PreferenceRecord, RecordError, VerifierRecord
+from edit_rl_jax.data.tfds_builder import EditSource, VerifierDataset, write_dataset
+from edit_rl_jax.editworld.dataset import EditRecords
 from edit_rl_jax.editworld.verifier import VerifierRecords
 from edit_rl_jax.rewards.edit_rrm import replies
 from edit_rl_jax.rewards.edit_rrm.objective import Verifier
 from edit_rl_jax.rewards.serving.chat import Chat
+from edit_rl_jax.rl.editors.prompts import Lines
+from edit_rl_jax.rl.vlm import pairs as rl_pairs
 from scripts import make_verifier_data
 from tests.rewards.edit_rrm import model_server
 from tests.rewards.edit_rrm.model_server import model, number, stage
@@ -374,6 +378,73 @@ def test_the_world_with_the_oracle_as_verifier(tmp_path):
         (example,) = Verifier().to_examples(made)
         assert made.reply in example.answer
     assert set(figures(tmp_path / "out")["requests"]) == {"candidates cool", "candidates strict", "principles"}
+
+
+def test_verdicts_of_the_world_stand_in_its_edits_too(tmp_path):
+    """A dataset of the world's edits, as prepare_data.py writes them, has principles and verdicts in `meta`."""
+    write_dataset(tmp_path / "world", {"train": [EditRecords("train", 3)[n] for n in range(3)]})
+    found = lambda url: config(url, principles={"record": True}, verifier={"record": True})
+    with model() as server:
+        assert run(tmp_path, tmp_path / "world", found(server.url)) == (0, "")
+    made = EditSource(tmp_path / "out")
+    assert [made[n].verdicts for n in range(3)] == [VerifierRecords("train", 3)[n].verdicts for n in range(3)]
+
+
+def test_a_reply_that_cannot_be_learnt_from_leaves_its_place_to_others(tmp_path, edits):
+    """Without reasoning a reply can be read, and may be the best, but not be trained on."""
+
+    def bare(asked, n):
+        if stage(asked) != "candidate" or "Be strict." in json.dumps(asked):
+            return None
+        return 200, said(model_server.candidate(asked).partition("\n")[2]), {}
+
+    with model(bare) as server:
+        assert run(tmp_path, edits, config(server.url)) == (0, "")
+        texts = [a for a in server.asked if stage(a) == "gold"]
+    assert len(texts) == 6 and "Reviewer 2" not in model_server.text_of(texts[0])
+    told = figures(tmp_path / "out")
+    assert told["kept"] == 6 and told["chosen_by"] == {"strict": 6}
+    assert told["candidates_not_taken"] == {"cool, reply": 12}
+    assert "no reasoning" in result(tmp_path / "out")["train"][1][0]["candidates"][0]["problem"]
+
+
+def test_principles_alone(tmp_path, capsys):
+    """Of human pairs and of prompts for an editor's RL: asked once for an instruction, as readers find them."""
+    pairs = [
+        PreferenceRecord(f"p{n}", PICTURES[n // 2], (PICTURES[1], PICTURES[2]), f"do {n // 2}", 1) for n in range(4)
+    ]
+    write_dataset(tmp_path / "pairs", {"train": pairs})
+    (tmp_path / "a.png").write_bytes(PICTURES[3])
+    lines = [{"source": "a.png", "instruction": f"do {n}"} for n in (7, 8)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with model() as server:
+        only = {"endpoints": config(server.url)["endpoints"], "principles": {"endpoint": "a"}}
+        assert run(tmp_path, tmp_path / "pairs", only, "sets", "--principles-only", "--dry-run") == (0, "")
+        assert "principles: 2 requests" in capsys.readouterr().out and not server.asked
+        for _ in range(2):  # the second time there is nothing left to ask
+            assert run(tmp_path, tmp_path / "pairs", only, "sets", "--principles-only") == (0, "")
+            assert Counter(map(stage, server.asked)) == {"principles": 2}
+        prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), *command(tmp_path, "", only, "own")[2:]]
+        assert make_verifier_data.main([*prompts, "--principles-only"]) == 0
+        assert Counter(map(stage, server.asked)) == {"principles": 4}
+        with pytest.raises(SystemExit):
+            make_verifier_data.parse(prompts)
+    found = sets.read(tmp_path / "sets/principles.jsonl")
+    assert all(rl_pairs.pair(p, found).principles for p in pairs) and len(found) == 2
+    with pytest.raises(RecordError, match="no principles"):
+        rl_pairs.pair(dataclasses.replace(pairs[0], instruction="another"), found)
+    found, read = sets.read(tmp_path / "own/principles.jsonl"), Lines(tmp_path / "prompts.jsonl", 8, 8)
+    assert [read[n].extras["principles_id"] in found for n in range(2)] == [True, True]
+    assert figures(tmp_path / "sets")["kept"] == 2 and not (tmp_path / "sets" / VerifierDataset.name).exists()
+
+
+def test_principles_alone_that_are_not_to_be_had(tmp_path):
+    write_dataset(tmp_path / "pairs", {"train": [PreferenceRecord("p", PICTURES[0], (PICTURES[1],) * 2, "do", 1)]})
+    for answers, line in (((200, said("No."), {}), "there are no principles"), ((503, b"", {}), "wait for an answer")):
+        with model(lambda asked, n, answers=answers: answers) as server:
+            only = {"endpoints": config(server.url)["endpoints"], "principles": {"endpoint": "a"}}
+            status, told = run(tmp_path, tmp_path / "pairs", only, "sets" + line[:5], "--principles-only")
+        assert status == 1 and line in told and figures(tmp_path / ("sets" + line[:5]))["kept"] == 0
 
 
 def test_a_dry_run_asks_nothing(tmp_path, edits, capsys):

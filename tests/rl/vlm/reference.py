@@ -89,7 +89,7 @@ def inputs(example: Example) -> tuple[dict, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds, **made}, answer
 
 
-def token_log_probs(example: Example, adapted: bool = True) -> torch.Tensor:
+def token_log_probs(example: Example, adapted: bool = True, temperature: float = TEMPERATURE) -> torch.Tensor:
     """Of its tokens under the tempered model, with the adapter or without."""
     given, answer = inputs(example)
     given["pixel_values"] = given["pixel_values"].to(model().dtype)
@@ -98,7 +98,7 @@ def token_log_probs(example: Example, adapted: bool = True) -> torch.Tensor:
     else:
         with torch.no_grad(), model().disable_adapter():
             logits = model()(**given).logits[0]
-    every = torch.log_softmax(logits[-len(answer) - 1 : -1] / TEMPERATURE, -1)
+    every = torch.log_softmax(logits[-len(answer) - 1 : -1] / temperature, -1)
     return every.gather(1, answer[:, None])[:, 0]
 
 

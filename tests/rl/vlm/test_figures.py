@@ -1,5 +1,6 @@
 """What a verifier's RL reads of its records, and what its figures say."""
 
+import contextlib
 import dataclasses
 import types
 
@@ -110,6 +111,23 @@ def test_configs_that_never_train_are_refused():
         wrong.rl[key] = value
         with pytest.raises(ConfigError, match=said):
             config_lib.check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key", "value", "said"),
+    [
+        ("gcpo", "std", "global", "'rl.advantage.std' has no say in gcpo"),
+        ("gcpo", "clip", 1.0, "'rl.advantage.clip' has no say in gcpo"),
+        ("verdicts", "decoupled", True, "a reply has one reward"),
+        ("grpo_pointwise", "std", "global", ""),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(algorithm, key, value, said):
+    c = config_lib.default()
+    c.model.init_from, c.steps, c.data.buckets = "x", 1, ((1100, 1, 96, 512),)
+    c.rl.algorithm, c.rl.advantage[key] = algorithm, value
+    with pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext():
+        config_lib.check(c)
 
 
 def test_gains_are_of_sources():

@@ -136,6 +136,19 @@ def test_equals_one_reply_at_a_time_in_torch(batch, on_policy):
         assert metrics["clip_share"] > 0 and metrics["kl"] > 0
 
 
+def test_the_difference_to_the_engine_is_that_of_plain_log_probabilities(batch):
+    _, metrics = run(batch)
+    with torch.no_grad():
+        off = [
+            reference.token_log_probs(e, temperature=1.0).numpy() - e.answer.arrays["engine"]
+            for e in reference.replies()
+        ]
+    off = np.abs(np.concatenate(off))
+    assert off.max() > 1.5 * off.mean() > 0.1
+    np.testing.assert_allclose(metrics["engine_difference"], off.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["engine_difference_max"], off.max(), rtol=1e-5)
+
+
 def test_old_is_what_the_update_finds(batch):
     """Log-probabilities made for later updates of a rollout, by the other program: the ratio is 1 but for rounding."""
     merge, trainable, _, frozen, *_ = ours()

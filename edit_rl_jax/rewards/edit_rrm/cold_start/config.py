@@ -120,9 +120,9 @@ class Config:
         return Chat.of(self.services[part.endpoint], at.model, sampling | at.extra)
 
 
-def read(file: Path) -> Config:
-    """Reads a config. Relative paths in it are relative to its folder. Raises ConfigError naming file and key,
-    JSONError, OSError."""
+def read(file: Path, principles_only: bool = False) -> Config:
+    """Reads a config. Relative paths in it are relative to its folder. principles_only: as `from_mapping` has it.
+    Raises ConfigError naming file and key, JSONError, OSError."""
     if file.suffix == ".json":
         found = json_files.read_object(file)
     elif file.suffix == ".toml":
@@ -132,12 +132,17 @@ def read(file: Path) -> Config:
             raise ConfigError(f"{file}: {error}") from None
     else:
         raise ConfigError(f"{file}: .toml or .json wanted")
-    return from_mapping(found, str(file), file.parent)
+    return from_mapping(found, str(file), file.parent, principles_only)
 
 
-def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path | None = None) -> Config:
-    """Makes a config of what a file holds. Raises ConfigError."""
+def from_mapping(
+    found: Mapping[str, Any], where: str = "config", folder: Path | None = None, principles_only: bool = False
+) -> Config:
+    """Makes a config of what a file holds. principles_only: without candidates and verifier, whether or not the file
+    has them. Raises ConfigError."""
     _known(found, ["endpoints", "principles", "candidates", "verifier", "filter", "min_accuracy"], where)
+    if principles_only:
+        found = {**found, "candidates": [], "verifier": {"record": True}}
     endpoints = _table(found.get("endpoints", {}), f"{where}, 'endpoints'")
     services = {name: _section(EndPoint, told, f"{where}, 'endpoints.{name}'") for name, told in endpoints.items()}
     principles = _section(Principles, found.get("principles"), f"{where}, 'principles'", folder)
@@ -147,7 +152,7 @@ def from_mapping(found: Mapping[str, Any], where: str = "config", folder: Path |
         if name not in CATEGORIES or not good or not 0 <= span[0] <= span[1]:
             raise ConfigError(f"{where}, 'principles.wanted.{name}': a category with [least, most] is wanted")
     rows = found.get("candidates")
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not (rows or principles_only):
         raise ConfigError(f"{where}, 'candidates': a list of at least one is wanted")
     candidates = []
     for n, row in enumerate(rows):

@@ -46,9 +46,9 @@ def spent(config: Config, journal: Journal) -> dict[str, Any]:
 
 def estimate(
     config: Config,
-    edits: Iterable[writers.Asking],
+    edits: Iterable[writers.Instructed],
     counts: Mapping[str, Count] | None = None,
-    left: Callable[[writers.Asking], Iterable[tuple[str, str]]] | None = None,
+    left: Callable[[writers.Instructed], Iterable[tuple[str, str]]] | None = None,
 ) -> dict[str, Any]:
     """Returns requests, tokens and costs that are still to come, roughly: text by its letters, images by their pixels,
     replies by the mean length of those in the journal, else as half their limit. A filter is taken to keep all.
@@ -58,7 +58,9 @@ def estimate(
     groups, n, text, image, source = set(), 0, 0.0, 0.0, 0.0
     first, unasked = {}, defaultdict(set)
     for record in edits:
-        sizes = [width * height / PIXELS for width, height in (image_size(i) for i in (record.source, record.edited))]
+        edited = getattr(record, "edited", ())  # one, a preference's two, or none yet
+        images = (record.source, *((edited,) if isinstance(edited, bytes) else edited))
+        sizes = [width * height / PIXELS for width, height in map(image_size, images)]
         n, text, image = n + 1, text + len(record.instruction) / LETTERS, image + sum(sizes)
         if (name := principles_id(record.source, record.instruction)) not in groups:
             groups.add(name)

@@ -12,7 +12,7 @@ from edit_rl_jax.rewards.cache import content_id
 from edit_rl_jax.rewards.edit_rrm.cold_start.config import Filter as Part
 from edit_rl_jax.rewards.edit_rrm.cold_start.journal import Journal, Wanted
 from edit_rl_jax.rewards.edit_rrm.entries import entries
-from edit_rl_jax.rewards.edit_rrm.writers import Asking
+from edit_rl_jax.rewards.edit_rrm.writers import Instructed
 from edit_rl_jax.rewards.editscore.prompts import check_instruction
 from edit_rl_jax.rewards.serving.chat import Asked, Chat, Text, to_messages
 
@@ -47,11 +47,11 @@ class Filter:
         own = {"text": hashlib.sha256(TEXT.encode()).hexdigest(), "attempts": part.attempts, "seed": part.seed}
         self.settings = {"by": part.endpoint, **chat.fields, **own}
 
-    def id(self, record: Asking) -> str:
+    def id(self, record: Instructed) -> str:
         """Names the question about a record."""
         return content_id("hard", self.settings, record.source, record.instruction)
 
-    def wanted(self, record: Asking) -> Wanted:
+    def wanted(self, record: Instructed) -> Wanted:
         """Returns what is to be asked about a record."""
 
         def ask(stop: threading.Event, asked: Asked) -> Text:
@@ -61,12 +61,12 @@ class Filter:
 
         return Wanted(self.id(record), "filter", record.key, ask)
 
-    def messages(self, record: Asking) -> list[dict[str, Any]]:
+    def messages(self, record: Instructed) -> list[dict[str, Any]]:
         """Makes the question. Raises ValueError for an empty instruction."""
         start = f"<|im_start|>user\n{TEXT.format(check_instruction(record.instruction))}\n<|vision_start|>"
         return to_messages((start, record.source, "<|vision_end|><|im_end|>\n<|im_start|>assistant\n"))
 
-    def rejects(self, record: Asking, journal: Journal) -> str | None:
+    def rejects(self, record: Instructed, journal: Journal) -> str | None:
         """Returns why a record is left out, "" where that is not known yet; None for one that stays."""
         text = journal.get(self.id(record))
         if text is None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.data.principles import Principles, principles_id, to_json
+from edit_rl_jax.data.errors import RecordError
+from edit_rl_jax.data.principles import Principles, from_json, principles_id, to_json
 from edit_rl_jax.data.records import CATEGORIES, VerifierRecord, group_id
 from edit_rl_jax.rewards.cache import content_id
 from edit_rl_jax.rewards.edit_rrm import replies
@@ -19,7 +20,7 @@ from edit_rl_jax.rewards.edit_rrm.cold_start.candidates import ByEndPoint, ByMod
 from edit_rl_jax.rewards.edit_rrm.cold_start.config import Config
 from edit_rl_jax.rewards.edit_rrm.cold_start.journal import Journal, Wanted, kind
 from edit_rl_jax.rewards.edit_rrm.selection import Candidate, accuracy, right_by_category, select
-from edit_rl_jax.rewards.edit_rrm.writers import Asking, Cached, EndPoint, FromFile, NotWritten, Stored
+from edit_rl_jax.rewards.edit_rrm.writers import Asking, Cached, EndPoint, FromFile, Instructed, NotWritten, Stored
 from edit_rl_jax.rewards.serving.chat import Asked, Text, to_messages
 
 OPEN, JOURNAL = "no answer yet", "journal.jsonl"
@@ -56,11 +57,8 @@ class Maker:
 
     def gather(self, records: Sequence[Asking]) -> None:
         """Asks everything about records that is not known yet. Raises ServiceError; ValueError of an own model."""
-        if self.filter:
-            self._ask((self.filter.wanted(r) for r in records), "instructions")
-            records = [r for r in records if self.filter.rejects(r, self.journal) is None]
-        self._ask((self._wanted_principles(r) for r in records if self.principles.known(r) is None), "principles")
-        items = [(r, p) for r in records if (p := self.principles.known(r)) is not None]
+        self.gather_principles(records)
+        items = [(r, p) for r in records if not self.line(r)["rejected"] and (p := self.principles.known(r))]
         asked = [c for c in self.candidates if isinstance(c, ByEndPoint)]
         self._ask((w for item in items for c in asked for w in c.wanted(item)), "candidates")
         for own in (c for c in self.candidates if isinstance(c, ByModel)):
@@ -70,6 +68,13 @@ class Maker:
                     self.journal.add([e for e in entries if e["id"] not in self.journal])
         if self.verifier:
             self._ask((w for item in items if (w := self._wanted_gold(item)) is not None), "gold verdicts")
+
+    def gather_principles(self, records: Sequence[Instructed]) -> None:
+        """Asks for the principles of what the filter leaves, where they are not known yet. Raises ServiceError."""
+        if self.filter:
+            self._ask((self.filter.wanted(r) for r in records), "instructions")
+            records = [r for r in records if self.filter.rejects(r, self.journal) is None]
+        self._ask((self._wanted_principles(r) for r in records if self.principles.known(r) is None), "principles")
 
     def left(self, record: Asking) -> Iterator[tuple[str, str]]:
         """Yields (whose reply, id) of what is still to be asked about a record, as far as the journal tells."""
@@ -93,7 +98,7 @@ class Maker:
     def _ask(self, wanted: Iterable[Wanted], doing: str) -> None:
         self.journal.ask(wanted, self.at_once, doing, self.progress)
 
-    def _wanted_principles(self, record: Asking) -> Wanted:
+    def _wanted_principles(self, record: Instructed) -> Wanted:
         def ask(stop: threading.Event, asked: Asked) -> Text:
             try:
                 self.principles.write(record, stop, asked)
@@ -103,7 +108,7 @@ class Maker:
 
         return Wanted(self._principles_id(record), costs.PRINCIPLES, record.key, ask)
 
-    def _principles_id(self, record: Asking) -> str:
+    def _principles_id(self, record: Instructed) -> str:
         return content_id(self.principles.settings(), principles_id(record.source, record.instruction))
 
     def _readings(self, item: Item) -> list[tuple[str, int, replies.Reply | None]]:
@@ -135,23 +140,25 @@ class Maker:
 
         return Wanted(content_id("gold", how, *about), costs.GOLD, record.key, ask)
 
+    def line(self, record: Instructed) -> dict[str, Any]:
+        """Tells what became of a record's principles: key, group, why it is "rejected" ("" where it is not), and their
+        number where there are some."""
+        found = {"key": record.key, "group": record.group or group_id(record.source, record.instruction)}
+        if self.filter and (reason := self.filter.rejects(record, self.journal)) is not None:
+            return found | {"rejected": reason or OPEN}
+        if (principles := self.principles.known(record)) is not None:
+            return found | {"rejected": "", "principles": len(principles)}
+        text = self.journal.get(self._principles_id(record))
+        return found | {"rejected": OPEN if text is None else f"principles: {text.problem}"}
+
     def made(self, record: Asking) -> Made:
         """Puts together what the journal has about a record."""
-        line: dict[str, Any] = {
-            "key": record.key,
-            "group": record.group or group_id(record.source, record.instruction),
-            "rejected": "",
-            "chosen": None,
-            "candidates": [],
-        }
+        line: dict[str, Any] = self.line(record) | {"chosen": None, "candidates": []}
         no = lambda reason: Made(line | {"rejected": reason})
-        if self.filter and (reason := self.filter.rejects(record, self.journal)) is not None:
-            return no(reason or OPEN)
         principles = self.principles.known(record)
-        if principles is None:
-            text = self.journal.get(self._principles_id(record))
-            return no(OPEN if text is None else f"principles: {text.problem}")
-        item, line["principles"] = (record, principles), len(principles)
+        if line["rejected"] or principles is None:
+            return Made(line)
+        item = (record, principles)
         read = self._readings(item)
         for writer, number, reply in read:
             problem = OPEN if reply is None else reply.problem
@@ -169,11 +176,12 @@ class Maker:
         """The gold verdicts, or why there are none."""
         record, principles = item
         if self.verifier is None:
-            if not isinstance(record, VerifierRecord) or record.verdicts is None:
+            own, verdicts = _stored(record)
+            if verdicts is None:
                 return "gold: the record has no verdicts"
-            if record.principles != principles:
+            if own != principles or len(verdicts) != len(own):
                 return "gold: the record's verdicts are on other principles"
-            return gold.Gold(record.verdicts, ("",) * len(principles))
+            return gold.Gold(verdicts, ("",) * len(principles))
         wanted = self._wanted_gold(item)
         text = self.journal.get(wanted.id) if wanted else None
         if text is None:
@@ -195,10 +203,7 @@ class Maker:
         line |= {"gold": gold.described(principles, found), "chosen": best}
         if told["accuracy"] < self.config.min_accuracy:
             return Made(line | {"rejected": "accuracy: the best candidate's is below min_accuracy"})
-        try:
-            reply = replies.write(read[best].reasoning, principles, chosen.verdicts, chosen.score)
-        except ValueError as error:
-            return Made(line | {"rejected": f"reply: {error}"})
+        reply = replies.write(read[best].reasoning, principles, chosen.verdicts, chosen.score)
         about = {"writer": told["writer"], "number": told["number"], "accuracy": told["accuracy"]}
         made = VerifierRecord(
             key=record.key,
@@ -227,10 +232,30 @@ def _writer(config: Config) -> Any:
     return EndPoint(config.chat(part), part.endpoint, exemplars=part.exemplars or None, **how)
 
 
+def _stored(record: Asking) -> tuple[Principles, tuple[int, ...] | None]:
+    """The principles that a record has, and its verdicts on them; None where there are none, or not each is 0 or 1."""
+    if isinstance(record, VerifierRecord):
+        return record.principles, record.verdicts
+    try:
+        own, verdicts = from_json(record.key, record.meta.get("principles")), record.meta.get("verdicts")
+    except RecordError:
+        return (), None
+    good = isinstance(verdicts, list | tuple) and all(type(v) is int and v in (0, 1) for v in verdicts)
+    return own, tuple(verdicts) if good else None
+
+
 def _reply(text: Text, principles: Principles) -> replies.Reply:
+    """What was read of a reply; one that cannot be learnt from as it is, for its reasoning, is not valid either."""
     if text.problem:
         return replies.Reply(None, (None,) * len(principles), None, "", text.text, text.problem)
-    return replies.parse(text.text, principles)
+    read = replies.parse(text.text, principles)
+    if read.valid:
+        row = _candidate(read)
+        try:
+            replies.write(read.reasoning, principles, row.verdicts, row.score)
+        except ValueError as error:
+            return dataclasses.replace(read, problem=f"reply: {error}")
+    return read
 
 
 def _candidate(reply: replies.Reply) -> Candidate:
