@@ -40,8 +40,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if need < 1 or need > len(devices):
         raise ShardingError(f"mesh {dict(zip(names, sizes))} needs {need} devices, there are {len(devices)}")
     devices = devices[:need]
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if slices > 1 and names[0] == "data" and sizes[0] % slices == 0:
+    slices = slices_of(devices)
+    if slices > 1:
+        if names[0] != "data" or sizes[0] % slices:
+            has = dict(zip(names, sizes)).get("data", 1)
+            raise ShardingError(f'{slices} slices: "data", which is {has}, has to be a multiple of {slices}')
         inner = [sizes[0] // slices, *sizes[1:]]
         array = mesh_utils.create_hybrid_device_mesh(inner, [slices] + [1] * (len(sizes) - 1), devices)
     elif names[0] == "data" and _within_hosts(devices, math.prod(sizes[1:])):
@@ -53,10 +56,19 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(array, names, axis_types=(AxisType.Auto,) * len(names))
 
 
+def slices_of(devices: Sequence[Any]) -> int:
+    """Counts the slices that devices lie on."""
+    return len({getattr(d, "slice_index", 0) for d in devices})
+
+
 def _within_hosts(devices: Sequence[Any], copy: int) -> bool:
     """Whether each host of several can hold whole copies of `copy` devices: its own devices then stand together."""
     hosts = collections.Counter(d.process_index for d in devices)
     return len(hosts) > 1 and all(n % copy == 0 for n in hosts.values())
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(k) for k in range(1, min(n, 1024) + 1) if n % k == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Rules:
                 else:
                     raise ShardingError(
                         f"{name}: dimension {i} ({logical}, {units} units of {tuple(shape)}) does not divide over "
-                        f"{'x'.join(want)}={parts}"
+                        f"{'x'.join(want)}={parts}; it does over {_divisors(units)}"
                     )
             for a in want:
                 if a in used:

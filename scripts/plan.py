@@ -45,6 +45,8 @@ from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = ROOT / "benchmarks/plans"
+MOST_OF_A_HOST = 8  # chips
+SEVERAL_HOSTS = "score: one process over all chips, which no script does over several hosts: it shows that it would fit"
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
@@ -84,6 +86,15 @@ def parse(argv):
     args = parser.parse_args(rest)
     if not args.all and not (args.config and args.topology):
         parser.error("--config and --topology are wanted, or --all")
+    default = parser.get_default
+    if args.all:
+        said = [k for k in ("config", "topology", "slices", "job", "slots", "buckets", "prices", "json", "search")]
+        said = [f"--{k}" for k in said if getattr(args, k) != default(k)] + [f"--config.{k}" for k in overrides]
+        if said:
+            parser.error(f"{said[0]} has no say in --all, which plans every preset as it is")
+    for name, job in (("slots", "score"), ("buckets", "train")):
+        if getattr(args, name) != default(name) and args.job != job:
+            parser.error(f"--{name} is of --job {job}")
     if args.quick and args.search:
         parser.error("--search tries layouts quickly by itself")
     if args.quick and args.all and Path(args.output).resolve() == WHOLE:
@@ -104,10 +115,13 @@ def plan(args, overrides) -> dict:
     job = args.job if "rl" not in config else "gcpo" if "pairs" in config.rl else "rl"
     facts = {"overrides": overrides, "rows": config.rows, "accum": config.get("accum", 1)}
     facts |= {"remat": config.model.remat, "trainable": config.model.trainable}
+    assumed = [*predict.ASSUMPTIONS, host.ASSUMPTIONS, *([predict.QUICK] if args.quick else [])]
     if job == "score":
         judge = judges.kind(config.objective) if config.objective in judges.JUDGES else None
         engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices, judge=judge)
         jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
+        if len(devices) > MOST_OF_A_HOST:
+            assumed.append(SEVERAL_HOSTS)
     elif job == "gcpo":
         jobs = gcpo.jobs(config, chip, devices)
     elif job == "rl":
@@ -131,7 +145,7 @@ def plan(args, overrides) -> dict:
         **facts,
         "usd_per_chip_hour": price,
         "programs": programs,
-        "assumptions": [*predict.ASSUMPTIONS, host.ASSUMPTIONS, *([predict.QUICK] if args.quick else [])],
+        "assumptions": assumed,
     }
 
 
@@ -149,6 +163,10 @@ def search(args, overrides) -> int:
     command = [sys.executable, __file__, "--config", args.config, "--topology", args.topology]
     command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
     families, results = searching.candidates(batch, len(devices), args.slices), {}
+    if not families:
+        least = len(devices) // searching.TENSOR[-1]
+        said = f"{batch} rows an update divide over no mesh of {len(devices)} chips"
+        raise ConfigError(f"{said}: config.rows x accum wants multiples of {least}")
     with tempfile.TemporaryDirectory() as folder:
         for found in searching.search(command, families, Path(folder), args.minutes * 60):
             how = " (whole)" if found["whole"] else ""

@@ -264,6 +264,38 @@ def test_rl_of_a_verifier_is_planned_over_a_host_and_over_all():
     assert answers < jobs["update"].beside["engine's stores"] < 10 * answers
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--all", "--config", "x.py"], "--config has no say in --all"),
+        (["--all", "--slices", "2"], "--slices has no say in --all"),
+        (["--all", "--config.rows=1"], "--config.rows has no say in --all"),
+        (["--config", "x.py", "--topology", "v5e:4x4", "--slots", "3"], "--slots is of --job score"),
+        (
+            ["--config", "x.py", "--topology", "v5e:4x4", "--job", "edit", "--buckets", "all"],
+            "--buckets is of --job train",
+        ),
+    ],
+)
+def test_flags_that_would_have_no_say_are_refused(script, words, said, capsys):
+    with pytest.raises(SystemExit):
+        script.parse(words)
+    assert said in capsys.readouterr().err
+
+
+def test_a_search_that_has_nothing_to_try_says_why(script, capsys):
+    assert script.main(["--config", CONFIG, "--topology", "v5p:8x8x8", "--search"]) == 1
+    assert "32 rows an update divide over no mesh of 512 chips" in capsys.readouterr().err
+
+
+def test_scoring_over_several_hosts_is_told(script, monkeypatch):
+    """No script scores so; the compiler's word is about memory alone."""
+    monkeypatch.setattr(script.scoring, "jobs", lambda *args: iter(()))
+    told = lambda where: script.plan(*script.parse(["--config", CONFIG, "--topology", where, "--job", "score"]))
+    assert script.SEVERAL_HOSTS in told("v5e:4x4")["assumptions"]
+    assert script.SEVERAL_HOSTS not in told("v6e:2x4")["assumptions"]
+
+
 def test_checked_in_plans_fit():
     """The plans of `make plans` that the project promises: each compiled, each under its chip's memory."""
     promised = ("rm_72b__v5p-4x4x4", "rm_7b__v5e-4x4", "rm_7b__v6e-2x4")

@@ -53,6 +53,14 @@ def test_each_record_is_predicted_from_the_others(capsys):
     assert capsys.readouterr().out.count("predicted from the others") == 4
 
 
+def test_prices_of_a_chip_that_is_none_are_refused(tmp_path):
+    file = tmp_path / "prices.toml"
+    for text, said in (("v6E = 1.0", "no chip 'v6E'; chips: v4, v5e"), ("v6e = 0", "above 0")):
+        file.write_text(f"[usd_per_chip_hour]\n{text}\n")
+        with pytest.raises(ValueError, match=said):
+            predict.prices(file)
+
+
 def test_time_and_price_by_hand():
     chip = chips.CHIPS["v6e"]
     flops = {"convolution": 10**15, "kernel": 10**14}

@@ -25,7 +25,9 @@ def test_candidates_keep_the_batch_and_divide_the_mesh():
             assert c.rows * c.accum == 32 and c.rows % (c.mesh["data"] * c.mesh["fsdp"]) == 0
             assert c.mesh["data"] * c.mesh["fsdp"] * c.mesh["tensor"] == 16
     assert {f[0].mesh["tensor"] for f in families} == {1, 2, 4, 8}
-    assert all(f[0].mesh["data"] == 2 for f in search.candidates(32, 16, slices=2))
+    assert {f[0].mesh["data"] for f in families} == {1, 2, 4, 8}  # replicas within the slice, after those without
+    assert [f[0].mesh["data"] for f in families] == sorted(f[0].mesh["data"] for f in families)
+    assert {f[0].mesh["data"] for f in search.candidates(32, 16, slices=2)} == {2, 4, 8}
     assert {f[0].mesh["tensor"] for f in search.candidates(4, 16)} == {4, 8}  # 4 rows are not split over 16 or 8
 
 
@@ -49,7 +51,7 @@ with open(sys.argv[sys.argv.index("--json") + 1], "w") as f:
 
 
 def test_each_family_ends_with_the_first_that_fits(tmp_path):
-    families = search.candidates(16, 4, policies=POLICIES)
+    families = [f for f in search.candidates(16, 4, policies=POLICIES) if f[0].mesh["data"] == 1]
     families.sort(key=lambda f: f[0].mesh["tensor"] == 2)
     results = list(search.search([sys.executable, "-c", PLAN], families, tmp_path, seconds=12.0))
     whole = [r for r in results if r["whole"]]
@@ -89,7 +91,7 @@ def test_each_family_ends_with_the_first_that_fits(tmp_path):
 def test_what_fits_quickly_only_gives_way_to_its_next_split(tmp_path):
     """The whole compilation has the last word: 8 rows at once were refused by it, 4 are what is left."""
     stub = PLAN.replace("sys.exit(2)", "sys.exit(2)\nif rows == 8 and '--quick' not in sys.argv:\n    sys.exit(2)")
-    (family,) = [f for f in search.candidates(8, 4, policies=POLICIES[1:]) if f[0].mesh["tensor"] == 1]
+    (family,) = [f for f in search.candidates(8, 4, policies=POLICIES[1:]) if f[0].mesh["fsdp"] == 4]
     results = list(search.search([sys.executable, "-c", stub], [family], tmp_path, seconds=30.0))
     said = [(r["candidate"]["rows"], r["whole"], r["status"]) for r in results]
     assert said == [(8, False, "fits"), (8, True, "does not fit"), (4, True, "fits")]

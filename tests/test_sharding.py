@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, PartitionSpec
+from ml_collections import ConfigDict
 
 from edit_rl_jax.nn.params import Frozen, Init, LoRAConfig, Trainable
 from edit_rl_jax.sharding import (
@@ -21,6 +22,7 @@ from edit_rl_jax.sharding import (
     shard,
     shardings,
 )
+from edit_rl_jax.training import on_mesh
 from edit_rl_jax.vlm.text import TextModel
 
 from .vlm.qwen2_5_vl.tiny import CONFIG, batch, jit, sample, tiny
@@ -111,12 +113,46 @@ def test_make_mesh():
         make_mesh({"model": 2})
 
 
+class Device:
+    """Of a slice of several."""
+
+    platform, device_kind, process_index = "tpu", "TPU v6 lite", 0
+
+    def __init__(self, i):
+        self.id, self.slice_index = i, i // 4
+        self.coords, self.core_on_chip = (i % 2, i % 4 // 2, 0), 0
+
+
+def test_a_mesh_over_slices():
+    """Along "data" alone do they lie; a preset, and what takes the devices left, is of each slice."""
+    config = lambda topology="", **mesh: ConfigDict(
+        {
+            "topology": topology,
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1} | mesh,
+            "mesh_presets": {"v6e:2x2": {"fsdp": 4}},
+        }
+    )
+    devices = [Device(i) for i in range(8)]
+    for c in (config(), config("v6e:2x2"), config(data=2)):
+        mesh = on_mesh.make_mesh(c, devices)
+        assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1} or dict(mesh.shape) == {"data": 2, "fsdp": 4}
+        slices = [{d.slice_index for d in part.flat} for part in mesh.devices]
+        assert slices == [{0}, {1}]
+    assert on_mesh.make_mesh(config(tensor=2), devices).shape["fsdp"] == 2
+    for c in (config(fsdp=8), config(data=1, fsdp=4, tensor=2)):
+        with pytest.raises(ShardingError, match='2 slices: "data", which is 1, has to be a multiple of 2'):
+            on_mesh.make_mesh(c, devices)
+
+
 def test_rules_name_the_tensor():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     spec = lambda *a, rules=DEFAULT_RULES: rules.spec("layer.kernel", *a, mesh)
     assert spec((16, 6), ("batch", "mlp")) == PartitionSpec(("data", "fsdp"), "tensor")
     for args, message in [
-        (((3, 8), ("embed", "mlp")), "layer.kernel: dimension 0 .embed.* does not divide over fsdp=2"),
+        (
+            ((3, 8), ("embed", "mlp")),
+            "layer.kernel: dimension 0 .embed.* does not divide over fsdp=2; it does over 1, 3$",
+        ),
         (((8, 8), ("heads", "mlp")), "layer.kernel: dimensions 0 and 1 .* both want mesh axis 'tensor'"),
         (((8, 24), ("embed", ("heads", 3))), "layer.kernel: dimension 1 .heads, 3 units"),
         (((8,), ("embed", "mlp")), "layer.kernel: shape"),

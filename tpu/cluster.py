@@ -242,7 +242,9 @@ class Pod:
         self.launch()
 
     def launch(self):
-        self.all_hosts("running", ("launch", *self.c.environment, *self.c.command, "--workdir", self.c.workdir))
+        trains = Path(self.c.command[0]).name.startswith("train_")  # others have no workdir
+        workdir = ("--workdir", self.c.workdir) if trains else ()
+        self.all_hosts("running", ("launch", *self.c.environment, *self.c.command, *workdir))
 
     @contextlib.contextmanager
     def packed(self):

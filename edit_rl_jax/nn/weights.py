@@ -5,7 +5,10 @@
 """
 
 import dataclasses
+import fnmatch
+import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
@@ -84,7 +88,10 @@ def _order(path: Sequence[str], ndim: int) -> tuple[int, ...]:
 def local_folder(
     path_or_hub_id: str | Path, revision: str | None = None, allow: Sequence[str] = ("*.json", "*.safetensors")
 ) -> Path:
-    """A local folder as it is, or the snapshot of a hub id: the files that `allow` names only, no code."""
+    """A local folder as it is, a copy of one in a bucket (`gs://...`), or the snapshot of a hub id: the files that
+    `allow` names only, no code. Raises FileNotFoundError."""
+    if "://" in str(path_or_hub_id):
+        return _copied(str(path_or_hub_id).rstrip("/"), allow)
     if Path(path_or_hub_id).is_dir():
         return Path(path_or_hub_id)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)):
@@ -92,6 +99,36 @@ def local_folder(
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=list(allow)))
+
+
+def _copied(url: str, allow: Sequence[str]) -> Path:
+    """The copy of a bucket's folder on this machine's disk, by what stands there: it is made once."""
+    there, files = epath.Path(url), []
+    folders = [there] if there.is_dir() else []
+    while folders:
+        for one in folders.pop().iterdir():
+            name = str(one).removeprefix(str(there)).strip("/")
+            if one.is_dir():
+                folders.append(one)
+            elif any(fnmatch.fnmatch(name, pattern) for pattern in allow):
+                files.append((name, one, one.stat()))
+    if not files:
+        raise FileNotFoundError(f"{url} is no folder with {', '.join(allow)}")
+    state = sorted((name, stat.length, stat.mtime) for name, _, stat in files)
+    digest = hashlib.sha256(json.dumps([url, state]).encode()).hexdigest()[:16]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edit_rl_jax" / "folders" / digest
+    target = home / url.rpartition("/")[2]
+    if not target.is_dir():
+        part = home.with_name(f"{digest}.{os.getpid()}")
+        for name, file, _ in files:
+            (part / target.name / name).parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as source, (part / target.name / name).open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 24)
+        try:
+            part.rename(home)
+        except OSError:  # another process was first
+            shutil.rmtree(part)
+    return target
 
 
 def flatten(state) -> tuple[list[tuple[str, ...]], list[nnx.Variable], Any]:

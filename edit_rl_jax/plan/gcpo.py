@@ -56,4 +56,5 @@ def jobs(
         lowered = lower(program.update, program.state, program.frozen, program.batch, *args)
     stores = resident(scoring.abstract_stores(policy, sizes))
     on_host = host.memory(program.frozen, program.state)
-    yield Job("update", lowered, len(devices), {"engine's stores": stores}, mesh=program.mesh, host=on_host)
+    items, beside = (2 * r.pairs * r.group // r.updates, "replies"), {"engine's stores": stores}
+    yield Job("update", lowered, len(devices), beside, mesh=program.mesh, items=items, host=on_host)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edit_rl_jax.chips import Chip
+from edit_rl_jax.chips import CHIPS, Chip
 from edit_rl_jax.plan import records
 
 PRICES = Path(__file__).with_name("prices.toml")
@@ -30,6 +30,8 @@ def prices(file: str | Path = PRICES) -> dict[str, float]:
         found = tomllib.loads(Path(file).read_text())["usd_per_chip_hour"]
         if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in found.values()):
             raise ValueError("a price is a number above 0")
+        if unknown := sorted(found.keys() - CHIPS.keys()):
+            raise ValueError(f"no chip '{unknown[0]}'; chips: {', '.join(CHIPS)}")
     except (OSError, KeyError, AttributeError, ValueError) as e:
         raise ValueError(f"{file}: no table [usd_per_chip_hour] of chip = price: {e}") from e
     return {name: float(v) for name, v in found.items()}

@@ -16,6 +16,7 @@ from typing import Any
 
 QUICK_SHARE = 0.7  # of the time, for trying layouts quickly
 MARGIN = 1.05  # of what a quick compilation says of computation and links
+TENSOR = (1, 2, 4, 8)
 POLICIES = ("gate_up", "feed_forward", "gate", "attention", "nothing_saveable")  # what is tried first saves more
 
 
@@ -44,12 +45,15 @@ class Candidate:
 def candidates(batch: int, devices: int, slices: int = 1, policies: Sequence[str] = POLICIES) -> list[list[Candidate]]:
     """Lists what there is to try, a family for each mesh and policy, the fewest microbatches first in each.
 
-    batch: rows of one update (rows x accum of the config), which stays. slices go to "data"; "tensor" is 1 to 8.
+    batch: rows of one update (rows x accum of the config), which stays. "data" is the number of slices first, then
+    replicas within them; "tensor" one of TENSOR.
     """
+    copies = [slices * 2**k for k in range(12) if slices * 2**k <= devices]
     meshes = [
-        {"data": slices, "fsdp": devices // slices // t, "tensor": t}
-        for t in (1, 2, 4, 8)
-        if devices % (slices * t) == 0
+        {"data": data, "fsdp": devices // data // t, "tensor": t}
+        for data in copies
+        for t in TENSOR
+        if devices % (data * t) == 0 and (data == slices or devices > data * t)
     ]
     families = []
     for mesh in meshes:

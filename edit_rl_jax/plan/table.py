@@ -21,7 +21,8 @@ def _program(p: Mapping[str, Any], devices: int) -> Iterator[str]:
     yield row("peak", m["peak"], "a device")
     for what, size in m["beside"].items():
         yield row("beside it", size, f"of {what}")
-    yield row("together", m["together"], f"of {m['usable_hbm'] / GIB:.2f} usable: it fits")
+    near = ", by less than the 8% that plans have been too low by" if m["together"] > 0.92 * m["usable_hbm"] else ""
+    yield row("together", m["together"], f"of {m['usable_hbm'] / GIB:.2f} usable: it fits{near}")
     for kind in ("arguments", "temporaries", "outputs", "aliased"):
         yield row(kind, m[kind], "")
         if kind == "arguments":

@@ -23,10 +23,14 @@ reference moves."""
 def make_mesh(config: Any, devices: Any = None) -> Mesh:
     """Makes the mesh of `config.mesh`, or of the preset that `config.topology` names; -1 takes the devices left.
 
-    Raises ShardingError when the devices are not all used: an idle device is a mistake.
+    A preset is of one slice: of several each has one, "data" times as many in all; so has a mesh with a -1 and no
+    "data" of its own. Raises ShardingError when the devices are not all used: an idle device is a mistake.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (config.mesh_presets[config.topology] if config.topology else config.mesh).to_dict()
+    data, slices = shape.get("data", 1), sharding.slices_of(devices)
+    if slices > 1 and (config.topology or data == 1 and -1 in shape.values()):
+        shape["data"] = data * slices
     mesh = sharding.make_mesh({k: v for k, v in shape.items() if k != "data" or v != 1}, devices)
     if mesh.size != len(devices):
         raise sharding.ShardingError(f"mesh {dict(mesh.shape)} uses {mesh.size} of {len(devices)} devices")

@@ -153,6 +153,8 @@ class Session:
             values = values | {"bad_steps": self.guard.total, "failed_saves": self._saver.failed}
             self._writer.write(step, values)
             self._progress.show(step, values)
+        if step == 1:
+            self._keep_compiled()  # a spot slice may be lost before the first save
 
     def due(self, step: int, out: Any) -> bool:
         """Says whether to save after this step, whose results are `out`; every process asks it once a step."""

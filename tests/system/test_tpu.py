@@ -4,6 +4,7 @@
 """
 
 import collections
+import importlib.util
 import os
 import re
 import shutil
@@ -187,6 +188,9 @@ def test_dry_run_prints_every_command(cluster):
     words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command[10:]}"], capture_output=True, text=True)
     job = ["A=--b --c", *COMMAND, "--workdir", "gs://b/runs/r7"]
     assert words.stdout.split("\0")[:-1] == ["bash", "host.sh", "launch", "r7", *job]
+    assert importlib.util.find_spec("gcsfs"), "the extra [tpu] does not bring what reads gs://"
+    _, out, _ = ran("launch", cluster(), "--dry-run", "--", "scripts/score.py", "--input", "x", env=env)
+    assert "scripts/score.py --input x'" in out and "--workdir" not in out  # it has none
     for settings, parts in (
         (
             {"capacity": "flex-start", "hours": 10},
