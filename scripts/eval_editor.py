@@ -132,9 +132,15 @@ def by_pixels(args) -> dict:
     return editworld.run(sampler, args.output, edit_seed=args.edit_seed, about=about, **how)
 
 
+def name_of(path: str) -> str:
+    """A folder's name, with that of its parent where it is one that all exports and folders of edits have."""
+    path = Path(path).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("model", "images", "gpt4o") else path.name
+
+
 def evaluate(args) -> dict:
     named = args.editor or args.images or args.predictions
-    how = dict(editor=args.name or Path(named).resolve().name, part=args.part, revision=args.revision, data=args.data)
+    how = dict(editor=args.name or name_of(named), part=args.part, revision=args.revision, data=args.data)
     if args.predictions:
         how |= dict(judge=args.judge_name or "recorded", images=args.images, predictions=args.predictions)
         return judged.run(args.benchmark, args.output, **how)
@@ -155,9 +161,7 @@ def evaluate(args) -> dict:
         how |= dict(judge="oracle", judging=by_oracle)
     else:
         judge = Cached(judge_flags.from_arguments(args), home / "cache.jsonl")
-        name = (
-            args.judge_name or args.endpoint_model or (Path(args.model).resolve().name if args.model else args.server)
-        )
+        name = args.judge_name or args.endpoint_model or (name_of(args.model) if args.model else args.server)
         how |= dict(judge=name, judging=judged.by_judge(bench, judge))
         about["judge"] = judge.settings()
     if args.editor:

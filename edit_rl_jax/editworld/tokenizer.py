@@ -46,7 +46,7 @@ def corpus(count: int = 4000, seed: int = 0) -> Iterator[str]:
             yield f'assistant\n{{"reasoning": "{quality}", "score": [{i % 26}, {i * 5 % 26}]}}'
     for task in PROMPTS:
         for example in map(
-            Perception("train", count, seed, resolution=12, mixture={task: 1.0}).__getitem__, range(200)
+            Perception("train", count, seed, resolution=12, mixture={task: 1.0}).__getitem__, range(min(200, count))
         ):
             yield from (p for p in (*example.prompt, example.answer) if isinstance(p, str))
 

@@ -99,6 +99,23 @@ def test_edits_of_the_world_are_worth_what_the_oracle_says(tmp_path):
     assert all(right > 9 and (none is None or none < 4) for right, none in truths) and truths[3][1] is None
 
 
+def test_rows_that_are_none_and_doubled_ones_are_told(tmp_path, caplog):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "x.png").write_bytes(picture(10))
+    row = {"id": "x.png", "prompt": "do it", "edit_type": "add"}
+    rows = {"1": row, "2": row | {"edit_type": "addd"}, "3": row | {"id": "none.png"}}
+    (data / "basic_edit.json").write_text(json.dumps(rows))
+    (tmp_path / "edits/basic").mkdir(parents=True)
+    old = tmp_path / "out/sources/basic_3.png"  # of an earlier call
+    old.parent.mkdir(parents=True)
+    old.write_bytes(picture(20))
+    file = candidates.write("imgedit_bench", data, [tmp_path / "edits"], tmp_path / "out")
+    assert [x["id"] for x in B.read(file)] == ["basic/1", "basic/3"] and not old.exists()
+    told = json.loads((tmp_path / "out/problems.json").read_text())
+    assert sum(e["n"] for e in told.values()) == 2 and "problems.json: " in caplog.text
+
+
 def test_the_world_is_taken_as_it_is_by_its_data_and_as_eval_editor_does():
     given = ["--benchmark", "editworld", "--editor", "e", "--model", "m", "--output", "o"]
     args = script.parse([*given, "--data", "validation-0-64"])

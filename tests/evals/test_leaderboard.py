@@ -107,6 +107,21 @@ def test_a_judge_again_and_two_judges(tmp_path):
     assert side["editor_pairs_ordered_alike"] == "1 of 1"
 
 
+@pytest.mark.parametrize("what", ["judge", "editor"])
+def test_two_of_one_name_are_not_taken_for_one(tmp_path, what):
+    """Every export lies in a folder `model`: what decides the answers, or the edits, has to be the same."""
+    folders = [results(tmp_path / str(n), "a", "model", flat(1, 2, 3, 4)) for n in range(2)]
+    for folder, settings in zip(folders, ({"weights_sha256": "x", "passes": 1}, {"weights_sha256": "y", "passes": 1})):
+        told = json.loads((folder / "eval.json").read_text())
+        (folder / "eval.json").write_text(json.dumps(told | {"about": {what: settings}}))
+    name = {"judge": "model", "editor": "a"}[what]
+    with pytest.raises(ValueError, match=rf"are of different {what}s, both called '{name}' \(weights_sha256\)"):
+        compare.tables([compare.load(f) for f in folders])
+    same = json.loads((folders[0] / "eval.json").read_text())
+    (folders[1] / "eval.json").write_text(json.dumps(same))
+    assert compare.tables([compare.load(f) for f in folders])["drift"]
+
+
 def test_parts_in_folders_of_their_own_stand_together(tmp_path):
     """Whatever the folders' order; what a folder has beside a repeated part counts, too."""
     made = lambda name, editor, judge, part, scores: compare.load(

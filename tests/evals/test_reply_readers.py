@@ -78,6 +78,9 @@ LABELLED = {
     "Prompt Compliance: 4\nVisual Naturalness: 3\nPhysical & Detail Coherence: 3": None,  # of another type
     THREE.format(4, 3, 3) + "\nOn reflection, Prompt Compliance: 2": None,
     "4\n3\n3": None,
+    THREE.format("2 cats missing, so 3", 3, 3): None,
+    THREE.format("\n1. The cat was replaced. Score 4", 3, 3): None,
+    THREE.format("4 cats as asked", 3, 3): (4, 3, 3),
     "I cannot judge people's pictures.": None,
 }
 
@@ -101,6 +104,13 @@ SINGLE = {
     "Score: -1": None,
     "Brief reasoning: 3 cups were removed": None,
     "2 cups and 3 plates": None,
+    "Only 2 of 5 apples were removed": None,
+    "One of 5 lamps is still there": None,
+    "3/5 objects recoloured.": None,
+    "Two of 5 lemons left.\nScore 4": (4,),
+    "5 of 5 spoons replaced, but blur. Final: 3": (3,),
+    "Score 4 apples": None,
+    "It deserves 4 out of 5.": (4,),
     "★★★★☆": None,
     "": None,
 }

@@ -1,6 +1,7 @@
 """Makes candidates for best of N of a benchmark's items: folders of edits, one a sample, with what each is worth."""
 
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.evals.editors import compare, judged
 from edit_rl_jax.evals.editors.world import by_oracle
 from edit_rl_jax.evals.judges.cases import Problems
+
+log = logging.getLogger(__name__)
 
 
 def write(
@@ -32,13 +35,15 @@ def write(
     if measured and len(measured) != len(folders):
         raise ValueError(f"{len(folders)} folders of edits, but {len(measured)} of their results")
     known = [compare.load(f) for f in measured]
-    entries = bench.entries(judged.home_of(name, data)[0], bench.ALIASES.get(part, part) or bench.PARTS[0], problems)
+    part = bench.ALIASES.get(part, part) or bench.PARTS[0]
+    entries = judged.distinct(bench.entries(judged.home_of(name, data)[0], part, problems), {}, problems)
     (home / "sources").mkdir(parents=True, exist_ok=True)
     while chunk := list(itertools.islice(entries, 64)):
         for item, load in chunk:
             line: dict[str, Any] = {"id": item.id, "group": item.group, "instruction": item.instruction}
             line |= {"extras": dict(item.extras)} if item.extras else {}
             file = home / "sources" / f"{item.id.replace('/', '_')}.png"  # by its content it may be JPEG, too
+            file.unlink(missing_ok=True)  # of an earlier call
             try:
                 file.write_bytes(load())
             except RecordError as error:
@@ -53,6 +58,10 @@ def write(
             elif name == "editworld":
                 line["truth"] = [_by_oracle(item, p) for p in found]
             lines.append(line)
+    if problems.found:
+        file = home / "problems.json"
+        file.write_text(json_files.dumps(problems.found) + "\n", encoding="utf-8")
+        log.warning("%s: %s", file, ", ".join(f"{e['n']} {r}" for r, e in problems.found.items()))
     if not lines:
         raise ValueError(f"{data}: no item of {name}")
     out = home / "candidates.jsonl"

@@ -49,7 +49,8 @@ class Results:
     def figure(self, which: str) -> float | None:
         """Returns the official figure of a set, macro over groups."""
         names = self.sets.get(which, ())
-        decimals = benchmark(self.about["benchmark"]).DECIMALS
+        bench = benchmark(self.about["benchmark"])
+        decimals = bench.DECIMALS if self.official == bench.OFFICIAL else None
         return figures.macro([self.value(n) for n in names], [self.items[n].group for n in names], decimals)
 
     def folder_of(self, name: str) -> Path:
@@ -165,10 +166,24 @@ def agreement(pairs: Sequence[tuple[Results, Results]], which: str, seed: int = 
     }
 
 
+def _same_names(results: Sequence[Results]) -> None:
+    """What decides a judge's answers, or an editor's edits, is the same wherever its name is, as far as it was told."""
+    for what in ("judge", "editor"):
+        told: dict[str, Results] = {}
+        for r in results:
+            settings = r.about.get("about", {}).get(what)
+            first = told.setdefault(r.about[what], r) if settings else r
+            if (other := first.about.get("about", {}).get(what)) and other != settings:
+                differ = [k for k in settings.keys() | other.keys() if settings.get(k) != other.get(k)]
+                said = f"are of different {what}s, both called {r.about[what]!r} ({', '.join(sorted(differ))})"
+                raise ValueError(f"{first.folder} and {r.folder} {said}: judge them again with another name")
+
+
 def tables(results: Sequence[Results], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Compares all results of one benchmark: `editors` in pairs by judge, `judges` in pairs over their editors, and
     `drift`, where one editor was judged by one judge twice (the first given is the old one). An editor's parts, judged
-    into folders of their own, stand together."""
+    into folders of their own, stand together. Raises ValueError where two judges, or editors, have one name."""
+    _same_names(results)
     out: dict[str, list[dict[str, Any]]] = {"editors": [], "judges": [], "drift": []}
     by_judge: dict[str, dict[str, Results]] = {}
     for r in results:

@@ -63,12 +63,12 @@ def run(
         for i, (e, image) in enumerate(zip(asked, sources))
         for k in range(samples)
     ]
-    made = sampler.made(wanted, edit_seed)
+    made = sampler.made(wanted, edit_seed)  # of one that is no picture: no success, and no score
     images = [np.zeros_like(e.images[0]) if isinstance(x, EditError) else x for e, x in zip(wanted, made)]
-    scenes, bad = [e.item for e in wanted], sum(isinstance(x, EditError) for x in made)
-    about = {**(about or {}), **({"not_finite": bad} if bad else {})}  # black, and so no success
+    scenes, bad = [e.item for e in wanted], [isinstance(x, EditError) for x in made]
+    about = {**(about or {}), **({"not_finite": sum(bad)} if any(bad) else {})}
     facts = {"benchmark": "editworld", "split": split, "seed": seed, "samples": samples, **about}
-    return _write(output, [asked[i] for i in scenes], [sources[i] for i in scenes], images, scenes, facts)
+    return _write(output, [asked[i] for i in scenes], [sources[i] for i in scenes], images, scenes, facts, bad)
 
 
 def reconstruct(
@@ -100,14 +100,19 @@ def _write(
     images: Sequence[np.ndarray],
     scenes: Sequence[int],
     about: dict[str, Any],
+    bad: Sequence[bool] = (),
 ) -> dict[str, Any]:
-    """Scores images as results of edits; writes and returns the figures."""
+    """Scores images as results of edits; writes and returns the figures. bad: which images are none."""
     verdicts = oracle.score_batch(images, edits)
-    figures = about | table(verdicts, scenes) | {"intervals": "95%, bootstrap over scenes"}
-    by = {t: [i for i, e in enumerate(edits) if e.task == t] for t in world.TASKS}
+    good = [i for i in range(len(verdicts)) if not (bad and bad[i])]
+    if not good:
+        raise ValueError("the editor gives values that are no numbers, in every edit")
     pick = lambda values, at: [values[i] for i in at]
-    figures["by_task"] = {t: table(pick(verdicts, at), pick(scenes, at), short=True) for t, at in by.items() if at}
-    figures["by_dimension"] = {d: _dimension(verdicts, scenes, d) for d in oracle.ENOUGH}
+    told = lambda at, short: table(pick(verdicts, at), pick(scenes, at), short, [i in set(good) for i in at])
+    figures = about | told(range(len(verdicts)), False) | {"intervals": "95%, bootstrap over scenes"}
+    by = {t: [i for i, e in enumerate(edits) if e.task == t] for t in world.TASKS}
+    figures["by_task"] = {t: told(at, True) for t, at in by.items() if at}
+    figures["by_dimension"] = {d: _dimension(pick(verdicts, good), pick(scenes, good), d) for d in oracle.ENOUGH}
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -120,13 +125,17 @@ def _write(
     return figures
 
 
-def table(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], short: bool = False) -> dict[str, Any]:
-    """Share of successes and mean overall score, with intervals over scenes; short: without the latter's."""
-    right = [float(v.is_success) for v in verdicts]
-    overall = [v.overall for v in verdicts]
+def table(
+    verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], short: bool = False, good: Sequence[bool] = ()
+) -> dict[str, Any]:
+    """Share of successes and mean overall score, with intervals over scenes; short: without the latter's. good: which
+    are of images; the others are no success, and have no score."""
+    good = good or [True] * len(verdicts)
+    right = [float(v.is_success and g) for v, g in zip(verdicts, good)]
+    overall = [v.overall for v, g in zip(verdicts, good) if g]
     out = {"success_rate": float(np.mean(right)), "success_rate_ci95": list(interval(right, scenes)), "n": len(right)}
-    out["overall"] = float(np.mean(overall))
-    return out if short else out | {"overall_ci95": list(interval(overall, scenes))}
+    out["overall"] = float(np.mean(overall)) if overall else None
+    return out if short else out | {"overall_ci95": list(interval(overall, [s for s, g in zip(scenes, good) if g]))}
 
 
 def _dimension(verdicts: Sequence[oracle.Verdict], scenes: Sequence[int], name: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def evaluate(bench: Benchmark, items: Sequence[Item], judged: Mapping[str, Judge
     for item in items:
         if not (one := judged[item.id]).valid:
             problems.add(one.problem, item.id, one.detail)
+        elif official not in one.figures:
+            problems.add("no official figure", item.id, f"{official} is wanted, there are {', '.join(one.figures)}")
     by_set, groups = {}, {}
     for name, own in sets(bench, items).items():
         by_set[name], groups[f"by_group_{name.replace(' ', '_')}"] = _tables(bench, own, judged, official, seed)
@@ -49,7 +51,7 @@ def evaluate(bench: Benchmark, items: Sequence[Item], judged: Mapping[str, Judge
     if f"{official}_{FAILED}" in first:
         top[f"official_{FAILED}"] = first[f"{official}_{FAILED}"]
         top[f"official_{FAILED}_ci95"] = first[f"{official}_{FAILED}_ci95"]
-    counts = {"n": len(items), "n_failed": sum(not judged[i.id].valid for i in items)}
+    counts = {"n": len(items), "n_failed": sum(official not in judged[i.id].figures for i in items)}
     counts["n_published"] = {p: n for p, n in bench.COUNTS.items() if any(i.part == p for i in items)}
     absent = {
         p: missing
@@ -73,11 +75,13 @@ def _tables(
         values = np.c_[values, np.nan_to_num(values[:, 0], nan=bench.SCALE[0])]
         columns.append(f"{official}_{FAILED}")
     strata = [i.group for i in items]
+    own = official == bench.OFFICIAL  # a benchmark's rounding is of its own figure
+    decimals = {name: bench.DECIMALS for name in (official, f"{official}_{FAILED}") if own}
     rows = {}
     for group in sorted(set(strata), key=bench.GROUPS[items[0].part].index):
         at = np.array([s == group for s in strata])
-        rows[group] = _row(columns, values[at], [group] * int(at.sum()), bench.DECIMALS, seed)
-    whole = _row(columns, values, strata, bench.DECIMALS, seed)
+        rows[group] = _row(columns, values[at], [group] * int(at.sum()), decimals, seed)
+    whole = _row(columns, values, strata, decimals, seed)
     pooled = values[~np.isnan(values[:, 0]), 0]
     whole[f"{official}_pooled"] = float(pooled.mean()) if len(pooled) else None
     empty = [g for g, row in rows.items() if row[official] is None]
@@ -95,10 +99,12 @@ def macro(values: Sequence[float] | np.ndarray, strata: Sequence[str], decimals:
     return float(np.mean(means)) if means else None
 
 
-def _row(names: Sequence[str], values: np.ndarray, strata: Sequence[str], decimals: int | None, seed: int):
+def _row(
+    names: Sequence[str], values: np.ndarray, strata: Sequence[str], decimals: Mapping[str, int | None], seed: int
+):
     draws, row = macro_draws(values, strata, seed=seed), {}
     for k, name in enumerate(names):
-        row[name] = macro(values[:, k], strata, decimals)
+        row[name] = macro(values[:, k], strata, decimals.get(name))
         ends = percentiles(draws[:, k])
         row[f"{name}_ci95"] = ends and list(ends)
     return row | {"n": len(values), "n_failed": int(np.isnan(values[:, 0]).sum())}

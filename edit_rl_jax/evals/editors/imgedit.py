@@ -99,9 +99,12 @@ def sample(item: Item, scores: Mapping[str, Sequence[float]]) -> dict[str, float
 
 
 def recorded(path: Path, part: str, problems: Problems) -> Iterable[tuple[Item, Judged]] | None:
-    """Reads upstream's `result.json`: a reply's text or `{"error": ...}` by key. Types are the data's."""
+    """Reads upstream's `result.json`: a reply's text or `{"error": ...}` by key. Types are the data's. Raises
+    ValueError for all parts at once."""
     if path.suffix != ".json":
         return None
+    if part == "all":
+        raise ValueError(f"{path.name} is of one part: --part basic or uge")
     found = json_files.read_object(path)
     return ((Item(f"{part}/{key}", key, part, "", ""), _reply(said)) for key, said in found.items())
 

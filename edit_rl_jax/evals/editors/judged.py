@@ -162,7 +162,7 @@ def run(
     judged: dict[str, Judged] = {}
     pictures: dict[str, dict[str, str]] = {}
     with tqdm(desc="judging", unit="edit", disable=None if progress else True) as bar:
-        for chunk in _chunks(_distinct(entries, items, problems)):
+        for chunk in _chunks(distinct(entries, items, problems)):
             ready = []
             for item, load in chunk:
                 if predictions is not None:
@@ -217,7 +217,7 @@ def _upstream(bench: ModuleType, items: Sequence[Item], judged: Mapping[str, Jud
     return found
 
 
-def _distinct(entries: Iterable[Entry], items: dict[str, Item], problems: Problems) -> Iterable[Entry]:
+def distinct(entries: Iterable[Entry], items: dict[str, Item], problems: Problems) -> Iterable[Entry]:
     for item, load in entries:
         if item.id in items:
             problems.add("doubled id", item.id)
@@ -264,7 +264,8 @@ def make_images(
     """Makes the edits that a folder does not hold yet, in upstream's layout, each at its source's size.
 
     An editor chooses the size that it works at, as where none is asked for; what it made is resized to the source's. An
-    edit's noise comes from the item's id, so that it is the same whatever part is asked for.
+    edit's noise comes from the item's id, so that it is the same whatever part is asked for. `made.jsonl` tells of what
+    instruction and source each is.
 
     member: which of an editor's samples they are. revision: of the data. Raises ResumeError where the folder was begun
     with other settings or of other data, BlockingIOError where another process makes them.
@@ -291,15 +292,26 @@ def make_images(
 
 
 def _make(sampler: Any, entries: Iterator[Entry], folder: Path, seed: int, member: int) -> None:
+    from edit_rl_jax.data.resumable import ResumeError, append_lines, whole_lines
     from edit_rl_jax.editors.sampling import Edit as Asked
 
+    told = folder / "made.jsonl"
+    known = {line["file"]: line["of"] for _, line in whole_lines(told)}
     while chunk := list(itertools.islice(entries, 32)):
         asked, files, sizes = [], [], []
         for item, load in chunk:
-            if (folder / item.file).exists():
+            there = (folder / item.file).exists()
+            if there and item.file not in known:  # of an older version
                 continue
             try:
-                image = decode_image(load(), where=item.id)
+                source = load()
+                of = hashlib.sha256(item.instruction.encode() + b"\0" + source).hexdigest()
+                if there and known[item.file] != of:
+                    said = "was made of another source or instruction: take another output"
+                    raise ResumeError(f"{folder / item.file} {said}")
+                if there:
+                    continue
+                image = decode_image(source, where=item.id)
                 number = int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:4], "big") >> 1
                 edit = Asked(item.instruction, (image,), None, number, member, item.id)
                 sampler.check(edit)
@@ -307,13 +319,14 @@ def _make(sampler: Any, entries: Iterator[Entry], folder: Path, seed: int, membe
                 log.warning("not edited: %s", error)
                 continue
             asked.append(edit)
-            files.append(folder / item.file)
+            files.append((folder / item.file, {"file": item.file, "of": of}))
             sizes.append(image.shape[:2])
-        for file, source, image in zip(files, sizes, sampler.made(asked, seed) if asked else ()):
+        for (file, line), size, image in zip(files, sizes, sampler.made(asked, seed) if asked else ()):
             if isinstance(image, RecordError):
                 log.warning("not edited: %s", image)
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
             beside_it = file.with_suffix(".new")
-            beside_it.write_bytes(encode_png(resize(image, *source)))
+            beside_it.write_bytes(encode_png(resize(image, *size)))
+            append_lines(told, [line])
             os.replace(beside_it, file)  # one that stands is whole

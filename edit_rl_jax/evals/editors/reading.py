@@ -15,6 +15,9 @@ _WORDS = {w: float(i) for i, w in enumerate("zero one two three four five six se
 _MARKS = r"""[\s*_`"'“”‘’~>]*+"""  # of bold and quotes, that may stand around a name, a colon or a number
 _NUMBER = rf"""(?P<number>\d++(?:\.\d++)?+|(?:{"|".join(_WORDS)})\b)"""
 _OF = r"(?:[\s*_]*+(?:/|(?:out\s+)?of)[\s*_]*+(?P<of>\d++(?:\.\d++)?+))?+"
+_ALONE_OF = r"[ \t*_]*+(?:/|out[ \t]+of)[ \t*_]*+(?P<of>\d++(?:\.\d++)?+)"  # "of" alone counts things
+_AFTER = r"(?:for|because|since|as|overall|given)\b"  # not things, which "3/5 objects" counts
+_REST = re.compile(r"[)\]}*_`\"' \t]*+(?P<rest>[^\n]*)")  # what stands behind a value on its line
 _TAIL = r"(?P<bad>[*_ \t]*+(?:[-–—~/:]|to\b|or\b)[ \t]*+\d|[\d%,.]\d|[\dA-Za-z%])?+"  # what makes it another number
 _VALUE = rf"(?:[(\[{{<]{_MARKS})?{_NUMBER}(?:\s*+(?:points?|stars?)\b)?+{_OF}{_TAIL}"
 _SPLIT = rf"{_MARKS}(?:\([^()\n]*\))?{_MARKS}(?:score|rating)?{_MARKS}(?:[:：=]|-{{1,2}}>?(?=\s)|–|—|→|is\b|\|){_MARKS}"
@@ -46,7 +49,7 @@ def labelled(text: str, names: tuple[str, ...], low: float, high: float) -> Repl
         return Reply(None, "no score: the reply ends while thinking")
     found = []
     for name in names:
-        values, problem = _values(_pattern(name), answer, low, high)
+        values, problem = _values(_pattern(name), answer, low, high, strict=True)
         if problem or len(values) != 1:
             return Reply(None, f"{name}: {problem or ('no score' if not values else 'two scores that differ')}")
         found += values
@@ -55,7 +58,7 @@ def labelled(text: str, names: tuple[str, ...], low: float, high: float) -> Repl
 
 def single(text: str, low: float, high: float) -> Reply:
     """Reads one score: under a name ("Final score: 4"), else a line that is a number alone or a number with what it
-    means ("4 (Good)"); else "4/5" or "4 out of 5", where it is the only one."""
+    means ("4 (Good)"); else "4/5" or "4 out of 5", not of things, where it is the only one."""
     answer = outside_thinking(text)
     if answer is None:
         return Reply(None, "no score: the reply ends while thinking")
@@ -68,14 +71,26 @@ def single(text: str, low: float, high: float) -> Reply:
     return Reply(None, "no score")
 
 
-def _values(pattern: re.Pattern[str], text: str, low: float, high: float) -> tuple[list[float], str]:
-    """The different values that a pattern finds, and what is wrong with one of them."""
+def _begins(found: re.Match[str], text: str) -> bool:
+    """Whether a value only begins a sentence: the number of a list ("1. The cat ...") on the line after its name, or of
+    things ("2 cats are missing, so 3")."""
+    match = _REST.match(text, found.end())
+    rest = match["rest"] if match else ""
+    listed = "\n" in found[0].rstrip() and re.match(r"[.)][ \t]+\S", rest)
+    return bool(listed or re.match(r"[A-Za-z][^.;:]*\d", rest))
+
+
+def _values(
+    pattern: re.Pattern[str], text: str, low: float, high: float, strict: bool = False
+) -> tuple[list[float], str]:
+    """The different values that a pattern finds, and what is wrong with one of them. strict: what only begins a
+    sentence is wrong."""
     values: list[float] = []
     for found in pattern.finditer(text):
         said = found["number"].lower()
         value = _WORDS[said] if said in _WORDS else float(said[:20])
         of = found["of"]
-        if found["bad"]:
+        if found["bad"] or strict and _begins(found, text):
             return [], f"{found[0].strip()[-40:]!r} is not one number"
         if of is not None and float(of[:20]) != high:
             return [], f"of {of}, not of {high:g}"
@@ -96,7 +111,8 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 @cache
 def _named() -> re.Pattern[str]:
-    return re.compile(rf"(?i)(?<![A-Za-z]){_ONE_NAME}(?![A-Za-z]){_SPLIT}{_VALUE}")
+    plain = rf"{_SPLIT}|[ \t]+(?=[\d.]+(?:[ \t]*/[ \t]*\d+)?[.*_ \t]*\r?$)"  # "Score 4" at the end of a line
+    return re.compile(rf"(?im)(?<![A-Za-z])(?:{_ONE_NAME}|final(?=[*_ \t]*[:：]))(?![A-Za-z])(?:{plain}){_VALUE}")
 
 
 @cache
@@ -107,5 +123,5 @@ def _alone() -> re.Pattern[str]:
 
 @cache
 def _share() -> re.Pattern[str]:
-    needed = _OF.removesuffix("?+")
-    return re.compile(rf"(?i)(?<![\d.]){_NUMBER}{needed}{_TAIL}")
+    digits = r"(?P<number>\d++(?:\.\d++)?+)"
+    return re.compile(rf"(?im)(?<![\d.]){digits}{_ALONE_OF}{_TAIL}(?=[)\]*_`\"' \t\r]*(?:$|[,.;:!–—-]|{_AFTER}))")

@@ -8,6 +8,7 @@ from typing import Any
 from edit_rl_jax.data import readers
 from edit_rl_jax.data.errors import RecordError
 from edit_rl_jax.evals.editors.cases import UNREAD, Benchmark, Item, Judged, from_replies, from_scores, is_number
+from edit_rl_jax.evals.editors.figures import OWN
 from edit_rl_jax.evals.judges.cases import Problems
 
 ABOUT = ("id", "key", "part", "group", "instruction", "intersection")
@@ -72,6 +73,12 @@ def _judged(bench: Benchmark, item: Item, row: Mapping[str, Any]) -> Judged:
     if figures:
         if not isinstance(figures, Mapping) or not all(map(is_number, figures.values())):
             return Judged(problem="malformed judgement", detail=f"figures are numbers by name, not {figures!r:.80}")
+        if not {bench.OFFICIAL, OWN} & set(figures):
+            return Judged(problem="malformed judgement", detail=f"figures have neither {bench.OFFICIAL} nor {OWN}")
+        low, high = bench.SCALE
+        if bench.OFFICIAL in figures and not low <= figures[bench.OFFICIAL] <= high:
+            said = f"{bench.OFFICIAL} is {figures[bench.OFFICIAL]:g}, its scale {low:g} to {high:g}"
+            return Judged(problem="malformed judgement", detail=said)
         return Judged({k: float(v) for k, v in figures.items()}, "", "", dict(replies), words)
     if isinstance(row.get("scores"), Mapping):
         return dataclasses.replace(from_scores(bench, item, row["scores"]), replies=dict(replies), words=words)

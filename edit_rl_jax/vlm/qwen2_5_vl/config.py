@@ -88,7 +88,8 @@ class Config(QwenConfig):
         return {k: getattr(layout, k) for k in ("patch_segments", "window_segments", "patch_hw")}
 
     def to_hf(self) -> dict[str, Any]:
-        """The nested config.json that transformers >= 5 writes (and 4.5x reads)."""
+        """The nested config.json, as transformers 4.5x and 5 read it: `rope_theta`, `rope_scaling` and the tie at both
+        levels are the former's."""
         v, t = dataclasses.asdict(self.vision), self.text.to_hf()
         del v["rms_norm_eps"]
         theta = v.pop("rope_theta")
@@ -100,11 +101,9 @@ class Config(QwenConfig):
         t |= {
             "model_type": "qwen2_5_vl_text",
             "hidden_act": "silu",
-            "rope_parameters": {
-                "rope_theta": self.text.rope_theta,
-                "rope_type": "default",
-                "mrope_section": list(self.text.mrope_section),
-            },
+            "rope_theta": self.text.rope_theta,
+            "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": list(self.text.mrope_section)},
+            "tie_word_embeddings": self.tie_word_embeddings,
             "use_sliding_window": False,
         }
         arch = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
