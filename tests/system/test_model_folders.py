@@ -82,7 +82,7 @@ def copied(source: Path, home: Path, **changed) -> Path:
         {"vision__spatial_merge_size": 0},
         {"vision__num_heads": 3},
         {"text__rms_norm_eps": -1},
-        {"text__rope_parameters": {"mrope_section": [10**9, 1, 1]}},
+        {"text__rope_scaling": {"mrope_section": [10**9, 1, 1]}},
     ],
     ids=str,
 )
