@@ -76,6 +76,7 @@ MESHES = {
 }
 WHOLE = {"v5p:2x2x4": {"fsdp": 16}}
 MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
+LARGER = {"rrm_7b": WHOLE}
 SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
 MESHES["qwen3_32b"] |= SMALL
 SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
@@ -121,7 +122,7 @@ def get_config(which="7b"):
     c.checkpoint.every = 250
     c.eval.every = 250
     with c.unlocked():
-        c.mesh_presets = MESHES[size] | (SHORT.get(size, {}) if objective == "editreward" else {})
+        c.mesh_presets = MESHES[size] | (SHORT.get(size, {}) if objective == "editreward" else LARGER.get(c.name, {}))
         c.presets = {where: fitting(c, where) for where in c.mesh_presets if not where.startswith("h100")}
     return c
 

@@ -27,6 +27,11 @@ accuracy in each dimension, as a mean over the tasks and pooled. Scores are reme
 and settings; `--predictions FILE` evaluates recorded scores (JSON lines: `key`, `prompt_following`, `consistency`,
 `overall`, or lines of score.py with a `key`) without a model.
 
+`preferences`, pairs of one's own of which people prefer one (a dataset by prepare_data.py, its split `validation`
+unless --split says another): how often the judge orders them so.
+
+    python scripts/eval_rm.py --benchmark preferences --data data/pairs --model runs/judge/model --output runs/mine
+
 Other public benchmarks, with a judge or `--predictions FILE`, whose items are the data's or `--labels FILE`'s:
 
     python scripts/eval_rm.py --benchmark genai_bench --data GenAI-Bench/image_edition --model runs/judge/model \
@@ -46,7 +51,7 @@ from pathlib import Path
 from edit_rl_jax.cli import judge_flags
 from edit_rl_jax.data.tfds_builder import EditSource
 from edit_rl_jax.editworld import dataset
-from edit_rl_jax.evals.judges import editscore_bench, editworld, fitting, public, side_by_side
+from edit_rl_jax.evals.judges import editscore_bench, editworld, fitting, preferences, public, side_by_side
 from edit_rl_jax.evals.judges.pairs import summary
 from edit_rl_jax.evals.judges.ties import Ties
 from edit_rl_jax.ranges import flag
@@ -57,9 +62,12 @@ from edit_rl_jax.rewards.cache import Cached
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--benchmark", choices=["editworld", "editreward_bench", *public.BENCHMARKS])
+    what.add_argument("--benchmark", choices=["editworld", "preferences", "editreward_bench", *public.BENCHMARKS])
     what.add_argument(
-        "--compare", nargs="+", metavar="DIR", help="outputs of --benchmark editworld, the first one's gains 0"
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="outputs of --benchmark editworld or preferences, the first one's gains 0",
     )
     what.add_argument("--fit", metavar="DIR", help="dataset of preferences, or editworld: weigh a verifier's figures")
     judge_flags.add_arguments(parser, argv)
@@ -70,7 +78,7 @@ def parse(argv=None):
     world = parser.add_argument_group("editworld")
     world.add_argument("--untrained", metavar="DIR", help="model to compare with, asked the same questions")
     world.add_argument("--pairs", type=flag(int, "[1, 1000000]"), default=528, help="at least so many (default 528)")
-    world.add_argument("--split", help="default test: held-out combinations; of --fit train")
+    world.add_argument("--split", help="default test: held-out combinations; preferences: validation; of --fit train")
     world.add_argument("--resolution", type=flag(int, "[8, 4096]"), default=84, help="pixels a side (default 84)")
     world.add_argument("--no-controls", action="store_true", help="leave the controls out")
     bench = parser.add_argument_group("public benchmarks")
@@ -85,17 +93,18 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.compare:
         return args
-    args.split = args.split or ("train" if args.fit else "test")
-    if args.benchmark == "editreward_bench" and not args.data:
-        parser.error("editreward_bench needs --data")
+    own = {None: "train", "preferences": "validation"}  # None: of --fit
+    args.split = args.split or own.get(args.benchmark, "test")
+    if args.benchmark in ("editreward_bench", "preferences") and not args.data:
+        parser.error(f"{args.benchmark} needs --data")
     if args.benchmark in public.BENCHMARKS and not (args.data or args.labels and args.predictions):
         parser.error(f"{args.benchmark} needs --data, or --labels with --predictions")
     if args.labels and args.benchmark not in public.BENCHMARKS:
         parser.error(f"{args.benchmark} takes no --labels")
     if args.untrained and not args.model:
         parser.error("--untrained is compared with --model")
-    if args.benchmark == "editworld" and args.predictions:
-        parser.error("editworld judges by itself: no --predictions")
+    if args.benchmark in ("editworld", "preferences") and args.predictions:
+        parser.error(f"{args.benchmark} judges by itself: no --predictions")
     if args.fit and (args.predictions or args.labels or args.data or args.untrained):
         parser.error("--fit judges pairs of its own: no --predictions, --labels, --data or --untrained")
     if args.fit and getattr(args, "reward", "score") != "score":
@@ -155,6 +164,11 @@ def evaluate(args) -> int:
         drawn = dict(pairs=args.pairs, split=args.split, resolution=args.resolution, seed=getattr(args, "seed", 0))
         drawn |= dict(controls=not args.no_controls, about=about)
         print(summary(editworld.run(judge, args.output, untrained=before, **drawn)))
+    elif args.benchmark == "preferences":
+        judge, source = Cached(judge_of(args), f"{args.output}/cache.jsonl"), EditSource(args.data, args.split)
+        about = {"data": args.data, "split": args.split, "data_hash": source.data_hash}
+        about |= {"model": args.model or args.server or args.endpoint, "settings": judge.settings()}
+        print(summary(preferences.run(judge, source, args.output, about)))
     else:
         judge, about = None, None
         if not args.predictions:

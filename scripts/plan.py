@@ -49,7 +49,7 @@ MOST_OF_A_HOST = 8  # chips
 SEVERAL_HOSTS = "score: one process over all chips, which no script does over several hosts: it shows that it would fit"
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
-VERIFIER.append(("gcpo.py:7b", "v5p:2x2x4"))
+VERIFIER += [(name, "v5p:2x2x4") for name in ("rrm.py:7b", "gcpo.py:7b")]
 QWEN3 = [(f"rm.py:qwen3_{b}", where) for b in ("4b", "8b", "32b") for where in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING = [(name, chips) for name in ("rm_7b", "rm_72b") for chips in ("v5e:4x4", "v6e:2x4", "v5p:2x2x4")]
 SCORING.append(("rm_72b", "v5e:8x8"))

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from edit_rl_jax.data.records import EditRecord, PreferenceRecord, Record, expect, group_id
+from edit_rl_jax.data.records import Record
+from edit_rl_jax.evals.judges import preferences
 from edit_rl_jax.evals.judges.ties import folds_of
 from edit_rl_jax.evals.statistics import interval
 from edit_rl_jax.rewards.base import Edit, Judge, Judgement
@@ -28,13 +29,8 @@ CHUNK = 256  # pairs judged between two writes of the cache
 
 def preferred(records: Sequence[Record]) -> Iterator[tuple[Edit, Edit, str]]:
     """Yields (better, worse, group) of each PreferenceRecord that is no tie. Raises RecordError for another kind."""
-    for record in records:
-        record = expect(record, PreferenceRecord)
-        if record.prefers and not record.meta.get("tie"):
-            about = dict(source=record.source, instruction=record.instruction, meta=record.meta)
-            first, second = (Edit.of_record(EditRecord(key=record.key, edited=x, **about)) for x in record.edited)
-            pair = (first, second) if record.prefers > 0 else (second, first)
-            yield *pair, str(record.group or group_id(record.source, record.instruction))
+    for better, worse in preferences.preferred(records):
+        yield Edit.of_record(better), Edit.of_record(worse), better.group
 
 
 def difference(better: Judgement, worse: Judgement) -> Float64[np.ndarray, " k"]:
