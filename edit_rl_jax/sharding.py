@@ -57,8 +57,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 
 def slices_of(devices: Sequence[Any]) -> int:
-    """Counts the slices that devices lie on."""
-    return len({getattr(d, "slice_index", 0) for d in devices})
+    """Counts the TPU slices that devices lie on; of other platforms 1."""
+    return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
 
 
 def _within_hosts(devices: Sequence[Any], copy: int) -> bool:

@@ -37,6 +37,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from edit_rl_jax import json_files
+from edit_rl_jax.data.errors import ImageError
+from edit_rl_jax.data.images import image_size
+from edit_rl_jax.data.principles import principles_id
 from edit_rl_jax.data.records import EditRecord, PreferenceRecord, RecordError, VerifierRecord, expect
 from edit_rl_jax.data.resumable import check_same
 from edit_rl_jax.data.tfds_builder import EditSource, VerifierDataset, split_names, write_dataset
@@ -44,7 +47,7 @@ from edit_rl_jax.ranges import INT32_OR_0, flag
 from edit_rl_jax.rewards.edit_rrm.cold_start import config as configs
 from edit_rl_jax.rewards.edit_rrm.cold_start import costs, making
 from edit_rl_jax.rewards.edit_rrm.cold_start.journal import kind
-from edit_rl_jax.rewards.edit_rrm.writers import Instruction
+from edit_rl_jax.rewards.edit_rrm.writers import Instructed, Instruction
 from edit_rl_jax.rewards.serving.service import ServiceError
 
 
@@ -191,28 +194,52 @@ def run(args) -> int:
     return 0
 
 
+def set_of(record: Instructed) -> str:
+    """Names the set of a record."""
+    return principles_id(record.source, record.instruction)
+
+
+def readable(edits: Edits, which: range) -> tuple[list[Instructed], list[dict[str, Any]]]:
+    """Returns the records with a picture, and a line that says why for each other."""
+    there, lines = [], []
+    for i in which:
+        try:
+            record = expect(edits.source[i], *edits.kinds)
+            image_size(record.source, where=record.key)
+            there.append(record)
+        except ImageError as error:
+            lines.append({"key": f"record {i}", "rejected": f"{error.reason}: {error}"})
+    return there, lines
+
+
 def write_principles(config: configs.Config, splits: dict[str, Edits], about: dict, args) -> int:
-    """Writes principles.jsonl, with a line of manifest.SPLIT.jsonl for each record, and eval.json."""
+    """Writes principles.jsonl, a line of principles.SPLIT.jsonl for each record, and principles.json, the counts."""
     maker, found = making.Maker(config, args.output, args.at_once, args.again), {}
     for split, edits in splits.items():
-        with (args.output / f"manifest.{split}.jsonl").open("w", encoding="utf-8") as file:
-            for records in edits.chunks(args.chunk):
-                maker.gather_principles(records)
-                for line in map(maker.line, records):
-                    found[line["group"]] = kind(line["rejected"])
+        part = args.output / f"principles.{split}.part"
+        with part.open("w", encoding="utf-8") as file:
+            for start in range(0, edits.size, args.chunk):
+                there, lines = readable(edits, range(start, min(start + args.chunk, edits.size)))
+                maker.gather_principles(there)
+                for line, one in (
+                    *((line, line["key"]) for line in lines),
+                    *((maker.line(r), set_of(r)) for r in there),
+                ):
+                    found[one] = kind(line["rejected"])
                     file.write(json_files.dumps(line) + "\n")
+        part.replace(args.output / f"principles.{split}.jsonl")
     tally = Counter(found.values())
     kept = tally.pop("", 0)
     counts = {"instructions": len(found), "kept": kept, "rejected": dict(tally.most_common())}
     figures = {"job": "make_verifier_data", **counts, **costs.spent(config, maker.journal), "made_by": about}
-    (args.output / "eval.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (args.output / "principles.json").write_text(json.dumps(figures, indent=2) + "\n")
     lines = [f"{kept} of {len(found)} instructions have principles: {args.output / 'principles.jsonl'}"]
     lines += [f"  rejected: {n} {reason}" for reason, n in tally.most_common()]
     print("\n".join([*lines, "asked in all runs:", *costs.lines(figures)]))
     if tally[making.OPEN] and not args.without_unanswered:
         raise ValueError(f"{tally[making.OPEN]} wait for an answer: the same command asks again")
     if not kept:
-        raise ValueError(f"there are no principles; {args.output}/manifest.*.jsonl say why")
+        raise ValueError(f"there are no principles; {args.output}/principles.*.jsonl say why")
     return 0
 
 

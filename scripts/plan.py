@@ -45,7 +45,6 @@ from edit_rl_jax.training import interfaces, on_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = ROOT / "benchmarks/plans"
-MOST_OF_A_HOST = 8  # chips
 SEVERAL_HOSTS = "score: one process over all chips, which no script does over several hosts: it shows that it would fit"
 EDITREWARD = [(size, where) for size in ("7b", "32b") for where in ("v5e:4x4", "v6e:2x4")]
 VERIFIER = [(name, where) for name in ("rrm.py:7b", "gcpo.py:7b") for where in ("v5e:4x4", "v6e:2x4")]
@@ -120,7 +119,7 @@ def plan(args, overrides) -> dict:
         judge = judges.kind(config.objective) if config.objective in judges.JUDGES else None
         engine = scoring.describe(interfaces.model(config).model_config(config), chip, devices, judge=judge)
         jobs, facts = scoring.jobs(engine, chip, args.slots), {"overrides": overrides}
-        if len(devices) > MOST_OF_A_HOST:
+        if len({d.process_index for d in devices}) > 1:
             assumed.append(SEVERAL_HOSTS)
     elif job == "gcpo":
         jobs = gcpo.jobs(config, chip, devices)
@@ -164,7 +163,7 @@ def search(args, overrides) -> int:
     command += ["--slices", str(args.slices), "--prices", str(args.prices), "--buckets", args.buckets, *words]
     families, results = searching.candidates(batch, len(devices), args.slices), {}
     if not families:
-        least = len(devices) // searching.TENSOR[-1]
+        least = len(devices) // max(t for t in searching.TENSOR if len(devices) % t == 0)
         said = f"{batch} rows an update divide over no mesh of {len(devices)} chips"
         raise ConfigError(f"{said}: config.rows x accum wants multiples of {least}")
     with tempfile.TemporaryDirectory() as folder:

@@ -292,8 +292,8 @@ def test_scoring_over_several_hosts_is_told(script, monkeypatch):
     """No script scores so; the compiler's word is about memory alone."""
     monkeypatch.setattr(script.scoring, "jobs", lambda *args: iter(()))
     told = lambda where: script.plan(*script.parse(["--config", CONFIG, "--topology", where, "--job", "score"]))
-    assert script.SEVERAL_HOSTS in told("v5e:4x4")["assumptions"]
-    assert script.SEVERAL_HOSTS not in told("v6e:2x4")["assumptions"]
+    for where, several in (("v5e:4x4", True), ("v5p:2x2x2", True), ("v5e:2x2", False)):
+        assert (script.SEVERAL_HOSTS in told(where)["assumptions"]) == several
 
 
 def test_checked_in_plans_fit():

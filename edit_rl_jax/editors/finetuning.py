@@ -15,13 +15,13 @@ from edit_rl_jax.editors.folders import TEXT, EditorFolder
 from edit_rl_jax.editors.mmdit.blocks import TARGETS
 from edit_rl_jax.editors.rows import EditRows
 from edit_rl_jax.editors.rows import EditShape as Bucket
-from edit_rl_jax.names import ConfigError
+from edit_rl_jax.names import ConfigError, model_folder
 from edit_rl_jax.nn import exports
 from edit_rl_jax.nn import flat as st
 from edit_rl_jax.nn.model_files import read_config, section, verify
 from edit_rl_jax.nn.params import LoRA, LoRAConfig
 from edit_rl_jax.nn.peft import check_only_lora
-from edit_rl_jax.nn.weights import check_finite, load
+from edit_rl_jax.nn.weights import check_finite, load, local_folder
 from edit_rl_jax.ranges import knob
 from edit_rl_jax.vlm.tokenizer import check_tokenizer
 
@@ -126,15 +126,16 @@ def initial_weights(program: Any, base: Path | None, *, files: EditorFolder) -> 
         return st.flatten(files.load(base, abstract)), frozen
     if not m.init_adapter:
         return program.init_trainable(key), frozen
-    verify(m.init_adapter)
-    found = files.read_lora(m.init_adapter, m.lora.alpha)  # some files do not say their alpha
+    home = m.init_adapter if "://" not in m.init_adapter else model_folder(m, "init_adapter", local_folder)
+    verify(home)
+    found = files.read_lora(home, m.lora.alpha)  # some files do not say their alpha
     if found.rank != m.lora.rank:
         raise ConfigError(f"config key 'model.init_adapter': rank {found.rank}; model.lora.rank is {m.lora.rank}")
     if files.targets and TARGETS.index(files.targets(found.layers)) > TARGETS.index(m.lora.targets):
         raise ConfigError(
             f"config key 'model.init_adapter': it adapts more than model.lora.targets={m.lora.targets!r} says"
         )
-    adapter = lora_files.load(m.init_adapter, abstract["transformer"], found)
+    adapter = lora_files.load(home, abstract["transformer"], found)
     return st.flatten(nnx.State({"transformer": adapter})), frozen
 
 

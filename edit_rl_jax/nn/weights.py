@@ -126,8 +126,10 @@ def _copied(url: str, allow: Sequence[str]) -> Path:
                 shutil.copyfileobj(source, out, 1 << 24)
         try:
             part.rename(home)
-        except OSError:  # another process was first
+        except OSError:
             shutil.rmtree(part)
+            if not target.is_dir():  # no other process was first
+                raise
     return target
 
 

@@ -36,6 +36,8 @@ def base_folder(folder: Path, base: str | Path | None = None) -> Path:
     if not said or not isinstance(said, (str, Path)):
         raise FileNotFoundError(f"{folder} names no base model ({said!r}): {give}")
     problem = f"{folder}: its base '{said}'"
+    if "://" in str(said):
+        return local_folder(said)
     found = [f for f in ([Path(said)] if base else [Path(said), folder / said]) if f.is_dir()]
     if len(found) == 2 and not found[0].samefile(found[1]):
         raise FileNotFoundError(f"{problem} is both {found[0].resolve()} and {found[1].resolve()}: {give}")

@@ -118,7 +118,9 @@ def test_two_of_one_name_are_not_taken_for_one(tmp_path, what):
     with pytest.raises(ValueError, match=rf"are of different {what}s, both called '{name}' \(weights_sha256\)"):
         compare.tables([compare.load(f) for f in folders])
     same = json.loads((folders[0] / "eval.json").read_text())
-    (folders[1] / "eval.json").write_text(json.dumps(same))
+    for n, folder in enumerate(folders):  # the same at another address, with other files of questions: of the parts
+        settings = {"weights_sha256": "x", "endpoint": f"http://{n}", "prompts_sha256": {f"file {n}": "y", "all": "z"}}
+        (folder / "eval.json").write_text(json.dumps(same | {"about": {what: settings}}))
     assert compare.tables([compare.load(f) for f in folders])["drift"]
 
 

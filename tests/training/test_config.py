@@ -61,6 +61,12 @@ def test_wrong_values(key, value, message):
         config_lib.load(CONFIGS / "rm_7b.py", {key: value})
 
 
+def test_another_reward_as_the_config_says():
+    """As configs/grpo_qwen_image_edit.py tells: EditReward's options are its own."""
+    given = {"rl.rewards": "(('editreward', 1.0),)", "rl.judge.model": "runs/er"}
+    assert config_lib.load(CONFIGS / "grpo_qwen_image_edit.py", given).rl.rewards == (("editreward", 1.0),)
+
+
 def test_choices_are_those_of_the_code():
     """They are written out in `check`, so that a config needs no JAX."""
     for key, names in {"model.remat": [*REMAT_POLICIES, "none"], "model.attention": ["", *IMPLEMENTATIONS]}.items():

@@ -179,7 +179,7 @@ WRONG_RL = {
         "(('oracle','1'),)": "pairs of name and weight",
         "()": "pairs of name and weight",
         "(('oracle',1e999),)": "weight of 'oracle' must be",
-        "(('edit_rrm',1.0),)": r"has no '\w+', an option of the reward 'edit_rrm': .*default\(kind, 'edit_rrm'\)",
+        "(('edit_rrm',1.0),)": r"has no 'principles', an option of .*default\(kind, 'edit_rrm'\)",
     },
     "rl.size": {"(64,)": "two numbers", "(64.0,64)": "two numbers", "(0,64)": "at least 1", "64": "takes tuple"},
     "rl.loss.clip": {"(1e-4,)": "two numbers", "(-1e-4,1e-4)": "at least 0", "1e-4": "takes tuple"},

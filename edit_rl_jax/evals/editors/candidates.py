@@ -58,8 +58,8 @@ def write(
             elif name == "editworld":
                 line["truth"] = [_by_oracle(item, p) for p in found]
             lines.append(line)
+    (file := home / "problems.json").unlink(missing_ok=True)
     if problems.found:
-        file = home / "problems.json"
         file.write_text(json_files.dumps(problems.found) + "\n", encoding="utf-8")
         log.warning("%s: %s", file, ", ".join(f"{e['n']} {r}" for r, e in problems.found.items()))
     if not lines:

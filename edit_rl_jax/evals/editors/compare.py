@@ -166,6 +166,13 @@ def agreement(pairs: Sequence[tuple[Results, Results]], which: str, seed: int = 
     }
 
 
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two settings are the same; of mappings, as prompts' hashes by file, what both have."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_agree(one[k], other[k]) for k in one.keys() & other.keys())
+    return one == other
+
+
 def _same_names(results: Sequence[Results]) -> None:
     """What decides a judge's answers, or an editor's edits, is the same wherever its name is, as far as it was told."""
     for what in ("judge", "editor"):
@@ -173,9 +180,10 @@ def _same_names(results: Sequence[Results]) -> None:
         for r in results:
             settings = r.about.get("about", {}).get(what)
             first = told.setdefault(r.about[what], r) if settings else r
-            if (other := first.about.get("about", {}).get(what)) and other != settings:
-                differ = [k for k in settings.keys() | other.keys() if settings.get(k) != other.get(k)]
-                said = f"are of different {what}s, both called {r.about[what]!r} ({', '.join(sorted(differ))})"
+            other = first.about.get("about", {}).get(what) or {}
+            both = (other.keys() & settings.keys() if settings else set()) - {"endpoint"}  # the same judge elsewhere
+            if differ := sorted(k for k in both if not _agree(settings[k], other[k])):
+                said = f"are of different {what}s, both called {r.about[what]!r} ({', '.join(differ)})"
                 raise ValueError(f"{first.folder} and {r.folder} {said}: judge them again with another name")
 
 

@@ -107,8 +107,8 @@ def _write(
     good = [i for i in range(len(verdicts)) if not (bad and bad[i])]
     if not good:
         raise ValueError("the editor gives values that are no numbers, in every edit")
-    pick = lambda values, at: [values[i] for i in at]
-    told = lambda at, short: table(pick(verdicts, at), pick(scenes, at), short, [i in set(good) for i in at])
+    pick, seen = lambda values, at: [values[i] for i in at], set(good)
+    told = lambda at, short: table(pick(verdicts, at), pick(scenes, at), short, [i in seen for i in at])
     figures = about | told(range(len(verdicts)), False) | {"intervals": "95%, bootstrap over scenes"}
     by = {t: [i for i, e in enumerate(edits) if e.task == t] for t in world.TASKS}
     figures["by_task"] = {t: told(at, True) for t, at in by.items() if at}

@@ -16,8 +16,9 @@ _MARKS = r"""[\s*_`"'“”‘’~>]*+"""  # of bold and quotes, that may stand 
 _NUMBER = rf"""(?P<number>\d++(?:\.\d++)?+|(?:{"|".join(_WORDS)})\b)"""
 _OF = r"(?:[\s*_]*+(?:/|(?:out\s+)?of)[\s*_]*+(?P<of>\d++(?:\.\d++)?+))?+"
 _ALONE_OF = r"[ \t*_]*+(?:/|out[ \t]+of)[ \t*_]*+(?P<of>\d++(?:\.\d++)?+)"  # "of" alone counts things
-_AFTER = r"(?:for|because|since|as|overall|given)\b"  # not things, which "3/5 objects" counts
-_REST = re.compile(r"[)\]}*_`\"' \t]*+(?P<rest>[^\n]*)")  # what stands behind a value on its line
+_WORDS_AFTER = "for because since as overall given but and with due in based points? stars?".split()
+_AFTER = rf"(?:{'|'.join(_WORDS_AFTER)})\b"  # not things, which "3/5 objects" counts
+_END = rf"(?=[)\]*_`\"' \t\r]*(?:$|[,.;:!–—-]|{_AFTER}))"
 _TAIL = r"(?P<bad>[*_ \t]*+(?:[-–—~/:]|to\b|or\b)[ \t]*+\d|[\d%,.]\d|[\dA-Za-z%])?+"  # what makes it another number
 _VALUE = rf"(?:[(\[{{<]{_MARKS})?{_NUMBER}(?:\s*+(?:points?|stars?)\b)?+{_OF}{_TAIL}"
 _SPLIT = rf"{_MARKS}(?:\([^()\n]*\))?{_MARKS}(?:score|rating)?{_MARKS}(?:[:：=]|-{{1,2}}>?(?=\s)|–|—|→|is\b|\|){_MARKS}"
@@ -62,8 +63,9 @@ def single(text: str, low: float, high: float) -> Reply:
     answer = outside_thinking(text)
     if answer is None:
         return Reply(None, "no score: the reply ends while thinking")
-    for pattern in (_named(), _alone(), _share()):
-        values, problem = _values(pattern, answer, low, high)
+    for patterns in ((_named(), _final()), (_alone(),), (_share(),)):
+        found = [_values(pattern, answer, low, high) for pattern in patterns]
+        values, problem = {v for own, _ in found for v in own}, next((p for _, p in found if p), "")
         if problem or len(values) > 1:
             return Reply(None, problem or "two scores that differ")
         if values:
@@ -74,10 +76,16 @@ def single(text: str, low: float, high: float) -> Reply:
 def _begins(found: re.Match[str], text: str) -> bool:
     """Whether a value only begins a sentence: the number of a list ("1. The cat ...") on the line after its name, or of
     things ("2 cats are missing, so 3")."""
-    match = _REST.match(text, found.end())
-    rest = match["rest"] if match else ""
-    listed = "\n" in found[0].rstrip() and re.match(r"[.)][ \t]+\S", rest)
-    return bool(listed or re.match(r"[A-Za-z][^.;:]*\d", rest))
+    rest = text[found.end() :].partition("\n")[0]
+    listed = "\n" in found[0].rstrip() and re.match(r"[*_ \t]*[.)][ \t]+\S", rest)
+    words = rf"(?i)[)\]}}*_`\"' \t]*(?!{_AFTER})[A-Za-z][^.;:]*\d"
+    return bool(listed or re.match(words, rest))
+
+
+def _counts(found: re.Match[str], text: str) -> bool:
+    """Whether a value counts things: "3 of 5 apples"."""
+    bare = re.search(r"(?i)\d[*_ \t]*of\b", found[0])
+    return bool(bare and re.match(rf"(?i)[ \t]+(?!{_AFTER})[A-Za-z]", text[found.end() :]))
 
 
 def _values(
@@ -90,7 +98,7 @@ def _values(
         said = found["number"].lower()
         value = _WORDS[said] if said in _WORDS else float(said[:20])
         of = found["of"]
-        if found["bad"] or strict and _begins(found, text):
+        if found["bad"] or _counts(found, text) or strict and _begins(found, text):
             return [], f"{found[0].strip()[-40:]!r} is not one number"
         if of is not None and float(of[:20]) != high:
             return [], f"of {of}, not of {high:g}"
@@ -112,7 +120,12 @@ def _pattern(name: str) -> re.Pattern[str]:
 @cache
 def _named() -> re.Pattern[str]:
     plain = rf"{_SPLIT}|[ \t]+(?=[\d.]+(?:[ \t]*/[ \t]*\d+)?[.*_ \t]*\r?$)"  # "Score 4" at the end of a line
-    return re.compile(rf"(?im)(?<![A-Za-z])(?:{_ONE_NAME}|final(?=[*_ \t]*[:：]))(?![A-Za-z])(?:{plain}){_VALUE}")
+    return re.compile(rf"(?im)(?<![A-Za-z]){_ONE_NAME}(?![A-Za-z])(?:{plain}){_VALUE}")
+
+
+@cache
+def _final() -> re.Pattern[str]:
+    return re.compile(rf"(?im)(?<![A-Za-z])final{_SPLIT}{_VALUE}{_END}")
 
 
 @cache
@@ -124,4 +137,4 @@ def _alone() -> re.Pattern[str]:
 @cache
 def _share() -> re.Pattern[str]:
     digits = r"(?P<number>\d++(?:\.\d++)?+)"
-    return re.compile(rf"(?im)(?<![\d.]){digits}{_ALONE_OF}{_TAIL}(?=[)\]*_`\"' \t\r]*(?:$|[,.;:!–—-]|{_AFTER}))")
+    return re.compile(rf"(?im)(?<![\d.]){digits}{_ALONE_OF}{_TAIL}{_END}")

@@ -129,19 +129,19 @@ def evaluation_size(r: Any) -> tuple[int, int]:
 
 
 def _judge_of(r: Any) -> str:
-    """Finds the judge whose options stand in `rl.judge`, "" for one that writes. Raises ConfigError for one of JUDGES
-    whose options do not stand there."""
+    """Finds the judge whose options stand in `rl.judge`, "" for one that writes. Raises ConfigError for the verifier
+    where its options do not: without principles it is another judge."""
     _check_rewards(r.get("rewards"))
     for name in [name for name, _ in r.rewards if ":" in name or name in judges.JUDGES.keys() - {judges.DEFAULT}]:
         found = getattr(judges.kind(name), "Options", None)
-        missing = {f.name for f in dataclasses.fields(found)} - set(r.get("judge", ())) if found else {""}
-        if not missing:
+        if found and (missing := {f.name for f in dataclasses.fields(found)} - set(r.get("judge", ()))):
+            if "principles" in missing:
+                raise ConfigError(
+                    f"config key 'rl.judge' has no 'principles', an option of the reward '{name}': a config for it "
+                    f"starts from edit_rl_jax.rl.editors.config.default(kind, '{name}')"
+                )
+        elif found:
             return name
-        if name in judges.JUDGES:
-            raise ConfigError(
-                f"config key 'rl.judge' has no '{min(missing)}', an option of the reward '{name}': a config for it "
-                f"starts from edit_rl_jax.rl.editors.config.default(kind, '{name}')"
-            )
     return ""
 
 

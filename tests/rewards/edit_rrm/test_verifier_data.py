@@ -435,7 +435,8 @@ def test_principles_alone(tmp_path, capsys):
         rl_pairs.pair(dataclasses.replace(pairs[0], instruction="another"), found)
     found, read = sets.read(tmp_path / "own/principles.jsonl"), Lines(tmp_path / "prompts.jsonl", 8, 8)
     assert [read[n].extras["principles_id"] in found for n in range(2)] == [True, True]
-    assert figures(tmp_path / "sets")["kept"] == 2 and not (tmp_path / "sets" / VerifierDataset.name).exists()
+    told = json.loads((tmp_path / "sets/principles.json").read_text())
+    assert told["kept"] == told["instructions"] == 2 and not (tmp_path / "sets" / VerifierDataset.name).exists()
 
 
 def test_principles_alone_that_are_not_to_be_had(tmp_path):
@@ -444,7 +445,27 @@ def test_principles_alone_that_are_not_to_be_had(tmp_path):
         with model(lambda asked, n, answers=answers: answers) as server:
             only = {"endpoints": config(server.url)["endpoints"], "principles": {"endpoint": "a"}}
             status, told = run(tmp_path, tmp_path / "pairs", only, "sets" + line[:5], "--principles-only")
-        assert status == 1 and line in told and figures(tmp_path / ("sets" + line[:5]))["kept"] == 0
+        counts = json.loads((tmp_path / ("sets" + line[:5]) / "principles.json").read_text())
+        assert status == 1 and line in told and counts["kept"] == 0
+
+
+def test_what_principles_are_missing_is_told(tmp_path, capsys):
+    """Two instructions of one group, of which one gets no answer; a picture that is not there, one that is none."""
+    pairs = [PreferenceRecord(f"p{n}", PICTURES[0], (PICTURES[1],) * 2, f"do {n}", 1, group="g") for n in (1, 0)]
+    write_dataset(tmp_path / "pairs", {"train": pairs})
+    only = lambda url: {"endpoints": config(url)["endpoints"], "principles": {"endpoint": "a"}}
+    with model(lambda asked, n: (503, b"", {}) if "do 1" in json.dumps(asked) else None) as server:
+        status, line = run(tmp_path, tmp_path / "pairs", only(server.url), "sets", "--principles-only")
+        assert status == 1 and "1 wait for an answer" in line
+        (tmp_path / "a.png").write_bytes(PICTURES[3])
+        (tmp_path / "b.png").write_bytes(b"no picture")
+        lines = [{"source": f"{name}.png", "instruction": "do 7"} for name in "abc"]
+        (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        words = ["--prompts", str(tmp_path / "prompts.jsonl"), *command(tmp_path, "", only(server.url), "own")[2:]]
+        assert make_verifier_data.main([*words, "--principles-only"]) == 0
+    assert "1 of 3 instructions have principles" in capsys.readouterr().out
+    told = json.loads((tmp_path / "own/principles.json").read_text())
+    assert told["rejected"] == {"unreadable image": 1, "missing file": 1}
 
 
 def test_a_dry_run_asks_nothing(tmp_path, edits, capsys):
