@@ -7,7 +7,8 @@ configs/editor_tiny.py:flux_kontext leaves in runs/editor_tiny_flux_kontext/mode
 edits a step in both: in 52 steps NFT gains 2.5 points of success (0.8 to 4.4), GRPO none (-0.7, -2.7 to 1.2), three
 seeds, 8 to 12 minutes of one core each (`benchmarks/bench_editor_networks.py`).
 With `:rrm` the reward is the final score of the verifier that configs/rrm_tiny.py leaves in runs/rrm_tiny/model:
-`benchmarks/bench_rl_verifier.py` compares two verifiers so.
+`benchmarks/bench_rl_verifier.py` compares two verifiers so; one after GCPO gained 1.2 points more (0.2 to 2.3) in 24
+steps, 17 minutes of a quiet core.
 The reward is the reward model that `train_rm.py --config configs/rm_tiny.py` leaves in runs/demo/model; the oracle with
 --config.rl.rewards="(('oracle',1.0),)".
 GRPO proper: --config.rl.algorithm=policy_gradient --config.rl.steps=8 --config.rl.window=3
