@@ -28,29 +28,28 @@ def base_folder(folder: Path, base: str | Path | None = None) -> Path:
     """Where the base of an adapter folder is: as told, else exactly where the adapter says.
 
     What it says is a folder (from here, as PEFT reads it, or from the adapter), a model that the package carries, by
-    its path in the package, or a hub id. Raises FileNotFoundError that asks for --base where there is none, and
-    WeightsError for a malformed config.
+    its path in the package, a folder in a bucket, or a hub id. Raises FileNotFoundError that asks for --base where
+    there is none, and WeightsError for a malformed config.
     """
     config = peft_config.read(folder / CONFIG)
     said, give = base or config.get("base_model_name_or_path"), "give the base with --base"
     if not said or not isinstance(said, (str, Path)):
         raise FileNotFoundError(f"{folder} names no base model ({said!r}): {give}")
     problem = f"{folder}: its base '{said}'"
-    if "://" in str(said):
-        return local_folder(said)
     found = [f for f in ([Path(said)] if base else [Path(said), folder / said]) if f.is_dir()]
     if len(found) == 2 and not found[0].samefile(found[1]):
         raise FileNotFoundError(f"{problem} is both {found[0].resolve()} and {found[1].resolve()}: {give}")
     if not found and not base and (packaged := PACKAGED.search(str(said))):
         found = [f for f in [Path(__file__).parents[1] / "assets" / packaged[1]] if f.is_dir()]
     if not found:
-        if not HUB_ID.fullmatch(str(said)):
+        if "://" not in str(said) and not HUB_ID.fullmatch(str(said)):
             raise FileNotFoundError(f"{problem} is not here: {give}")
         try:
             found = [local_folder(said, None if base else config.get("revision"))]
         except Exception as e:  # the hub's and the network's errors have no common base
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            raise FileNotFoundError(f"{problem} is neither here nor to be had from the hub: {give} ({reason})") from e
+            where = "its bucket" if "://" in str(said) else "the hub"
+            raise FileNotFoundError(f"{problem} is neither here nor to be had from {where}: {give} ({reason})") from e
     if (found[0] / CONFIG).exists() and not (found[0] / "config.json").exists():
         raise FileNotFoundError(f"{problem} is an adapter, not a model: {give}")
     return found[0]

@@ -75,7 +75,8 @@ def test_settings_that_a_guidance_does_not_look_at_are_refused():
 
 
 def test_the_recipes_of_flow_grpo_are_theirs():
-    """Flow-GRPO: all noisy steps but the last, standard deviation over all; no average of Qwen-Image-Edit's weights."""
+    """Flow-GRPO: all noisy steps but the last, standard deviation over all (the verifier's paper has the group's); no
+    average of Qwen-Image-Edit's weights."""
     root = Path(__file__).resolve().parents[2] / "configs"
     for name, recipe, window, ema in (
         ("flux_kontext", "grpo", (5, (0, 5)), 0.9),
@@ -89,7 +90,7 @@ def test_the_recipes_of_flow_grpo_are_theirs():
         c = config_lib.load(f"{root}/grpo_{name}.py:{recipe}")
         rl_config.check(c)
         assert (c.rl.window, c.rl.window_range) == window and c.optim.ema == ema, (name, recipe)
-        assert c.rl.advantage.std == "global"
+        assert c.rl.advantage.std == ("group" if recipe == "rrm" else "global")
         if recipe == "rrm":  # Edit-R1's verifier (arXiv 2604.27505) tells these and no more
             assert c.rl.rewards == (("edit_rrm", 1.0),) and (c.rl.group, c.rl.loss.kl_weight) == (24, 0.04)
             assert c.rl.guidance.text == (2.5 if "flux" in name else 4.0)
