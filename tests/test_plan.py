@@ -300,7 +300,7 @@ def test_checked_in_plans_fit():
     """The plans of `make plans` that the project promises: each compiled, each under its chip's memory."""
     promised = ("rm_72b__v5p-4x4x4", "rm_7b__v5e-4x4", "rm_7b__v6e-2x4")
     promised += ("editreward_7b__v5e-4x4", "editreward_32b__v5e-4x4")
-    promised += tuple(f"{name}_7b__{c}" for name in ("rrm", "gcpo") for c in ("v5e-4x4", "v6e-2x4"))
+    promised += tuple(f"{name}_7b__{c}" for name in ("rrm", "gcpo") for c in ("v5e-4x4", "v6e-2x4", "v5p-2x2x4"))
     chips = ("v5e-4x4", "v6e-2x4", "v5p-2x2x4")
     promised += tuple(f"editor_omnigen2__{job}__{c}" for job in ("512", "1024", "edit") for c in chips)
     chips = ("v5e-4x4", "v6e-4x4", "v5p-2x2x4")
