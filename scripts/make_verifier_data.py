@@ -194,13 +194,9 @@ def run(args) -> int:
     return 0
 
 
-def set_of(record: Instructed) -> str:
-    """Names the set of a record."""
-    return principles_id(record.source, record.instruction)
-
-
 def readable(edits: Edits, which: range) -> tuple[list[Instructed], list[dict[str, Any]]]:
-    """Returns the records with a picture, and a line that says why for each other."""
+    """Returns the records with a picture, and a line that says why for each other. Raises RecordError for one of
+    another kind."""
     there, lines = [], []
     for i in which:
         try:
@@ -221,12 +217,12 @@ def write_principles(config: configs.Config, splits: dict[str, Edits], about: di
             for start in range(0, edits.size, args.chunk):
                 there, lines = readable(edits, range(start, min(start + args.chunk, edits.size)))
                 maker.gather_principles(there)
-                for line, one in (
-                    *((line, line["key"]) for line in lines),
-                    *((maker.line(r), set_of(r)) for r in there),
-                ):
-                    found[one] = kind(line["rejected"])
-                    file.write(json_files.dumps(line) + "\n")
+                found |= {(split, line["key"]): kind(line["rejected"]) for line in lines}
+                for record in there:
+                    line = maker.line(record)
+                    found[principles_id(record.source, record.instruction)] = kind(line["rejected"])
+                    lines.append(line)
+                file.writelines(json_files.dumps(line) + "\n" for line in lines)
         part.replace(args.output / f"principles.{split}.jsonl")
     tally = Counter(found.values())
     kept = tally.pop("", 0)

@@ -194,6 +194,11 @@ class Want:
     thing: Obj | str | None
     moved: Obj | None = None
 
+    @property
+    def right(self) -> Obj | str | None:
+        """What has to be in the slot."""
+        return self.moved or self.thing
+
 
 MOVED = "new"
 
@@ -226,7 +231,7 @@ def verdict(a: Obj | str | None, b: Obj | str | None) -> str:
 
 def progress(old: Obj | str | None, want: Want, got: Obj | str | None) -> str:
     """How far one slot is what was asked for, as a word of DONE."""
-    if verdict(want.moved or want.thing, got) == "same":
+    if verdict(want.right, got) == "same":
         return "yes"
     if got is None or want.moved or verdict(old, got) == "same":
         return "no"
@@ -271,7 +276,7 @@ def compare(source: Scene, edited: Scene, edit=None, *, judge: bool = False, cou
         words = checked(slot, a, reference)
         if want := wanted.get(slot):
             words += [ASKED[want.number], content(want.thing), ",", content(b)]
-            words += [verdict(want.moved or want.thing, b), progress(a, want, b)] if judge else []
+            words += [verdict(want.right, b), progress(a, want, b)] if judge else []
         else:
             words += [",", content(b), verdict(a, b)]
             if count and words[-1] != "same":

@@ -179,9 +179,11 @@ def _same_names(results: Sequence[Results]) -> None:
         told: dict[str, Results] = {}
         for r in results:
             settings = r.about.get("about", {}).get(what)
-            first = told.setdefault(r.about[what], r) if settings else r
-            other = first.about.get("about", {}).get(what) or {}
-            both = (other.keys() & settings.keys() if settings else set()) - {"endpoint"}  # the same judge elsewhere
+            if not settings:
+                continue
+            first = told.setdefault(r.about[what], r)
+            other = first.about["about"][what]
+            both = (other.keys() & settings.keys()) - {"endpoint"}  # the same judge elsewhere
             if differ := sorted(k for k in both if not _agree(settings[k], other[k])):
                 said = f"are of different {what}s, both called {r.about[what]!r} ({', '.join(differ)})"
                 raise ValueError(f"{first.folder} and {r.folder} {said}: judge them again with another name")
