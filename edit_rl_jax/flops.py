@@ -36,8 +36,12 @@ def count(fn: Callable[..., Any], *args: Any, remat: bool = False, while_trips: 
 
 def count_by_kind(fn: Callable[..., Any], *args: Any, remat: bool = False, while_trips: int = 1) -> dict[str, int]:
     """As `count`, split: "linear" (dots without batch dimensions), "batched" (attention by dots), "conv", "kernel"."""
+    return of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr, remat, while_trips)
+
+
+def of_jaxpr(jaxpr: core.Jaxpr, remat: bool = False, while_trips: int = 1) -> dict[str, int]:
+    """As `count_by_kind`, of what is traced already."""
     totals: dict[str, float] = defaultdict(float)
-    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
     if remat:
         jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     _walk(jaxpr, 1.0, remat, while_trips, totals)

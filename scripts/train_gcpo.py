@@ -75,11 +75,12 @@ def train(run: session.Session) -> None:
             writer.engine.update(program.merge(*hosts.weights((weights, frozen), mesh)))
 
     def change(step, state, replies, advantage):
-        """(state, the batches, metrics of each update)."""
+        """(state, the batches, metrics of each update, when the batches were packed)."""
         share, batches, out = r.pairs // r.updates, [], []
         for chunk in range(r.updates):
             which = range(chunk * share, (chunk + 1) * share)
             batches.append(program.packer.pack(rollout.examples(config, writer, replies, advantage, which)))
+        packed = time.monotonic()
         with jax.set_mesh(mesh):
             placed = [(program.put(b.arrays), np.int32(b.count)) for b in batches]
             for i, (arrays, count) in enumerate(placed[1:], 1):  # before the weights move
@@ -90,7 +91,7 @@ def train(run: session.Session) -> None:
                 more = (count, np.float32(share), np.bool_(chunk == 0), number)
                 state, m = program.update(state, frozen, arrays, *more)
                 out.append(m)
-        return state, batches, jax.device_get(out)
+        return state, batches, jax.device_get(out), packed
 
     def evaluate(step, weights):
         hand_over(weights)
@@ -108,12 +109,14 @@ def train(run: session.Session) -> None:
         began, compiled, counted = time.monotonic(), compilations(), figures.counts(writer.engine)
         hand_over(state["trainable"])
         before = sharing.reads.bytes
+        asking = time.monotonic()
         asked = reader.take(r.pairs, check)
+        input_wait = time.monotonic() - asking
         replies = writer.write(asked, (step - 1) * r.pairs, step)
         sampled = time.monotonic()
         advantage, shown = rollout.advantages_of(config, replies)
         scored = time.monotonic()
-        state, batches, outs = change(step, state, replies, advantage)
+        state, batches, outs, packed = change(step, state, replies, advantage)
         ended = time.monotonic()
         for problem in figures.check(run.guard, step, outs, batches, shown):
             log.warning("%s", problem)
@@ -121,7 +124,10 @@ def train(run: session.Session) -> None:
         values |= {"ties_passed_over": reader.ties, "bad_records": reader.bad}
         values |= {"bytes_read": sharing.reads.bytes - before}
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
-        values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
+        now = time.monotonic()
+        idle = (input_wait + packed - sampled + now - ended) / (now - began)  # the engine's own waits count as work
+        values |= {"step_s": now - began, "input_wait_s": input_wait, "device_idle_share": idle}
+        values |= {"compilations": compilations() - compiled}
         run.record(step, values)
         if held_out and config.eval.every and step % config.eval.every == 0 and step < config.steps:
             evaluate(step, averaged(state))

@@ -75,21 +75,26 @@ def train(run: session.Session) -> None:
         evaluation.read(folder, run.done or -1)
 
     # -- What a step is made of ----------------------------------------------------------------------------------------
-    seed = np.int32(config.seed)
+    seed, input_wait = np.int32(config.seed), 0.0
 
     def draw(step, weights):
-        """(prompts of rollout `step`, the host batch, its condition, images and trajectories on the devices)."""
+        """(prompts of rollout `step`, the host batch; its condition, images, which of them are finite, and trajectories
+        on the devices)."""
+        nonlocal input_wait
+        began = time.monotonic()
         items = prompts.numbers(config, len(source), step - 1)
         asked = read(source, items)
         batch = program.batch(asked, items, r.group)
+        input_wait += time.monotonic() - began
         with jax.set_mesh(mesh):
             condition, drawn = program.rollout(weights, frozen, program.put(batch), seed, np.int32(step), np.int32(-1))
-            return asked, batch, condition, drawn.finished.reshape(-1, *r.size, 3), drawn._replace(finished=None)
+            images, finite = (part.reshape(-1, *part.shape[2:]) for part in drawn.finished)
+            return asked, batch, condition, images, finite, drawn._replace(finished=None)
 
-    def judge(asked, batch, images):
+    def judge(asked, batch, images, finite):
         """(rewards, whether valid, groups) of a rollout's images, for `rl.advantages`; the figures of dimensions."""
         number = batch["prompt"].ravel()
-        found = rewards.score(reward, [asked[i] for i in number], images)
+        found = rewards.score(reward, [asked[i] for i in number], images, finite)
         groups = np.asarray(prompts.groups(asked), np.int32)[number]
         names, weights = zip(*reward.dimensions)
         shown = figures.of_dimensions(names, found, groups)
@@ -126,27 +131,33 @@ def train(run: session.Session) -> None:
         run.say("before: %s", evaluate(0, len(held_out), trainable))
     del trainable  # the policy's own copy goes on
     for step in steps:
-        began, compiled = time.monotonic(), compilations()
-        asked, batch, condition, images, drawn = pending or draw(step, behind or sampling(state))
+        began, compiled, input_wait = time.monotonic(), compilations(), 0.0
+        asked, batch, condition, images, finite, drawn = pending or draw(step, behind or sampling(state))
         pending = behind = None
         if r.overlap and step < config.steps:
-            images = rewards.gather(images)  # before the next rollout: what is asked of the devices is done in order
+            # before the next rollout: what is asked of the devices is done in order
+            images, finite = map(rewards.gather, (images, finite))
             behind = copy(sampling(state))
             pending = draw(step + 1, behind)
         jax.block_until_ready(images)
         sampled = time.monotonic()
-        scores, shown = judge(asked, batch, images)
+        scores, shown = judge(asked, batch, images, finite)
         scored = time.monotonic()
         state, outs = change(step, state, condition, drawn, scores)
         ended = time.monotonic()
         names = [[(f"{asked[p].key}#{k}",) for p, k in zip(*row)] for row in zip(batch["prompt"], batch["member"])]
         for problem in figures.check(run.guard, step, outs, names):
             log.warning("%s", problem)
+        if lost := int((~rewards.gather(finite)).sum()):
+            log.warning("step %d: %d edits have pixels that are no numbers: they have no reward", step, lost)
         values = figures.summary(outs) | shown
         if r.oracle_samples:
             values |= figures.oracle_figures([asked[i] for i in batch["prompt"].ravel()], images, r.oracle_samples)
         values |= {"rollout_s": sampled - began, "score_s": scored - sampled, "update_s": ended - scored}
-        values |= {"step_s": time.monotonic() - began, "compilations": compilations() - compiled}
+        now = time.monotonic()
+        idle = (input_wait + now - ended) / (now - began)  # scoring counts as work
+        values |= {"step_s": now - began, "input_wait_s": input_wait, "device_idle_share": idle}
+        values |= {"compilations": compilations() - compiled}
         values |= {"bytes_read": sharing.reads.bytes - told}  # with `rl.overlap` those of the next rollout
         told = sharing.reads.bytes
         run.record(step, values)

@@ -262,6 +262,10 @@ def test_rl_of_a_verifier_is_planned_over_a_host_and_over_all():
     assert jobs["decode"].more["shape"]["answers"] == 8
     answers = 2 * 2 * 5 * 2 * 32 * 320 * 64 // 4  # keys and values, bf16, 5 layers, 2 heads of 32, a chip's of 64 slots
     assert answers < jobs["update"].beside["engine's stores"] < 10 * answers
+    twice = config_lib.load(ROOT / "configs/gcpo_tiny.py", more | {"model.attention": "xla", "rl.microbatches": "4"})
+    twice = next(job for job in gcpo_plan.jobs(twice, chip, devices) if job.name == "update")
+    assert 1e9 < jobs["update"].model <= jobs["update"].executed < 1.01 * twice.executed / 2  # a scan's length counts
+    assert twice.executed / 2 < 1.01 * jobs["update"].executed
 
 
 @pytest.mark.parametrize(
@@ -434,6 +438,9 @@ def test_rl_is_planned_with_what_lies_beside_each_program():
         found = [compiled.compile_job(job, chip) for job in rl_plan.jobs(config, chip, devices)]
     programs = {p["program"]: p["bytes_per_device"] for p in found}
     assert list(programs) == ["rollout", "update", "prefill", "decode"]
+    for p in found[:2]:  # what its trace says is what the compiler makes of it
+        assert p["flops"]["program"] == pytest.approx(p["flops"]["executed"], rel=0.02)
+        assert p["predicted"]["mfu"] == pytest.approx(p["flops"]["model"] / 4 / chip.flops / p["predicted"]["step_s"])
     for p in programs.values():
         assert p["together"] == p["peak"] + sum(p["beside"].values()) <= chip.hbm
     # one call of the update trains a half of the samples

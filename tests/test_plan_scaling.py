@@ -105,6 +105,10 @@ def test_cells_are_compiled_once_and_failures_are_cells(cells, tmp_path):
     assert "plan.py: heads do not divide / by 3; what fits: v5e:4x4, v6e:4x4" in rows["`rm_7b`v5p:4x4x4"]
     assert "not planned yet" in rows["`rm_7b`v5e:16x16"] and "74 of 78 cells are not planned yet, 0 were" in text
     assert {line.count("|") for line in rows.values()} == {6, 10}
+    several = json.loads(json.dumps(table))
+    made = several["rm_7b on v5e:4x4"]["programs"]
+    several["rm_7b on v5e:4x4"]["programs"] = [made[0] | {"program": n, "mfu": m} for n, m in (("a", 0.4), ("b", 0.3))]
+    assert "| a 1 s, b 1 s | a 40%, b 30% |" in scaling.page(several, cells, PRICES, "COMMAND")
 
     old = json.loads(json.dumps(table).replace(todo[0].stamp["source"], "other"))
     assert scaling.stale(todo[0], old[todo[0].key]) and not scaling.stale(todo[0], old[todo[0].key], old=True)

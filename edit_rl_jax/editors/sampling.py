@@ -32,7 +32,7 @@ from edit_rl_jax.editors.base import (
     smaller,
     tokens,
 )
-from edit_rl_jax.editors.pixels import to_levels, to_pixels
+from edit_rl_jax.editors.pixels import checked_levels, to_pixels
 from edit_rl_jax.editors.vae.tiling import decode_tiled
 from edit_rl_jax.flow.keys import Purpose, item_keys, normal
 from edit_rl_jax.flow.sampling import Denoising, sample
@@ -233,12 +233,12 @@ class EditorSampler:
 
     def decoder(self, size: Size, rounded: bool = True) -> Callable[[Any, Float[Array, "B N C"]], Any]:
         """The jitted (state, latents) -> images [B, H, W, 3] of that size: as the editor makes them, or
-        their `_levels`."""
+        their `checked_levels`."""
         if (size, rounded) not in self._decode:
 
             def decode(state, latents):
                 pixels = nnx.merge(self.graphdef, state).decode(latents, *size)
-                return _levels(pixels) if rounded else pixels
+                return checked_levels(pixels) if rounded else pixels
 
             self._decode[size, rounded] = self._jit(decode)
         return self._decode[size, rounded]
@@ -246,7 +246,7 @@ class EditorSampler:
     def _tiled(
         self, latents: Float[np.ndarray, "B N C"], size: Size
     ) -> tuple[UInt8[np.ndarray, "B H W 3"], Bool[np.ndarray, " B"]]:
-        """`_levels` of images that are decoded tile by tile."""
+        """`checked_levels` of images that are decoded tile by tile."""
         many, count = self.processor.multiple, len(latents)
         h, w = size[0] // many, size[1] // many
 
@@ -257,7 +257,7 @@ class EditorSampler:
 
         grid = latents[:, : h * w].reshape(count, h, w, -1)
         pixels = decode_tiled(decode, grid, self.settings.tile // many)
-        levels, finite = map(np.asarray, _levels(jnp.asarray(pixels)))
+        levels, finite = map(np.asarray, checked_levels(jnp.asarray(pixels)))
         return levels, finite
 
     def placed(self, arrays: Any) -> Any:
@@ -284,11 +284,6 @@ class EditorSampler:
             rows = self.placed(np.stack([images[k] for k in part]))
             out |= dict(zip(part, np.asarray(self._run(self._encode, rows))))
         return out
-
-
-def _levels(pixels: Float[Array, "B H W 3"]) -> tuple[UInt8[Array, "B H W 3"], Bool[Array, " B"]]:
-    """8-bit images, and which of them were finite in every pixel."""
-    return to_levels(pixels), jnp.isfinite(pixels).all((1, 2, 3))
 
 
 def _rounded(n: int) -> int:

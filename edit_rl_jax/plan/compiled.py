@@ -38,16 +38,23 @@ class DoesNotFit(RuntimeError):
 
 
 class Lowered(NamedTuple):
-    """A program, lowered, and the FLOPs of its kernels, of which a compiled module says nothing."""
+    """A program, lowered, the FLOPs of its kernels, of which a compiled module says nothing, and what it was traced to."""
 
     stage: Any
     kernels: counts.Kernels
+    jaxpr: Any
+
+    def flops(self) -> dict[str, int]:
+        """Counts {"model": those that the mathematics needs, "executed": those that are done} over all devices."""
+        return {
+            name: sum(flops.of_jaxpr(self.jaxpr, remat).values()) for name, remat in (("model", False), ("executed", True))
+        }
 
 
 def lower(program: Any, *args: Any, **static: Any) -> Lowered:
     """Lowers a jitted program for these arguments."""
     traced = program.trace(*args, **static)
-    return Lowered(traced.lower(), flops.kernels(traced.jaxpr))
+    return Lowered(traced.lower(), flops.kernels(traced.jaxpr), traced.jaxpr.jaxpr)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from edit_rl_jax import flops, sharding
+from edit_rl_jax import sharding
 from edit_rl_jax.editors.base import TokenLengths, tokens
 from edit_rl_jax.editors.sampling import Batch, EditorSampler, EditSettings
 from edit_rl_jax.flow.sampling import Denoising
@@ -63,8 +63,6 @@ def jobs(config: Any, mesh: Mesh, side: int = 1024) -> Iterator[Job]:
         )
         given += (jax.ShapeDtypeStruct((), jnp.uint32),) if name == "sample" else ()
         with jax.set_mesh(mesh):
-            lowered, executed = lower(program, state, *given), flops.count(program, state, *given)
-        counted = dict(model=executed, executed=executed, items=(rows, "edits"))
-        yield Job(
-            f"{name} {side}x{side}", lowered, mesh.size, resident=held, mesh=mesh, kinds={"state": "frozen"}, **counted
-        )
+            lowered = lower(program, state, *given)
+        more = dict(resident=held, mesh=mesh, kinds={"state": "frozen"}, items=(rows, "edits"))
+        yield Job(f"{name} {side}x{side}", lowered, mesh.size, **lowered.flops(), **more)

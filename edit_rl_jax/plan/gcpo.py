@@ -57,4 +57,5 @@ def jobs(
     stores = resident(scoring.abstract_stores(policy, sizes))
     on_host = host.memory(program.frozen, program.state)
     items, beside = (2 * r.pairs * r.group // r.updates, "replies"), {"engine's stores": stores}
-    yield Job("update", lowered, len(devices), beside, mesh=program.mesh, items=items, host=on_host)
+    more = dict(mesh=program.mesh, items=items, host=on_host)
+    yield Job("update", lowered, len(devices), beside, **lowered.flops(), **more)

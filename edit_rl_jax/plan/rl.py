@@ -93,7 +93,8 @@ def jobs(config: Any, chip: Chip, devices: list[Any]) -> Iterator[Job]:
     for name, low in programs.items():
         there, items = each[name]
         on_host = host.memory(program.frozen, program.state)
-        yield Job(name, low, len(devices), there, mesh=program.mesh, items=(items, "edits"), host=on_host)
+        more = dict(mesh=program.mesh, items=(items, "edits"), host=on_host)
+        yield Job(name, low, len(devices), there, **low.flops(), **more)
     if engine:
         images = r.prompts * r.group * len(local) // len(devices) * math.prod(r.size) * 3
         beside = {"policy": resident((program.state, program.frozen)), "rollout": resident(left), "images": images}

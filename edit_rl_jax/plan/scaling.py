@@ -224,7 +224,8 @@ def _figures(found: Mapping[str, Any], topology: str, prices: Mapping[str, float
     alone = len(programs) == 1
     most_s, least = _bounds(found)
     step = most_s + ", ".join(("" if alone else p["program"] + " ") + f"{p['step_s']:.3g} s" for p in programs)
-    mfu = f"{least}{programs[0]['mfu']:.0%}" if alone and "mfu" in programs[0] else "-"
+    known = [("" if alone else p["program"] + " ") + f"{p['mfu']:.0%}" for p in programs if "mfu" in p]
+    mfu = least + ", ".join(known) if known else "-"
     bound = max(programs, key=lambda p: p["step_s"])["bound"]
     rated = f"{least}{per_s[0]:.3g} {per_s[1]}/s" if per_s else "-"
     return [peak, step, mfu, bound, rated, f"{most_s}{usd:.3g}" if usd else "-"]
@@ -293,7 +294,7 @@ the rows a device, and what the backward pass keeps unless that chip has more me
 divides the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs
 or prompts, follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable`
 where the config keeps more. "At most" and "about" stand where a cell was compiled with `--quick`. Of online RL the
-throughput counts rollout and update, not scoring, and MFU is not predicted. Prices are those of
+throughput counts rollout and update, not scoring. Prices are those of
 `edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
 
 Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.

@@ -279,9 +279,15 @@ def score(
     reward: Callable[[Samples], Scores],
     prompts: Sequence[Prompt],
     images: UInt8[Array, "N H W 3"] | UInt8[np.ndarray, "N H W 3"],
+    finite: Bool[Array, " N"] | Bool[np.ndarray, " N"],
 ) -> Scores:
     """A reward of images u8 [N, H, W, 3], over all processes' devices or whole on every host; the same result on every
-    process."""
+    process. finite: whether an image had only numbers for pixels; one that had not is not valid."""
+    found = _score(reward, prompts, images)
+    return found._replace(valid=found.valid & gather(finite))
+
+
+def _score(reward: Callable[[Samples], Scores], prompts: Sequence[Prompt], images: Any) -> Scores:
     if jax.process_count() == 1:
         return reward(Samples(prompts, images))
     host, most = gather(images), -(-len(prompts) // jax.process_count())

@@ -12,6 +12,7 @@ from edit_rl_jax.editors.omnigen2 import weights
 from edit_rl_jax.flow.guidance import EmbeddedGuidance, Guidance, TrueGuidance
 from edit_rl_jax.flow.schedules import Schedule
 from edit_rl_jax.names import ConfigError
+from edit_rl_jax.rl import rewards
 from edit_rl_jax.rl.editors import config as rl_config
 from edit_rl_jax.rl.editors import evaluation, program, prompts
 from edit_rl_jax.sharding import make_mesh
@@ -119,9 +120,29 @@ def test_evaluation_has_its_own_number_of_steps(folder):
         p, asked, batch = built(folder, mesh, **steps)
         assert batch["times"].shape == (2, p.config.rl.steps + 1)
         given = given or weights_of(p, folder)
-        images.append(evaluation.edits(p, *given, asked))
+        made, finite = evaluation.edits(p, *given, asked)
+        assert finite.all()
+        images.append(made)
     np.testing.assert_array_equal(images[0], images[1])
     assert np.any(images[0] != images[2])
+
+
+def test_an_edit_whose_pixels_are_no_numbers_has_no_reward(folder, monkeypatch):
+    """Made by the decoder alone; rounded to 8 bits it would look like a picture."""
+    kind = type(built(folder, make_mesh({"fsdp": 1}))[0].editor)
+    decode = kind.decode
+    broken = lambda self, *given: decode(self, *given).at[0, 0, 0, 0].set(jnp.nan)  # of the first row of each batch
+    monkeypatch.setattr(kind, "decode", broken)
+    p, asked, batch = built(folder, make_mesh({"fsdp": 1}))
+    trainable, frozen = weights_of(p, folder)
+    with jax.set_mesh(p.mesh):
+        number = np.int32(0)
+        images, finite = p.rollout(trainable, frozen, p.put(batch), number, number, number)[1].finished
+    first = np.arange(batch["prompt"].shape[1]) == 0
+    assert (np.asarray(finite) == ~first).all() and not np.asarray(images)[:, 0].any()
+    everything = lambda found: rewards.Scores(np.ones(len(found.prompts), np.float32), np.ones(len(found.prompts), bool))
+    values, images = evaluation.evaluate(p, trainable, frozen, asked, everything)
+    assert values["valid"] == [False] + [True] * (len(asked) - 1) and images[1:].any((1, 2, 3)).all()
 
 
 @pytest.mark.slow
@@ -154,7 +175,7 @@ def test_sharded_equals_unsharded(folder):
             scores = rng.normal(size=8).astype(np.float32), np.ones(8, bool), batch["prompt"].ravel()
             drawn = drawn._replace(finished=None)
             state, metrics = p.update(moved, frozen, condition, drawn, scores, number, number, number)
-        return found[1].finished, found[1].final, jax.device_get(state), jax.device_get(metrics), found
+        return found[1].finished[0], found[1].final, jax.device_get(state), jax.device_get(metrics), found
 
     one = run(make_mesh({"fsdp": 1}))
     many = run(make_mesh({"fsdp": 4, "tensor": 2}), one[4])

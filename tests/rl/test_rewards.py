@@ -184,7 +184,7 @@ def test_a_reward_model_lies_on_the_devices_of_its_process(monkeypatch):
 
 
 def test_processes_score_their_share_and_all_know_all(monkeypatch):
-    """Shares of neighbours; the last process may have none."""
+    """Shares of neighbours; the last process may have none. What has pixels that are no numbers is valid nowhere."""
     count, processes, seen, sent = 5, 4, [], []
     images = np.repeat(np.arange(count, dtype=np.uint8), 3).reshape(-1, 1, 1, 3)
     asked = [prompts.Prompt(key, image, "") for key, image in zip("abcde", images)]
@@ -201,10 +201,10 @@ def test_processes_score_their_share_and_all_know_all(monkeypatch):
         for process in range(processes):
             monkeypatch.setattr(jax, "process_index", lambda process=process: process)
             monkeypatch.setattr(rewards.multihost_utils, "process_allgather", gathers[kind])
-            out.append(rewards.score(reward, asked, images))
+            out.append(rewards.score(reward, asked, images, np.arange(count) != 1))
     assert seen == ["ab", "cd", "e"] * 2
     for scores in out[processes:]:
-        assert scores.values.tolist() == [0, 2, 4, 6, 8] and scores.valid.tolist() == [True, True, True, False, True]
+        assert scores.values.tolist() == [0, 2, 4, 6, 8] and scores.valid.tolist() == [True, False, True, False, True]
 
 
 def test_dimensions_are_gathered_too(monkeypatch):
@@ -227,6 +227,6 @@ def test_dimensions_are_gathered_too(monkeypatch):
         monkeypatch.setattr(rewards.multihost_utils, "process_allgather", gathers)
         for process in range(3):
             monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-            scores = rewards.score(Two(), asked, images)
+            scores = rewards.score(Two(), asked, images, np.ones(2, bool))
     assert scores.values.tolist() == [0, 1] and scores.valid.all()
     assert scores.each.tolist() == [[0, 10], [1, 11]] and scores.spread.tolist() == [[0.5, 0.5]] * 2

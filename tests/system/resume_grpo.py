@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 # what a clock or a fresh process says, and how far ahead was read
 TIMED = {"rollout_s", "score_s", "update_s", "step_s", "compilations", "bytes_read"}
+TIMED |= {"input_wait_s", "device_idle_share"}
 KINDS = ("kill", "save", "term")
 
 

@@ -24,7 +24,8 @@ def a_gpu(monkeypatch):
     """JAX's checks of cuDNN take a GPU of Hopper's kind for granted, and we its attention."""
 
     def lower(program, *args, **static):
-        return compiled.Lowered(program.trace(*args, **static).lower(lowering_platforms=("cuda",)), {})
+        traced = program.trace(*args, **static)
+        return compiled.Lowered(traced.lower(lowering_platforms=("cuda",)), {}, traced.jaxpr.jaxpr)
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda wanted: True)

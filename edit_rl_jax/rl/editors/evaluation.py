@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from edit_rl_jax import json_files
@@ -34,23 +34,26 @@ DIMENSIONS = ("success", "over_editing", "naturalness", "artifacts", "overall")
 
 def edits(
     program: Program, weights: Any, frozen: Any, prompts: Sequence[Prompt], seed: int = SEED
-) -> UInt8[np.ndarray, "n H W 3"]:
-    """One edit of each prompt on the host, `config.rows` at a time; its noise is a function of its number."""
+) -> tuple[UInt8[np.ndarray, "n H W 3"], Bool[np.ndarray, " n"]]:
+    """One edit of each prompt on the host, `config.rows` at a time, and which of them are finite; an edit's noise is a
+    function of its number."""
     n, rows, r, out = len(prompts), program.config.rows, program.config.rl, []
     for start in range(0, n, rows):
         at = [min(i, n - 1) for i in range(start, start + rows)]
         batch = program.put(program.batch([prompts[i] for i in at], at, 1, r.eval_sample_steps, evaluation_size(r)))
         with jax.set_mesh(program.mesh):
-            out.append(rewards.gather(program.evaluate(weights, frozen, batch, np.int32(seed)))[0])
-    return np.concatenate(out)[:n]
+            made = program.evaluate(weights, frozen, batch, np.int32(seed))
+        out.append([rewards.gather(part)[0] for part in made])
+    images, finite = (np.concatenate(parts)[:n] for parts in zip(*out))
+    return images, finite
 
 
 def evaluate(
     program: Program, weights: Any, frozen: Any, prompts: Sequence[Prompt], reward: Callable
 ) -> tuple[dict[str, Any], UInt8[np.ndarray, "n H W 3"]]:
     """(values by prompt: task, reward, valid and the oracle's dimensions, success as "oracle_success"; the edits)."""
-    images = edits(program, weights, frozen, prompts)
-    scores = rewards.score(reward, prompts, images)
+    images, finite = edits(program, weights, frozen, prompts)
+    scores = rewards.score(reward, prompts, images, finite)
     found: dict[str, Any] = {"task": [p.task for p in prompts]}
     found |= {"reward": [float(v) for v in scores.values], "valid": [bool(v) for v in scores.valid]}
     if all(p.edit is not None for p in prompts):

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from edit_rl_jax import sharding
 from edit_rl_jax.data.images import resize
 from edit_rl_jax.editors.base import Editor, Processor, Request, TokenLengths, check_text, smaller, tokens
-from edit_rl_jax.editors.pixels import to_levels, to_pixels
+from edit_rl_jax.editors.pixels import checked_levels, to_pixels
 from edit_rl_jax.editors.sampling import LANCZOS
 from edit_rl_jax.flow.guidance import Guidance
 from edit_rl_jax.flow.sampling import Denoising
@@ -45,8 +45,8 @@ class Program(OnMesh):
     """The programs of RL of an editor, compiled on demand; all abstract values carry shardings.
 
     rollout: jitted (trainable, frozen, batch, seed, step, start) -> (Prompts, Rollout whose `finished` are images, u8
-    [M, B, H, W, 3]). evaluate: the same in `rl.eval_sample_steps` steps without noise, one sample a prompt -> images u8
-    [M, B, ...].
+    [M, B, H, W, 3], and which of them are finite, bool [M, B]). evaluate: the same in `rl.eval_sample_steps` steps
+    without noise, one sample a prompt -> what is finished.
     update: jitted (state, frozen, prompts, rollout, scores, chunk, seed, number) -> (state, metrics), `state` donated;
     scores: (rewards, valid, groups) [M * B] of `rl.advantages`, or with `rl.advantage.decoupled` (rewards [M * B, D],
     valid, groups, weights [D]); its metrics are "rewards" among these.
@@ -225,7 +225,7 @@ def build_program(config: Any, mesh: Mesh, editor: Any, tokenizer: Any = None) -
         latent = (tokens(processor, (height, width)), processor.channels)
 
         def draw(t, f, batch, seed, step, start):
-            finish = lambda f, final, _: to_levels(merge(t, f).decode(final, height, width))
+            finish = lambda f, final, _: checked_levels(merge(t, f).decode(final, height, width))
             prompts = encode(merge(t, f), batch)
             rollout = make_rollout(velocity, sampler, latent, same_noise=r.same_noise, finish=None if cpu else finish)
             drawn = rollout(t, f, prompts, seed, step, start)
