@@ -38,7 +38,7 @@ class DoesNotFit(RuntimeError):
 
 
 class Lowered(NamedTuple):
-    """A program, lowered, the FLOPs of its kernels, of which a compiled module says nothing, and what it was traced to."""
+    """A program, lowered, the FLOPs of its kernels, which a compiled module does not tell, and its jaxpr."""
 
     stage: Any
     kernels: counts.Kernels
@@ -46,9 +46,8 @@ class Lowered(NamedTuple):
 
     def flops(self) -> dict[str, int]:
         """Counts {"model": those that the mathematics needs, "executed": those that are done} over all devices."""
-        return {
-            name: sum(flops.of_jaxpr(self.jaxpr, remat).values()) for name, remat in (("model", False), ("executed", True))
-        }
+        count = lambda remat: sum(flops.of_jaxpr(self.jaxpr, remat).values())
+        return {"model": count(False), "executed": count(True)}
 
 
 def lower(program: Any, *args: Any, **static: Any) -> Lowered:

@@ -138,10 +138,9 @@ def test_an_edit_whose_pixels_are_no_numbers_has_no_reward(folder, monkeypatch):
     with jax.set_mesh(p.mesh):
         number = np.int32(0)
         images, finite = p.rollout(trainable, frozen, p.put(batch), number, number, number)[1].finished
-    first = np.arange(batch["prompt"].shape[1]) == 0
+    first, ones = np.arange(batch["prompt"].shape[1]) == 0, lambda samples: np.ones(len(samples.prompts), np.float32)
     assert (np.asarray(finite) == ~first).all() and not np.asarray(images)[:, 0].any()
-    everything = lambda found: rewards.Scores(np.ones(len(found.prompts), np.float32), np.ones(len(found.prompts), bool))
-    values, images = evaluation.evaluate(p, trainable, frozen, asked, everything)
+    values, images = evaluation.evaluate(p, trainable, frozen, asked, lambda s: rewards.Scores(ones(s), ones(s) > 0))
     assert values["valid"] == [False] + [True] * (len(asked) - 1) and images[1:].any((1, 2, 3)).all()
 
 
