@@ -39,8 +39,12 @@ def get_config():
         c.mesh_presets = {
             "v5e:4x4": {"fsdp": 16},
             "v6e:2x4": {"fsdp": 8},
+            "v6e:4x4": {"fsdp": 16},
             "v5p:2x2x4": {"fsdp": 16},
+            "tpu7x:2x2x2": {"fsdp": 16},
             "h100:8": {"fsdp": 8},
         }
-        c.presets = {"v5p:2x2x4": {"model": {"remat": "gate_up"}}}  # there is room to keep all products of a layer
+        # there is room to keep all products of a layer, on v6e those of attention
+        kept = {"v6e:4x4": "attention", "v5p:2x2x4": "gate_up", "tpu7x:2x2x2": "gate_up"}
+        c.presets = {where: {"model": {"remat": what}} for where, what in kept.items()}
     return c

@@ -38,8 +38,11 @@ def get_config():
         c.mesh_presets = {
             "v5e:4x4": {"fsdp": 16},
             "v6e:2x4": {"fsdp": 8},
+            "v6e:4x4": {"fsdp": 16},
             "v5p:2x2x4": {"fsdp": 16},
+            "tpu7x:2x2x2": {"fsdp": 16},
             "h100:8": {"fsdp": 8},
         }
-        c.presets = {"v5p:2x2x4": {"model": {"remat": "gate_up"}}}  # there is room to keep all products of a layer
+        roomy = ("v6e:4x4", "v5p:2x2x4", "tpu7x:2x2x2")  # there is room to keep all products of a layer
+        c.presets = {where: {"model": {"remat": "gate_up"}} for where in roomy}
     return c

@@ -49,7 +49,9 @@ def get_config():
             "v5e:8x8": {"fsdp": 16, "tensor": 4},
             "v6e:4x4": {"fsdp": 16},
             "v5p:2x2x4": {"fsdp": 16},
+            "tpu7x:2x2x2": {"fsdp": 16},
             "h100:8": {"fsdp": 8},
         }
-        c.presets = {"v5p:2x2x4": {"model": {"remat": "gate_up"}}}  # there is room to keep all products of a layer
+        roomy = ("v5p:2x2x4", "tpu7x:2x2x2")  # there is room to keep all products of a layer
+        c.presets = {where: {"model": {"remat": "gate_up"}} for where in roomy}
     return c

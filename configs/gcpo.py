@@ -29,13 +29,15 @@ MESHES = {
         "v5e:4x4": {"data": 4, "fsdp": 1, "tensor": 4},
         "v6e:2x4": {"data": 4, "fsdp": 1, "tensor": 2},
         "v5p:2x2x4": {"data": 8, "fsdp": 1, "tensor": 2},
+        "tpu7x:2x2x2": {"data": 8, "fsdp": 1, "tensor": 2},
         "h100:8": {"data": 4, "fsdp": 1, "tensor": 2},
     },
 }
 
 # 7b: what is kept of a layer for the backward pass; half the rows at once where chips are small.
 HALVES = {"rows": 4, "model": {"remat": "gate_up"}, "rl": {"microbatches": 32}}
-KEPT = {"v5e:4x4": HALVES, "v6e:2x4": HALVES, "v5p:2x2x4": {"model": {"remat": "gate_up"}}}
+KEPT = {"v5e:4x4": HALVES, "v6e:2x4": HALVES}
+KEPT |= dict.fromkeys(("v5p:2x2x4", "tpu7x:2x2x2"), {"model": {"remat": "gate_up"}})
 
 
 def get_config(size="7b"):

@@ -47,6 +47,8 @@ MESHES = {
         "v6e:2x2": {"fsdp": 4},
         "v6e:2x4": {"fsdp": 8},
         "v5p:2x2x1": {"fsdp": 4},
+        "v4:2x2x4": {"fsdp": 16},
+        "tpu7x:2x2x2": {"fsdp": 16},
         "h100:1": {"fsdp": 1},
         "h100:8": {"fsdp": 8},
     },
@@ -57,48 +59,58 @@ MESHES = {
         "v6e:4x4": {"fsdp": 16},
         "v5p:2x2x1": {"fsdp": 4},
         "v5p:2x2x2": {"fsdp": 8},
+        "v4:2x2x4": {"fsdp": 16},
+        "tpu7x:2x2x2": {"fsdp": 16},
         "h100:1": {"fsdp": 1},
         "h100:8": {"fsdp": 8},
     },
     "32b": {
         "v5e:8x8": {"fsdp": 16, "tensor": 4},
-        "v6e:4x4": {"fsdp": 16},
+        "v6e:4x4": {"fsdp": 8, "tensor": 2},
         "v6e:4x8": {"fsdp": 16, "tensor": 2},
         "v5p:2x2x4": {"fsdp": 16},
         "v5p:2x4x4": {"fsdp": 16, "tensor": 2},
+        "v4:2x2x4": {"fsdp": 16},
+        "tpu7x:2x2x2": {"fsdp": 16},
         "h100:8": {"fsdp": 8},
     },
     "72b": {
         "v5p:2x4x4": {"fsdp": 16, "tensor": 2},
         "v5p:4x4x4": {"fsdp": 16, "tensor": 4},
         "v6e:8x8": {"fsdp": 16, "tensor": 4},
+        "v4:4x4x4": {"fsdp": 16, "tensor": 4},
+        "tpu7x:2x2x2": {"fsdp": 16},
     },
 }
 WHOLE = {"v5p:2x2x4": {"fsdp": 16}}
 MESHES |= {f"qwen3_{size}": MESHES[like] | WHOLE for size, like in (("4b", "7b"), ("8b", "7b"), ("32b", "32b"))}
 LARGER = {"rrm_7b": WHOLE}
 SMALL = {"v5e:4x4": {"fsdp": 16}, "v6e:2x4": {"fsdp": 8}}
-MESHES["qwen3_32b"] |= SMALL
-SHORT = {"32b": SMALL}  # EditReward's rows are shorter and have no logits
+BY_ROWS = {"v6e:4x4": {"fsdp": 16}}
+MESHES["qwen3_32b"] |= SMALL | BY_ROWS
+SHORT = {"32b": SMALL | BY_ROWS}  # EditReward's rows are shorter and have no logits
 # What is kept of a layer for the backward pass of a LoRA: on TPU slices all products, but for these, where a peak would
 # go over 90% of a chip's memory, or (v6e:2x4) no plan has been made. By the plans in benchmarks/plans and
 # docs/scaling.md; where those have none, by arithmetic from them. On GPUs nothing: no compiler has said what fits.
 NOTHING = "nothing_saveable"
 SMALLEST = {"v5e:4x4": NOTHING, "v6e:2x4": NOTHING}
+LARGE = {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention", "v4:2x2x4": "attention"}
 TIGHT = {
-    "rm_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"},
-    "rm_qwen3_4b": {"v6e:2x4": NOTHING},
-    "rm_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
-    "rm_qwen3_32b": {"v5e:8x8": "feed_forward", "v6e:4x4": "attention"} | SMALLEST,
+    "rm_32b": {"v5e:8x8": "feed_forward", "v4:2x2x4": "attention"},
+    "rm_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
+    "rm_qwen3_32b": {"v5e:8x8": "feed_forward"} | dict.fromkeys(("v6e:4x4", "v4:2x2x4"), "attention") | SMALLEST,
     "editreward_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
-    "editreward_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | SMALLEST,
+    "editreward_32b": LARGE | SMALLEST,
     "editreward_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
-    "editreward_qwen3_32b": {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention"} | SMALLEST,
-    "rrm_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
+    "editreward_qwen3_32b": LARGE | SMALLEST,
+    "rrm_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
 }
-for size in ("32b", "qwen3_4b", "qwen3_8b", "qwen3_32b"):
+for size in ("32b", "qwen3_8b", "qwen3_32b"):
     TIGHT[f"rrm_{size}"] = TIGHT[f"rm_{size}"]
-FEWER_ROWS = ("v5e:2x4", "v6e:2x2")  # 3b: half the rows at once, for the same reason
+FEWER_ROWS = {  # half the rows at once, for the same reason; of 32b as its rows lie over 8 pairs of chips
+    **dict.fromkeys(("rm_3b", "editreward_3b", "rrm_3b"), ("v5e:2x4", "v6e:2x2")),
+    **dict.fromkeys(("rm_32b", "rrm_32b"), ("v6e:4x4",)),
+}
 
 
 def get_config(which="7b"):
@@ -130,7 +142,7 @@ def get_config(which="7b"):
 def fitting(c, where):
     """Gives what of a config a TPU slice has room for."""
     kept = TIGHT.get(c.name, {}).get(where, "gate_up")
-    rows = {"rows": c.rows // 2, "accum": c.accum * 2} if where in FEWER_ROWS else {}
+    rows = {"rows": c.rows // 2, "accum": c.accum * 2} if where in FEWER_ROWS.get(c.name, ()) else {}
     return rows | {"model": {"remat": kept}}
 
 

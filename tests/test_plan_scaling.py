@@ -29,7 +29,9 @@ def test_rows_a_device_stay_as_in_the_preset():
     wide, kept = mesh(16, 16, 1) | {"rows": "256", "accum": "1"}, {"model.remat": "gate_up"}
     assert layout("rm.py:7b", "v5e:16x16") == layout("rm.py:7b", "v6e:16x16") == wide | kept
     assert layout("rm.py:72b", "v6e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"} | kept
-    assert layout("rm.py:72b", "tpu7x:2x2x2") == mesh(1, 16, 1) | {"rows": "16", "accum": "2"}  # 8 chips of 2 devices
+    assert layout("rm.py:72b", "v5e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"}  # of chips with more memory
+    # 8 chips of 2 devices
+    assert layout("grpo_omnigen2_fast.py", "tpu7x:2x2x2") == mesh(1, 16, 1) | {"rows": "96", "rl.prompts": "48"}
     halves = kept | {"rows": "64", "rl.microbatches": "32", "rl.pairs": "256"}
     assert layout("gcpo.py:7b", "v5e:16x16") == mesh(64, 1, 4) | halves
     assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | {"rows": "384", "rl.prompts": "192"}
@@ -37,7 +39,7 @@ def test_rows_a_device_stay_as_in_the_preset():
 
 def test_what_another_chip_keeps_is_taken_where_there_is_room():
     remat = lambda name, where: layout(name, where).get("model.remat")
-    assert remat("rm.py:32b", "tpu7x:2x2x2") == "gate_up"  # as v5p
+    assert remat("gcpo.py:7b", "v5p:4x4x4") == remat("editor_omnigen2.py", "v5p:2x2x8") == "gate_up"
     assert remat("rm.py:32b", "v5e:4x4") is remat("rm.py:72b", "v5e:16x16") is None  # v5p's, which has more
 
 
@@ -63,7 +65,7 @@ def test_a_cell_is_made_of_its_own_preset_alone(cells, monkeypatch):
 
     monkeypatch.setattr(config_lib, "load", changed)
     now = {c.key: c for c in scaling.cells(ROOT)}
-    copies = {f"rm_7b on {where}" for where in ("v6e:4x4", "v6e:16x16", "tpu7x:2x2x2")}
+    copies = {f"rm_7b on {where}" for where in ("v6e:4x4", "v6e:16x16")}
     assert {c.key for c in cells if now[c.key].stamp != c.stamp} == copies
     was = {c.key: c.less for c in cells}
     for key in copies:

@@ -73,10 +73,11 @@ class Cell:
 def layout(config: Any, topology: str) -> dict[str, str]:
     """Says how a config is spread over a slice, as overrides; {} where it has a mesh preset for it.
 
-    Copies, along "data", of the preset that divides the slice: one of its chip before others, one with the fewest chips
-    along "tensor", the largest of those, that of the chip with the most memory up to the slice's. Rows a device stay as
-    there, and what else its `presets` say unless its chip has more memory; microbatches, or a rollout's pairs or
-    prompts, follow. Where no preset is as small as the slice: all devices along "fsdp", a row to each.
+    Copies, along "data", of the preset that divides the slice: one of its chip before others, one of a chip without
+    more memory, else the one that spreads weights most; one with the fewest chips along "tensor", the largest of those,
+    that of the chip with the most memory. Rows a device stay as there, and what else its `presets` say unless its chip
+    has more memory; microbatches, or a rollout's pairs or prompts, follow. Where no preset is as small as the slice:
+    all devices along "fsdp", a row to each.
     """
     chip, grid = chips.parse(topology)
     devices = math.prod(grid) * chip.per_chip
@@ -87,8 +88,9 @@ def layout(config: Any, topology: str) -> dict[str, str]:
     across = lambda mesh: mesh.get("data", 1) * mesh.get("fsdp", 1)
     of = lambda name: chips.CHIPS[name.split(":")[0]]
     room = lambda name: of(name).hbm <= 1.02 * chip.hbm  # v5p and tpu7x differ by 1%
-    memory = lambda name: of(name).hbm * room(name)
-    rank = lambda name: (of(name) == chip, -presets[name].get("tensor", 1), size(name), memory(name))
+    spread = lambda name: 0 if room(name) else presets[name].get("fsdp", 1) * presets[name].get("tensor", 1)
+    few = lambda name: (-presets[name].get("tensor", 1), size(name), of(name).hbm * room(name))
+    rank = lambda name: (of(name) == chip, room(name), spread(name), *few(name))
     if parts := [name for name in presets if devices % size(name) == 0]:
         name = max(parts, key=rank)
         base, said = presets[name], dict(config_lib.flatten(config.presets.get(name, {}))) if room(name) else {}

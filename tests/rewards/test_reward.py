@@ -212,6 +212,10 @@ def test_passes_are_sampled_apart_and_the_unmerged_adapter_agrees(trained):
         assert [len(r) for r in replies(got)] == [3, 3]
         assert got.valid and scores(got)[:2] == pytest.approx(record.sc, abs=9)
         assert reward.first_passes(got, 3) == got and [len(r) for r in replies(reward.first_passes(got, 1))] == [1, 1]
+    hot = TokenSampling(temperature=8.0, max_new_tokens=8)
+    wild = EditScore.load(trained[1], base=trained[0], sampling=hot, passes=3, rows=4, merge=False)
+    for passes in replies(wild.score(EDITS[:1], progress=False)[0]):
+        assert len({reply.raw for reply in passes}) == 3
 
 
 def test_prompts_that_there_are_not_are_told_in_one_line(trained):

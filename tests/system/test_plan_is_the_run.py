@@ -88,15 +88,17 @@ def script(name, config, workdir, changes, *wanted: str, last: str) -> dict[str,
 @pytest.mark.parametrize(
     ("name", "config", "mesh"),
     [
-        ("train_rm", "toy_config.py", {"fsdp": 2, "tensor": 2}),
-        pytest.param("train_rm", "toy_config.py", {"fsdp": 4}, marks=pytest.mark.slow),
-        pytest.param("train_editor", "toy_editor_config.py", {"fsdp": 4}, marks=pytest.mark.slow),
+        ("train_rm", "tests/training/toy_config.py", {"fsdp": 2, "tensor": 2}),
+        pytest.param("train_rm", "tests/training/toy_config.py", {"fsdp": 4}, marks=pytest.mark.slow),
+        pytest.param("train_rm", "configs/editreward_tiny.py", {"fsdp": 4}, marks=pytest.mark.slow),
+        pytest.param("train_rm", "configs/rrm_tiny.py", {"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+        pytest.param("train_editor", "tests/training/toy_editor_config.py", {"fsdp": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_the_planned_step_is_the_one_that_is_run(name, config, mesh, tmp_path):
-    file = ROOT / "tests/training" / config
+    file = ROOT / config
     changes = {f"mesh.{axis}": str(size) for axis, size in mesh.items()} | {"compilation_cache": "", "rows": "4"}
-    if name == "train_rm":
+    if "toy_config" in config:
         changes["data.buckets"] = "((64,1,64,16),)"
         changes["model.tokenizer"] = str(toy.save_tokenizer(tmp_path / "tokenizer"))
     (run,) = script(name, file, tmp_path / "run", changes, last="step")["step"]
@@ -110,14 +112,17 @@ def test_the_planned_step_is_the_one_that_is_run(name, config, mesh, tmp_path):
 
 
 @pytest.mark.slow
-def test_rollout_and_update_of_an_editor_s_rl(tmp_path):
+@pytest.mark.parametrize("method", ["grpo", "nft"])
+def test_rollout_and_update_of_an_editor_s_rl(method, tmp_path):
     from tests.rl import tiny_editor
+    from tests.rl.test_moving import MOVING
 
     tiny_editor.save(tmp_path / "editor")
+    changes = dict(steps=1, rl__eval_prompts=0) | (MOVING if method == "nft" else {})
     file = tmp_path / "config.py"
     file.write_text(
         "from tests.rl import tiny_editor\n"
-        f"get_config = lambda: tiny_editor.config({str(tmp_path / 'editor')!r}, steps=1, rl__eval_prompts=0)\n"
+        f"get_config = lambda: tiny_editor.config({str(tmp_path / 'editor')!r}, **{changes!r})\n"
     )
     run = script("train_grpo", file, tmp_path / "run", {}, "draw", last="update")
     plan = planned(rl.jobs(config_lib.load(file, {}), CHIP, jax.devices()[:4]))
