@@ -29,9 +29,9 @@ def test_rows_a_device_stay_as_in_the_preset():
     wide, kept = mesh(16, 16, 1) | {"rows": "256", "accum": "1"}, {"model.remat": "gate_up"}
     assert layout("rm.py:7b", "v5e:16x16") == layout("rm.py:7b", "v6e:16x16") == wide | kept
     assert layout("rm.py:72b", "v6e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"} | kept
-    assert layout("rm.py:72b", "v5e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"}  # of chips with more memory
-    # 8 chips of 2 devices
-    assert layout("grpo_omnigen2_fast.py", "tpu7x:2x2x2") == mesh(1, 16, 1) | {"rows": "96", "rl.prompts": "48"}
+    assert layout("rm.py:72b", "v5e:16x16") == mesh(4, 16, 4) | {"rows": "64", "accum": "1"}  # copies of v4:4x4x4
+    as_on_16 = {"rows": "96", "rl.prompts": "48"}  # 8 chips of 2 devices
+    assert layout("grpo_omnigen2_fast.py", "tpu7x:2x2x2") == mesh(1, 16, 1) | as_on_16
     halves = kept | {"rows": "64", "rl.microbatches": "32", "rl.pairs": "256"}
     assert layout("gcpo.py:7b", "v5e:16x16") == mesh(64, 1, 4) | halves
     assert layout("grpo_omnigen2_fast.py", "v5p:4x4x4") == mesh(4, 16, 1) | {"rows": "384", "rl.prompts": "192"}
