@@ -22,7 +22,8 @@ class Chip:
     kinds: `device_kind`s as JAX prints them. flops: bf16 FLOP/s. hbm: usable bytes. bandwidth: HBM bytes/s.
     ici: bytes/s that a device sends over all its links together (one way). dims: of a topology name ("4x4x4" has 3).
     wraps: a side of the grid that is a multiple of it is a ring. mxu: side of a matrix unit.
-    dcn: bytes/s between slices; None where not published.
+    dcn: bytes/s between slices; None where not published. host: bytes/s to and from the host's memory, each way: not
+    published by chip, assumed as the lower of what jax-ml's "How to Scale Your Model" says of PCIe (16 to 32 GB/s).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Chip:
     mxu: int = 128
     dcn: float | None = None
     per_chip: int = 1
+    host: float = 16e9
     config_name: str = ""  # chip_config_name of get_topology_desc
 
 

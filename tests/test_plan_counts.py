@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from edit_rl_jax import chips, flops, sharding
+from edit_rl_jax.nn.stack import scan_layers
 from edit_rl_jax.plan import counts
 from edit_rl_jax.plan.hlo import Module, _axes, _groups, collectives
 
@@ -239,6 +241,24 @@ def test_traffic_of_real_programs():
     scan = module(lambda x, w: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0], arg(mesh, (8, 4096)), layers)
     assert counts.traffic(scan) == pytest.approx(6 * 2**25, rel=0.1)
     assert sum(counts.flops(scan)[0].values()) == 6 * 2 * 8 * 4096**2
+
+
+def test_what_goes_to_the_hosts_memory_and_back():
+    """Two of a layer's products by the policy "offload": each out once and back once."""
+    mesh, layers, rows, width = v5e(fsdp=1), 6, 512, 1024
+
+    def body(x, w):
+        gate, up = (checkpoint_name(jnp.tanh(x @ w[i]), name) for i, name in enumerate(("gate", "up")))
+        return gate * up, None
+
+    def loss(w, x):
+        return scan_layers(body, x, w, remat="offload")[0].astype(jnp.float32).sum()
+
+    args = arg(mesh, (layers, 2, width, width)), arg(mesh, (rows, width))
+    found = module(jax.grad(loss), *args)
+    each = layers * 2 * rows * width * 2
+    assert counts.host(found) == {"out": each, "back": each}
+    assert counts.host(module(lambda a, b: a + b, args[1], args[1])) == {"out": 0, "back": 0}
 
 
 def test_a_kernels_flops_are_those_of_its_body():

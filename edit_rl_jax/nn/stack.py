@@ -16,6 +16,7 @@ M = TypeVar("M", bound=nnx.Module)
 # plain one has "up" alone); what it gives ("down"), where the backward pass wants it.
 ATTENTION = ("qkv", "attention", "attended")
 _save = jax.checkpoint_policies.save_only_these_names
+_offload = jax.checkpoint_policies.save_and_offload_only_these_names
 
 REMAT_POLICIES = {
     "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
@@ -24,6 +25,12 @@ REMAT_POLICIES = {
     "gate": _save(*ATTENTION, "gate"),
     "feed_forward": _save("attended", "gate", "up", "down"),
     "gate_up": _save(*ATTENTION, "gate", "up", "down"),
+    "offload": _offload(
+        names_which_can_be_saved=[*ATTENTION, "down"],
+        names_which_can_be_offloaded=["gate", "up"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "everything_saveable": jax.checkpoint_policies.everything_saveable,
 }
 

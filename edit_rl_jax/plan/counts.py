@@ -92,6 +92,20 @@ def traffic(module: Module) -> int:
     return total
 
 
+def host(module: Module) -> dict[str, int]:
+    """Counts bytes between a device and its host's memory: {"out", "back"}, what is written there and what is read."""
+    found = {"out": 0, "back": 0}
+    for inside, op, times, _ in module.runs():
+        kind, operands = op.kind.removesuffix("-start"), [inside[x].results[0] for x in op.operands if x in inside]
+        if kind == "copy" and operands and operands[0].host != op.outputs[0].host:
+            found["out" if op.outputs[0].host else "back"] += times * operands[0].bytes
+        elif kind == "dynamic-update-slice" and operands[0].host:
+            found["out"] += times * operands[1].bytes
+        elif kind == "dynamic-slice" and operands[0].host:
+            found["back"] += times * sum(a.bytes for a in op.outputs)
+    return found
+
+
 def _size(arrays: tuple[Array, ...]) -> int:
     return sum(a.bytes for a in arrays if a.hbm)
 

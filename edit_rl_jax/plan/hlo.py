@@ -19,11 +19,13 @@ _OP = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\(((?:[^()]|\([
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a result: its dtype's name, shape, and whether it lies in HBM (not on the chip, `S(1)`)."""
+    """One array of a result: its dtype's name, shape, and whether it lies in HBM, not on the chip (`S(1)`), or in the
+    host's memory (`S(5)`)."""
 
     dtype: str
     shape: tuple[int, ...]
     hbm: bool = True
+    host: bool = False
 
     @property
     def bytes(self) -> int:
@@ -49,6 +51,8 @@ class Op:
         The compiler combines collectives: one instruction then has several operands and as many outputs.
         """
         n = len(self.operands)
+        if self.kind in ("dynamic-slice-start", "dynamic-update-slice-start"):
+            return self.results[n : n + 1]
         if not self.kind.endswith("-start") or len(self.results) < 2 * n:
             return self.results
         return self.results[:n] if self.kind == "copy-start" else self.results[n : 2 * n]
@@ -68,7 +72,7 @@ class Op:
 def _arrays(text: str) -> tuple[Array, ...]:
     found = re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?", text)
     return tuple(
-        Array(t, tuple(int(n) for n in dims.split(",") if n), not re.search(r"S\([1-9]", place))
+        Array(t, tuple(int(n) for n in dims.split(",") if n), not re.search(r"S\([1-9]", place), "S(5)" in place)
         for t, dims, place in found
     )
 

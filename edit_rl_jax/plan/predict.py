@@ -44,19 +44,22 @@ def predict(
     flops: Mapping[str, int],
     traffic: int,
     links: Mapping[str, tuple[int, float | None]],
+    host: int = 0,
     model: int | None = None,
     items: tuple[int, str] | None = None,
     price: float | None = None,
 ) -> dict[str, Any]:
     """Predicts one run of a program.
 
-    flops, traffic: of a device (`counts`). links: {mesh axes: (bytes that reach a device, bytes/s or None)}. model:
-    FLOPs over all devices that the mathematics needs. items: (how many of what a run handles). price: a chip and hour.
-    Returns seconds and what follows of them; "bound" names the slowest part, "unknown" links without a published rate.
+    flops, traffic: of a device (`counts`). links: {mesh axes: (bytes that reach a device, bytes/s or None)}. host:
+    bytes to or from the host's memory, the larger. model: FLOPs over all devices that the mathematics needs. items:
+    (how many of what a run handles). price: a chip and hour. Returns seconds and what follows of them; "bound" names
+    the slowest part, "unknown" links without a published rate.
     """
     work = records.effective(chip, sum(flops.values()) - flops.get("kernel", 0), flops.get("kernel", 0))
     parts = {"compute": records.fit().seconds(chip, work), "hbm": traffic / chip.bandwidth}
     parts |= {f"links {axes}": size / rate for axes, (size, rate) in links.items() if rate}
+    parts |= {"host": host / chip.host} if host else {}
     bound = max(parts, key=lambda name: parts[name])
     step = parts[bound]
     out: dict[str, Any] = {"seconds": parts, "step_s": step, "no_overlap_s": sum(parts.values()), "bound": bound}

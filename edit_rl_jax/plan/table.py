@@ -33,6 +33,9 @@ def _program(p: Mapping[str, Any], devices: int) -> Iterator[str]:
         if flops is not None:
             yield f"  {kind + ' FLOPs':22} {flops:.4g} a step, {flops / devices:.4g} a device"
     yield f"  {'HBM traffic':22} {p['hbm_traffic'] / 1e9:9.3f} GB a device and step"
+    if moved := p.get("host_traffic"):
+        out, back = moved["out"] / 1e9, moved["back"] / 1e9
+        yield f"  {'host memory':22} {out:9.3f} GB out and {back:.3f} GB back a device and step"
     for axes, kinds in p.get("collectives_by_axes", {"all axes": p["collectives"]}).items():
         for kind, c in kinds.items():
             yield f"  {kind:22} {c['bytes'] / 1e9:9.3f} GB to each device a step, {c['count']} times along {axes}"

@@ -49,10 +49,14 @@ class Model:
     # accelerators, float32 on CPU
     save_dtype: str = knob("float32", ("float32", "bfloat16"))  # of an exported model; adapters are float32
     # what a layer keeps for the backward pass: nothing, every product, its attention, half of a gated feed-forward or
-    # the whole one besides, all of that without q, k, v and what came of them, everything; "none": as everything
+    # the whole one besides, all of that without q, k, v and what came of them, or with the halves in the host's memory,
+    # everything; "none": as everything
     remat: str = knob(
         "nothing_saveable",
-        ("nothing_saveable", "dots", "attention", "gate", "feed_forward", "gate_up", "everything_saveable", "none"),
+        (
+            *("nothing_saveable", "dots", "attention", "gate", "feed_forward", "gate_up", "offload"),
+            *("everything_saveable", "none"),
+        ),
     )
     attention: str = knob("", ("", "xla", "cudnn", "splash", "splash_interpret"))  # "" = chosen by platform
 

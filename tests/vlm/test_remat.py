@@ -43,10 +43,11 @@ def test_what_is_repeated_is_what_was_not_kept():
     tokens, least = 2 * ROWS * LENGTH * LAYERS, done("none")
     qkv, out, half = WIDTH * (HEADS + 2 * KV) * HEAD, HEADS * HEAD * WIDTH, WIDTH * INNER
     again = {"nothing_saveable": qkv + out + 2 * half, "attention": 2 * half, "gate": half, "gate_up": 0}
-    again["feed_forward"] = qkv
+    again |= {"feed_forward": qkv, "offload": 0}
     assert {name: done(name) - least for name in again} == {name: tokens * n for name, n in again.items()}
 
 
 def test_gradients_are_the_same():
-    whole, kept = (jax.jit(grad)(x) for grad, x in map(step, ("none", "gate")))
-    np.testing.assert_allclose(kept, whole, rtol=1e-5, atol=1e-6)
+    whole, *others = (jax.jit(grad)(x) for grad, x in map(step, ("none", "gate", "offload")))
+    for kept in others:
+        np.testing.assert_allclose(kept, whole, rtol=1e-5, atol=1e-6)
