@@ -27,10 +27,12 @@ arXiv 2604.27505, gives no recipe):
 | 3b | a v5e-8 or larger; one H100 | Qwen Research License (no commercial use) | no figure is published |
 | 7b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | the paper's EditScore-7B |
 | 32b | a v6e-16, v5p-32 or larger | Apache-2.0 | the paper's EditScore-32B |
-| 72b | a v5p-128 (4x4x4) or v6e-64 | Qwen License | the paper's EditScore-72B |
+| 72b | a v5p-64 (2x4x4), v6e-64 or larger | Qwen License | the paper's EditScore-72B |
 | qwen3_4b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-4B |
 | qwen3_8b | a v5e-16, v6e-8 or larger; one H100 | Apache-2.0 | EditScore-Qwen3-VL-8B |
 | qwen3_32b | a v5e-16, v6e-8 or larger | Apache-2.0 | no figure is published |
+
+There are presets for v4-32 (72b: v4-128) and eight chips of tpu7x as well.
 
 The released Qwen3-VL adapters also adapt the deepstack mergers: --config.model.lora.deepstack=True starts from one, or
 trains as they were.
@@ -90,20 +92,22 @@ BY_ROWS = {"v6e:4x4": {"fsdp": 16}}
 MESHES["qwen3_32b"] |= SMALL | BY_ROWS
 SHORT = {"32b": SMALL | BY_ROWS}  # EditReward's rows are shorter and have no logits
 # What is kept of a layer for the backward pass of a LoRA: on TPU slices all products, but for these, where a peak would
-# go over 90% of a chip's memory, or (v6e:2x4) no plan has been made. By the plans in benchmarks/plans and
-# docs/scaling.md; where those have none, by arithmetic from them. On GPUs nothing: no compiler has said what fits.
+# go over 90% of a chip's memory, or (EditReward on Qwen3-VL, v6e:2x4) no plan has been made. By the plans in
+# benchmarks/plans and docs/scaling.md; where those have none, by arithmetic from them. On GPUs nothing: no compiler has
+# said what fits.
 NOTHING = "nothing_saveable"
 SMALLEST = {"v5e:4x4": NOTHING, "v6e:2x4": NOTHING}
 LARGE = {"v5e:8x8": "gate", "v6e:4x8": "feed_forward", "v6e:4x4": "attention", "v4:2x2x4": "attention"}
 TIGHT = {
     "rm_32b": {"v5e:8x8": "feed_forward", "v4:2x2x4": "attention"},
-    "rm_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
+    "rm_qwen3_8b": {"v5e:4x4": "feed_forward"},
     "rm_qwen3_32b": {"v5e:8x8": "feed_forward"} | dict.fromkeys(("v6e:4x4", "v4:2x2x4"), "attention") | SMALLEST,
     "editreward_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
     "editreward_32b": LARGE | SMALLEST,
+    "editreward_72b": {"tpu7x:2x2x2": "feed_forward"},
     "editreward_qwen3_8b": {"v5e:4x4": "feed_forward", "v6e:2x4": NOTHING},
     "editreward_qwen3_32b": LARGE | SMALLEST,
-    "rrm_7b": {"v5e:4x4": "feed_forward", "v6e:2x4": "feed_forward"},
+    "rrm_7b": {"v5e:4x4": "feed_forward"},
 }
 for size in ("32b", "qwen3_8b", "qwen3_32b"):
     TIGHT[f"rrm_{size}"] = TIGHT[f"rm_{size}"]

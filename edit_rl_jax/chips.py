@@ -22,8 +22,8 @@ class Chip:
     kinds: `device_kind`s as JAX prints them. flops: bf16 FLOP/s. hbm: usable bytes. bandwidth: HBM bytes/s.
     ici: bytes/s that a device sends over all its links together (one way). dims: of a topology name ("4x4x4" has 3).
     wraps: a side of the grid that is a multiple of it is a ring. mxu: side of a matrix unit.
-    dcn: bytes/s between slices; None where not published. host: bytes/s to and from the host's memory, each way: not
-    published by chip, assumed as the lower of what jax-ml's "How to Scale Your Model" says of PCIe (16 to 32 GB/s).
+    dcn: bytes/s between slices; None where not published. host: bytes/s between a chip and its host's memory, each
+    way: not published by chip, assumed as the lower of what jax-ml's "How to Scale Your Model" says of PCIe.
     """
 
     name: str

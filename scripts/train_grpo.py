@@ -140,7 +140,7 @@ def train(run: session.Session) -> None:
             behind = copy(sampling(state))
             pending = draw(step + 1, behind)
         jax.block_until_ready(images)
-        sampled = time.monotonic()
+        finite, sampled = rewards.gather(finite), time.monotonic()
         scores, shown = judge(asked, batch, images, finite)
         scored = time.monotonic()
         state, outs = change(step, state, condition, drawn, scores)
@@ -148,7 +148,7 @@ def train(run: session.Session) -> None:
         names = [[(f"{asked[p].key}#{k}",) for p, k in zip(*row)] for row in zip(batch["prompt"], batch["member"])]
         for problem in figures.check(run.guard, step, outs, names):
             log.warning("%s", problem)
-        if lost := int((~rewards.gather(finite)).sum()):
+        if lost := int((~finite).sum()):
             log.warning("step %d: %d edits have pixels that are no numbers: they have no reward", step, lost)
         values = figures.summary(outs) | shown
         if r.oracle_samples:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from edit_rl_jax import chips, flops
+from edit_rl_jax import flops
 from edit_rl_jax.chips import Chip
 from edit_rl_jax.plan import counts, links, predict
 from edit_rl_jax.plan.hlo import Module, collectives, largest_gather
@@ -143,9 +143,9 @@ def compile_job(job: Job, chip: Chip, price: float | None = None, quick: bool = 
     out["flops"] = {"model": job.model, "executed": job.executed, "program": sum(done.values()) * job.devices}
     out["flops_by_kind"], out["hbm_traffic"], out["host_bytes"] = done, traffic, dict(job.host)
     if any(moved_out.values()):
-        local = 1 if job.mesh is None else len(chips.host(chip, list(job.mesh.devices.flat)))
+        processes = [0] if job.mesh is None else [d.process_index for d in job.mesh.devices.flat]
         out["host_traffic"] = moved_out
-        out["host_bytes"]["offloaded"] = memory.host_temp_size_in_bytes * local
+        out["host_bytes"]["offloaded"] = memory.host_temp_size_in_bytes * processes.count(processes[0])
     out["not_counted"] = {"kernels": uncounted, "loops": sorted(module.unknown)}
     out["predicted"] = predict.predict(
         chip,

@@ -96,13 +96,16 @@ def host(module: Module) -> dict[str, int]:
     """Counts bytes between a device and its host's memory: {"out", "back"}, what is written there and what is read."""
     found = {"out": 0, "back": 0}
     for inside, op, times, _ in module.runs():
-        kind, operands = op.kind.removesuffix("-start"), [inside[x].results[0] for x in op.operands if x in inside]
-        if kind == "copy" and operands and operands[0].host != op.outputs[0].host:
-            found["out" if op.outputs[0].host else "back"] += times * operands[0].bytes
-        elif kind == "dynamic-update-slice" and operands[0].host:
-            found["out"] += times * operands[1].bytes
-        elif kind == "dynamic-slice" and operands[0].host:
-            found["back"] += times * sum(a.bytes for a in op.outputs)
+        kind = op.kind.removesuffix("-start")
+        if kind not in ("copy", "dynamic-update-slice", "dynamic-slice"):
+            continue
+        first, *others = (a for name in op.operands if name in inside for a in inside[name].results[:1])
+        if kind == "copy" and first.host != op.outputs[0].host:
+            found["out" if op.outputs[0].host else "back"] += times * first.bytes
+        elif kind == "dynamic-update-slice" and first.host:
+            found["out"] += times * others[0].bytes
+        elif kind == "dynamic-slice" and first.host:
+            found["back"] += times * op.outputs[0].bytes
     return found
 
 

@@ -19,8 +19,8 @@ _OP = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\(((?:[^()]|\([
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a result: its dtype's name, shape, and whether it lies in HBM, not on the chip (`S(1)`), or in the
-    host's memory (`S(5)`)."""
+    """One array of a result: its dtype's name, shape, whether it lies in HBM (not on the chip, `S(1)`), and whether in
+    the host's memory (`S(5)`)."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -11,8 +11,9 @@ from edit_rl_jax.plan import records
 PRICES = Path(__file__).with_name("prices.toml")
 ASSUMPTIONS = (
     "computation at the efficiency fitted to public records (python -m edit_rl_jax.plan.records), which holds what "
-    "those runs did not overlap; HBM and links at their data sheets' rates; a step takes as long as the slowest of the "
-    "three, no_overlap_s all one after another; input and host time not counted",
+    "those runs did not overlap; HBM and links at their data sheets' rates, what is offloaded to the host's memory at "
+    "16 GB/s a chip and way (assumed, not published); a step takes as long as the slowest of these, no_overlap_s all "
+    "one after another; input and the host's work not counted",
     "HBM traffic: each instruction reads and writes once what is not on the chip, kernels too",
     "links: both directions busy, a side of the torus that is no ring at half its rate",
     "MFU: FLOPs that the mathematics needs (4N a token with LoRA, 6N with all weights, causal attention by whole "
@@ -59,7 +60,7 @@ def predict(
     work = records.effective(chip, sum(flops.values()) - flops.get("kernel", 0), flops.get("kernel", 0))
     parts = {"compute": records.fit().seconds(chip, work), "hbm": traffic / chip.bandwidth}
     parts |= {f"links {axes}": size / rate for axes, (size, rate) in links.items() if rate}
-    parts |= {"host": host / chip.host} if host else {}
+    parts |= {"host": host * chip.per_chip / chip.host} if host else {}
     bound = max(parts, key=lambda name: parts[name])
     step = parts[bound]
     out: dict[str, Any] = {"seconds": parts, "step_s": step, "no_overlap_s": sum(parts.values()), "bound": bound}

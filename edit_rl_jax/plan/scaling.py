@@ -75,9 +75,9 @@ def layout(config: Any, topology: str) -> dict[str, str]:
 
     Copies, along "data", of the preset that divides the slice: one of its chip before others, one of a chip without
     more memory, else the one that spreads weights most; one with the fewest chips along "tensor", the largest of those,
-    that of the chip with the most memory. Rows a device stay as there, and what else its `presets` say unless its chip
-    has more memory; microbatches, or a rollout's pairs or prompts, follow. Where no preset is as small as the slice:
-    all devices along "fsdp", a row to each.
+    that of the chip with the most of the memory that there is. Rows a device stay as there, and what else its `presets`
+    say unless its chip has more memory; microbatches, or a rollout's pairs or prompts, follow. Where no preset is as
+    small as the slice: all devices along "fsdp", a row to each.
     """
     chip, grid = chips.parse(topology)
     devices = math.prod(grid) * chip.per_chip

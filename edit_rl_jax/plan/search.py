@@ -17,7 +17,7 @@ from typing import Any
 QUICK_SHARE = 0.7  # of the time, for trying layouts quickly
 MARGIN = 1.05  # of what a quick compilation says of computation and links
 TENSOR = (1, 2, 4, 8)
-POLICIES = ("gate_up", "feed_forward", "gate", "offload", "attention", "nothing_saveable")  # the first save more
+POLICIES = ("gate_up", "feed_forward", "gate", "attention", "offload", "nothing_saveable")  # the first keep more in HBM
 
 
 @dataclasses.dataclass(frozen=True)

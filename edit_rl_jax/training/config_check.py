@@ -12,7 +12,8 @@ from edit_rl_jax.ranges import problem
 from edit_rl_jax.training import interfaces
 from edit_rl_jax.training.config_keys import AXIS, REINFORCEMENT, REPLIES, Sections, knobs, no_key, sections
 
-NAMED = ("attention", "gate", "feed_forward", "gate_up")  # of `nn.stack.REMAT_POLICIES`: by names of a layer's parts
+# of `nn.stack.REMAT_POLICIES`: by names of a layer's parts
+NAMED = ("attention", "gate", "feed_forward", "gate_up", "offload")
 LARGEST = 2**24  # number of a bucket
 
 

@@ -36,8 +36,9 @@ def test_a_run_leaves_its_figures(folder):
         "reward_mean reward_group_std zero_std_share invalid_share ratio_positive_max ratio_negative_min clip_share kl"
     )
     assert set(wanted.split()) | {"grad_norm", "oracle_success", "rollout_s", "score_s", "update_s"} <= rows[0].keys()
+    assert rows[-1]["input_wait_s"] == 0 < min(row["input_wait_s"] for row in rows[:-1])  # one rollout ahead
     for row in rows:
-        assert 0 < row["input_wait_s"] < row["step_s"] and 0 < row["device_idle_share"] < 1
+        assert row["input_wait_s"] < row["step_s"] and 0 < row["device_idle_share"] < 1
         assert row["device_idle_share"] * row["step_s"] > row["input_wait_s"]
     assert all(row["compilations"] == 0 for row in rows[2:]), "a program is compiled again"
     assert rows[0]["log_ratio_first"] < 1e-7  # the rounding of two programs, through stored means
@@ -85,6 +86,8 @@ def test_two_processes_equal_one(folder):
     norm = lambda tensors: np.sqrt(sum(np.sum(np.square(t)) for t in tensors))
     # Adam turns the rounding of near-zero gradients into whole steps: the norm of all, not each element. B began at 0.
     learnt = [k for k in a if "lora_B" in k]
+    assert 2 * len(learnt) == len(a) and norm(a[k] for k in learnt) > 0
+    assert norm(a[k] - b[k] for k in a) <= 0.05 * norm(a.values())
     assert norm(a[k] - b[k] for k in learnt) <= 0.05 * norm(a[k] for k in learnt)
 
 

@@ -78,8 +78,9 @@ def test_names_that_a_network_lacks_are_refused():
     """Nothing in an autoencoder bears them: it would save nothing, without a word."""
     for file in ("rm_7b.py", "editor_omnigen2.py"):
         assert config_lib.load(CONFIGS / file, {"model.remat": "gate_up"}).model.remat == "gate_up"
-    with pytest.raises(ConfigError, match=r"model.remat.*'gate_up' names parts of a transformer's layer"):
-        config_lib.load(CONFIGS / "vae_tiny.py", {"model.remat": "gate_up"})
+    for name in sorted(REMAT_POLICIES.keys() - {"nothing_saveable", "dots", "everything_saveable"}):
+        with pytest.raises(ConfigError, match=rf"model.remat.*'{name}' names parts of a transformer's layer"):
+            config_lib.load(CONFIGS / "vae_tiny.py", {"model.remat": name})
 
 
 def test_overrides_keep_types():
