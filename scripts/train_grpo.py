@@ -41,14 +41,14 @@ def train(run: session.Session) -> None:
 
     # -- Prompts, editor, reward ---------------------------------------------------------------------------------------
     source = prompts.source(config, "train")
-    test = prompts.source(config, "test") if r.eval_prompts else ()
+    test = prompts.source(config, "test") if r.eval_prompts else None
     sharing = Sharing(jax.process_index(), jax.process_count(), processes.everyone)
     read = lambda source, items: prompts.read(source, items, config.data.on_bad_record, program.check, sharing)
     base, kind = interfaces.base_folder(config), interfaces.model(config)
     architecture = kind.model_config(config)
     tokenizer = kind.tokenizer(config, base, architecture)
     program = build_program(config, mesh, architecture, tokenizer)
-    held_out = read(test, range(min(r.eval_prompts, len(test))))
+    held_out = read(test, range(min(r.eval_prompts, len(test)))) if test else []
     with jax.set_mesh(mesh):
         trainable, frozen = interfaces.initial_weights(kind, program, base)
     run.say("%s", program.sizes)
