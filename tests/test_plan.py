@@ -438,8 +438,8 @@ def test_rl_is_planned_with_what_lies_beside_each_program():
         found = [compiled.compile_job(job, chip) for job in rl_plan.jobs(config, chip, devices)]
     programs = {p["program"]: p["bytes_per_device"] for p in found}
     assert list(programs) == ["rollout", "update", "prefill", "decode"]
-    for p in found[:2]:  # what its trace says is what the compiler makes of it
-        assert p["flops"]["program"] == pytest.approx(p["flops"]["executed"], rel=0.02)
+    for p in found[:2]:  # what its trace says is what the compiler makes of it, but for the padding of convolutions
+        assert 0.9 < p["flops"]["program"] / p["flops"]["executed"] < 1.001
         assert p["predicted"]["mfu"] == pytest.approx(p["flops"]["model"] / 4 / chip.flops / p["predicted"]["step_s"])
     for p in programs.values():
         assert p["together"] == p["peak"] + sum(p["beside"].values()) <= chip.hbm
