@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/demo
 RLDIR ?= runs/demo_rl
-PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder # a file's tests share fixtures and compiled programs
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder --durations 25 # a file's tests share fixtures and compiled programs
 RUN := $(VENV)/bin/python
 
 .PHONY: demo demo-rl test plans lint
