@@ -134,3 +134,10 @@ def test_the_script_searches(tmp_path, capsys):
     for r in found:
         if r["status"] == "fits":
             assert r["plan"]["rows"] == r["candidate"]["rows"] and r["plan"]["remat"] == r["candidate"]["remat"]
+
+
+def test_a_compiler_that_aborts_is_told_in_a_line(tmp_path):
+    """libtpu prints a page about crash reports and ends its process."""
+    code = "import os, signal, sys; print('RAW: Dumping core', file=sys.stderr); os.kill(os.getpid(), signal.SIGABRT)"
+    found = search.attempt([sys.executable, "-c", code], tmp_path / "plan.json", 60)
+    assert found == {"status": "failed", "reason": "the compiler aborts (signal 6)"}

@@ -117,7 +117,8 @@ def attempt(command: Sequence[str], file: Path, seconds: float) -> dict[str, Any
     if done.returncode == 0:
         return {"status": "fits", "plan": json.loads(file.read_text())}
     lines = [line for line in done.stderr.splitlines() if line.startswith(("DOES NOT FIT", "plan.py:"))]
-    reason = lines[-1] if lines else done.stderr.strip()[-300:]
+    said = done.stderr.strip()[-300:] if done.returncode > 0 else f"the compiler aborts (signal {-done.returncode})"
+    reason = lines[-1] if lines else said
     return {"status": "does not fit" if done.returncode == 2 else "failed", "reason": reason}
 
 
