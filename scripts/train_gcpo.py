@@ -74,13 +74,16 @@ def train(run: session.Session) -> None:
         with jax.set_mesh(writer.mesh):
             writer.engine.update(program.merge(*hosts.weights((weights, frozen), mesh)))
 
-    def change(step, state, replies, advantage):
-        """(state, the batches, metrics of each update, when the batches were packed)."""
-        share, batches, out = r.pairs // r.updates, [], []
-        for chunk in range(r.updates):
-            which = range(chunk * share, (chunk + 1) * share)
-            batches.append(program.packer.pack(rollout.examples(config, writer, replies, advantage, which)))
-        packed = time.monotonic()
+    share = r.pairs // r.updates  # pairs of an update
+
+    def pack(replies, advantage):
+        """The batch of each update."""
+        which = [range(chunk * share, (chunk + 1) * share) for chunk in range(r.updates)]
+        return [program.packer.pack(rollout.examples(config, writer, replies, advantage, part)) for part in which]
+
+    def change(step, state, batches):
+        """(state, metrics of each update)."""
+        out = []
         with jax.set_mesh(mesh):
             placed = [(program.put(b.arrays), np.int32(b.count)) for b in batches]
             for i, (arrays, count) in enumerate(placed[1:], 1):  # before the weights move
@@ -91,7 +94,7 @@ def train(run: session.Session) -> None:
                 more = (count, np.float32(share), np.bool_(chunk == 0), number)
                 state, m = program.update(state, frozen, arrays, *more)
                 out.append(m)
-        return state, batches, jax.device_get(out), packed
+        return state, jax.device_get(out)
 
     def evaluate(step, weights):
         hand_over(weights)
@@ -116,7 +119,9 @@ def train(run: session.Session) -> None:
         sampled = time.monotonic()
         advantage, shown = rollout.advantages_of(config, replies)
         scored = time.monotonic()
-        state, batches, outs, packed = change(step, state, replies, advantage)
+        batches = pack(replies, advantage)
+        packed = time.monotonic()
+        state, outs = change(step, state, batches)
         ended = time.monotonic()
         for problem in figures.check(run.guard, step, outs, batches, shown):
             log.warning("%s", problem)

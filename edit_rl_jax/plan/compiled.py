@@ -133,18 +133,18 @@ def compile_job(job: Job, chip: Chip, price: float | None = None, quick: bool = 
         "compile_s": round(seconds, 1),
         **job.more,
     }
-    traffic, each, rates = counts.traffic(module), {"all": moved}, {"all": chip.ici}
+    traffic, with_host = counts.traffic(module), counts.host(module)
+    each, rates = {"all": moved}, {"all": chip.ici}
     if job.mesh is not None:
         each = collectives(module, job.mesh.shape)
         rates = {axes: links.bandwidth(job.mesh, axes, chip) for axes in each}
         out["collectives_by_axes"] = each
-    moved_out = counts.host(module)
     received = {axes: (sum(c["bytes"] for c in kinds.values()), rates[axes]) for axes, kinds in each.items()}
     out["flops"] = {"model": job.model, "executed": job.executed, "program": sum(done.values()) * job.devices}
     out["flops_by_kind"], out["hbm_traffic"], out["host_bytes"] = done, traffic, dict(job.host)
-    if any(moved_out.values()):
+    if any(with_host.values()):
         processes = [0] if job.mesh is None else [d.process_index for d in job.mesh.devices.flat]
-        out["host_traffic"] = moved_out
+        out["host_traffic"] = with_host
         out["host_bytes"]["offloaded"] = memory.host_temp_size_in_bytes * processes.count(processes[0])
     out["not_counted"] = {"kernels": uncounted, "loops": sorted(module.unknown)}
     out["predicted"] = predict.predict(
@@ -153,7 +153,7 @@ def compile_job(job: Job, chip: Chip, price: float | None = None, quick: bool = 
         flops=done,
         traffic=traffic,
         links=received,
-        host=max(moved_out.values()),
+        host=max(with_host.values()),
         model=job.model,
         items=job.items,
         price=price,

@@ -99,13 +99,14 @@ def host(module: Module) -> dict[str, int]:
         kind = op.kind.removesuffix("-start")
         if kind not in ("copy", "dynamic-update-slice", "dynamic-slice"):
             continue
-        first, *others = (a for name in op.operands if name in inside for a in inside[name].results[:1])
-        if kind == "copy" and first.host != op.outputs[0].host:
-            found["out" if op.outputs[0].host else "back"] += times * first.bytes
-        elif kind == "dynamic-update-slice" and first.host:
-            found["out"] += times * others[0].bytes
-        elif kind == "dynamic-slice" and first.host:
-            found["back"] += times * op.outputs[0].bytes
+        given = [a for name in op.operands if name in inside for a in inside[name].results[:1]]
+        there, made = bool(given) and given[0].host, op.outputs[0]
+        if kind == "copy" and given and there != made.host:
+            found["back" if there else "out"] += times * made.bytes
+        elif kind == "dynamic-update-slice" and there:
+            found["out"] += times * given[1].bytes
+        elif kind == "dynamic-slice" and there:
+            found["back"] += times * made.bytes
     return found
 
 

@@ -296,8 +296,8 @@ the rows a device, and what the backward pass keeps unless that chip has more me
 divides the slice (copies of it along `data`), so a larger slice makes a larger update; `accum`, or a rollout's pairs
 or prompts, follow: the keys are in the last column. What does not fit is tried with `model.remat=nothing_saveable`
 where the config keeps more. "At most" and "about" stand where a cell was compiled with `--quick`. Of online RL the
-throughput counts rollout and update, not scoring. Prices are those of
-`edit_rl_jax/plan/prices.toml`, on demand; a chip without one (tpu7x) is not recommended.
+throughput counts rollout and update, not scoring. Prices are those of `edit_rl_jax/plan/prices.toml`, on demand; a chip
+without one (tpu7x) is not recommended.
 
 Of the slices that are planned and fit, "smallest" has the fewest chips, "recommended" the lowest price a thousand.
 
